@@ -22,7 +22,7 @@ _HOMES = {
     "NnsegError": "errors",
     "Plan": "plan",
     "Summary": "evaluate",
-    "TrainSettings": "train",
+    "TrainSettings": "recipe",
     "load_model": "inference",
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from nnseg import record
 from nnseg.commit import write_whole
 from nnseg.errors import DataError
+from nnseg.folders import checkpoint_file
 from nnseg.plan import Configuration, Plan
 
 FORMAT = 1
@@ -132,7 +133,7 @@ def load_model(folder: Path, kind: Kind) -> tuple[Checkpoint, dict[str, Tensor]]
         MissingError: There is none.
         DataError: It is damaged or of another version.
     """
-    path = folder / f"checkpoint_{kind}.json"
+    path = checkpoint_file(folder, kind)
     checkpoint = record.load(Checkpoint, path, made_by="nnseg train")
     if checkpoint.format != FORMAT:
         raise DataError(f"{path}: has format {checkpoint.format}; this version reads {FORMAT}")

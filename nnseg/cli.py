@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
     from nnseg.folders import Folders
     from nnseg.plan import Plan
-    from nnseg.train import EpochReport
+    from nnseg.resume import EpochReport
 
 PLANNERS = ("default", "resenc", "resenc_m", "resenc_l", "resenc_xl")
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -275,7 +275,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def run_train(args: Namespace) -> None:
     from nnseg import pipeline, report
-    from nnseg.train import TrainSettings
+    from nnseg.recipe import TrainSettings
 
     folders, dataset = _dataset_of(args)
     given = {
@@ -415,6 +415,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 
 def run_predict(args: Namespace) -> None:
     from nnseg import pipeline
+    from nnseg.folders import trained_folds
     from nnseg.inference import load_model
 
     if not 0 <= args.part_id < args.num_parts:
@@ -427,10 +428,11 @@ def run_predict(args: Namespace) -> None:
         raise UsageError(f"-chk is {args.checkpoint}; it must be final or best")
     plan_name = args.plan or pipeline.DEFAULT_PLAN
     if args.model:
-        chosen = pipeline.model_folders(args.model, args.folds)
+        chosen = trained_folds(args.model, args.folds, kind)
     elif args.dataset and args.configuration:
         folders, dataset = _dataset_of(args)
-        chosen = pipeline.fold_folders(folders, dataset, args.configuration, args.folds, plan_name)
+        model_folder = folders.model(dataset, plan_name, args.configuration)
+        chosen = trained_folds(model_folder, args.folds, kind)
     else:
         raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
     progress = Progress(args.quiet)

@@ -182,11 +182,10 @@ def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Ca
             f"{images}: no file is named CASE_0000{spec.file_ending}; name them so, one file for "
             "each channel"
         )
-    wanted = set(range(len(spec.channels)))
     cases = []
     for case_id, channels in found.items():
-        if channels.keys() != wanted:
-            raise DataError(_channel_fault(images, case_id, set(channels), spec))
+        if fault := channel_fault(images, case_id, set(channels), spec):
+            raise DataError(fault)
         label = None if labels is None else labels / f"{case_id}{spec.file_ending}"
         if label is not None and not label.is_file():
             raise DataError(f"case {case_id}: {label} does not exist; add it or remove the image")
@@ -195,7 +194,8 @@ def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Ca
     return tuple(cases)
 
 
-def _channel_fault(folder: Path, case_id: str, found: set[int], spec: DatasetSpec) -> str:
+def channel_fault(folder: Path, case_id: str, found: set[int], spec: DatasetSpec) -> str | None:
+    """Say which channel files of a case are missing or too many; None if all is well."""
     wanted = set(range(len(spec.channels)))
     missing = [f"{case_id}_{i:04d}{spec.file_ending}" for i in sorted(wanted - found)]
     extra = [f"{case_id}_{i:04d}{spec.file_ending}" for i in sorted(found - wanted)]
@@ -204,14 +204,9 @@ def _channel_fault(folder: Path, case_id: str, found: set[int], spec: DatasetSpe
         parts.append(f"lacks {', '.join(missing)}")
     if extra:
         parts.append(f"has {', '.join(extra)}, which dataset.json does not declare")
-    return f"case {case_id}: {folder} {' and '.join(parts)}; channels are {list(spec.channels)}"
-
-
-def channel_fault(folder: Path, case_id: str, found: set[int], spec: DatasetSpec) -> str | None:
-    """Say which channel files of a case are missing or too many; None if all is well."""
-    if found == set(range(len(spec.channels))):
+    if not parts:
         return None
-    return _channel_fault(folder, case_id, found, spec)
+    return f"case {case_id}: {folder} {' and '.join(parts)}; channels are {list(spec.channels)}"
 
 
 def make_folds(case_ids: Sequence[str]) -> tuple[Fold, ...]:

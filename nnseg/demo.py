@@ -72,7 +72,8 @@ def run(
         UsageError: The budget is too short to train at all, or the folder holds files that no
             demo made.
     """
-    from nnseg.train import EpochReport, TrainSettings
+    from nnseg.recipe import TrainSettings
+    from nnseg.resume import EpochReport
 
     started = time.monotonic()
     if budget_seconds < 2 * RESERVE:

@@ -1,7 +1,12 @@
-"""Every path of raw/, preprocessed/ and results/ is spelled here and nowhere else."""
+"""Every path of raw/, preprocessed/ and results/ is spelled here and nowhere else.
+
+`Folders` gives those above and of a dataset; the functions after it those inside the folder of a
+trained fold, or of predictions, wherever such a folder lies.
+"""
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +86,65 @@ class Folders:
         _checked("fold", fold)
         name = f"fold_{fold}" if seed == 0 else f"fold_{fold}_seed{seed}"
         return self.model(dataset, plan, configuration) / name
+
+
+def checkpoint_file(fold: Path, kind: str) -> Path:
+    """Give the record of the checkpoint `final`, `best` or `latest` of a fold."""
+    return fold / f"checkpoint_{kind}.json"
+
+
+def validation_folder(fold: Path) -> Path:
+    """Give the folder of the predicted validation cases of a fold."""
+    return fold / "validation"
+
+
+def metrics_file(fold: Path) -> Path:
+    """Give the table of a training's epochs."""
+    return fold / "metrics.csv"
+
+
+def progress_file(fold: Path) -> Path:
+    """Give the plot of a training's epochs."""
+    return fold / "progress.png"
+
+
+def summary_file(predictions: Path) -> Path:
+    """Give the scores of a folder of predictions."""
+    return predictions / "summary.json"
+
+
+def predicted_spec_file(predictions: Path) -> Path:
+    """Give the dataset.json that names the labels of a folder of predictions."""
+    return predictions / "dataset.json"
+
+
+def trained_folds(model: Path, chosen: Sequence[str] = (), kind: str = "final") -> tuple[Path, ...]:
+    """Give the folders of trained folds of a configuration's folder.
+
+    Args:
+        model: It holds fold_0, fold_1, ...; or it is the folder of one fold.
+        chosen: Folds as they are called, such as "0", "all" or "0_seed1". None chosen are all
+            numbered folds that are trained; where there is none, `all`.
+        kind: The checkpoint that each must have.
+
+    Raises:
+        MissingError: There is no trained fold, or not one that was chosen.
+    """
+    if not chosen and checkpoint_file(model, kind).is_file():
+        return (model,)
+    found = {
+        path.parent.name.removeprefix("fold_"): path.parent
+        for path in sorted(model.glob(f"fold_*/{checkpoint_file(Path(), kind)}"))
+    }
+    wanted = chosen or [name for name in found if name.isdecimal()] or ["all"]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        there = ", ".join(found) or "none"
+        raise MissingError(
+            f"{model}: fold {', '.join(missing if chosen else ['0'])} is not trained (trained: "
+            f"{there}); `nnseg train` makes it"
+        )
+    return tuple(found[name] for name in dict.fromkeys(wanted))
 
 
 def find_dataset(folders: Folders, name: str) -> tuple[Folders, str]:

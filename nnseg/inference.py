@@ -10,6 +10,7 @@ from torch import nn
 from nnseg.axes import Image, Segmentation, Spacing
 from nnseg.checkpoint import Kind
 from nnseg.checkpoint import load_model as load_checkpoint
+from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MachineError
 from nnseg.model.device import Execution, choose_execution
 from nnseg.plan import Configuration, Plan
@@ -26,6 +27,16 @@ class Model:
     networks: tuple[nn.Module, ...]
     mirror_axes: tuple[int, ...]
     execution: Execution
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The dataset.json of images to predict: channels, labels, how files end."""
+        return DatasetSpec(
+            channels=self.plan.channels,
+            labels=self.plan.labels,
+            num_training=0,
+            file_ending=self.plan.file_ending,
+        )
 
     def predict(
         self,

@@ -99,14 +99,6 @@ class Labels:
         """Number of output channels of a network for these labels."""
         return len(self.foreground) + (0 if self.has_regions else 1)
 
-    def activate(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn logits (head, z, y, x) into probabilities: softmax of labels, sigmoid of regions."""
-        if self.has_regions:
-            half = np.tanh(logits * np.float32(0.5))
-            return np.asarray((half + np.float32(1)) * np.float32(0.5), dtype=np.float32)
-        shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=0, keepdims=True), dtype=np.float32)
-
     def segment(self, logits: NDArray[np.float32]) -> Segmentation:
         """Turn logits (head, z, y, x) into a label map (z, y, x).
 

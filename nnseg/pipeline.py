@@ -5,9 +5,10 @@ or writes files of a dataset happens here; the stages themselves are functions o
 """
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from hashlib import sha256 as hash_of
@@ -15,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnseg import commit, doctor, record, report, store
-from nnseg.axes import Spacing
+from nnseg.axes import Segmentation, Spacing
 from nnseg.dataset import (
     Case,
     DatasetSpec,
     Fold,
-    channel_fault,
     check_folds,
     extend_folds,
     find_cases,
@@ -51,7 +51,17 @@ from nnseg.evaluate import (
 from nnseg.exchange import nnunet
 from nnseg.fingerprint import CaseMeasurement, Fingerprint, measure_case
 from nnseg.fingerprint import summarize as summarize_cases
-from nnseg.folders import Folders, is_folder_name
+from nnseg.folders import (
+    Folders,
+    checkpoint_file,
+    is_folder_name,
+    metrics_file,
+    predicted_spec_file,
+    progress_file,
+    summary_file,
+    validation_folder,
+)
+from nnseg.jobs import ScoringJob, find_prediction_jobs, find_scoring_jobs
 from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress, cores, for_each
@@ -62,18 +72,20 @@ from nnseg.preprocess import (
     preprocessing_hash,
 )
 from nnseg.runlog import logged_run
-from nnseg.volume import ENDINGS, Geometry, grid_fault, read_image, read_segmentation, write
+from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
     from nnseg.inference import Model
-    from nnseg.train import EpochReport, RunRecord, TrainSettings
+    from nnseg.recipe import TrainSettings
+    from nnseg.resume import EpochReport, RunRecord
+    from nnseg.train import Reserve, Task
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PLAN = "nnseg"
 PLANNED_BY = "nnseg plan"
-COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win it back
+RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
 PLOT_EVERY = 30.0  # seconds; drawing takes a fifth of one
 MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 
@@ -92,6 +104,19 @@ def fingerprint(
         MissingError: The dataset is not there.
         DataError: The doctor found errors; all are in the message.
     """
+    if not save:
+        return _measure_cases(folders, dataset, workers, on_progress)
+    path = folders.fingerprint_file(dataset)
+    with logged_run(path.parent, "fingerprint", {"dataset": dataset}) as run:
+        result = _measure_cases(folders, dataset, workers, on_progress)
+        record.save(result, path)
+        run.outputs.append(path)
+    return result
+
+
+def _measure_cases(
+    folders: Folders, dataset: str, workers: int | None, on_progress: OnProgress | None
+) -> Fingerprint:
     check(folders, dataset, workers=workers, on_progress=on_progress)
     spec = read_spec(folders.spec_file(dataset))
     cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
@@ -102,10 +127,7 @@ def fingerprint(
         return measure_case(case.case_id, volume.image, segmentation, spacing)
 
     measured = for_each(measure, cases, _case_id, workers, "measuring", on_progress)
-    result = summarize_cases([measured[case.case_id] for case in cases])
-    if save:
-        record.save(result, folders.fingerprint_file(dataset))
-    return result
+    return summarize_cases([measured[case.case_id] for case in cases])
 
 
 def up_to_date_fingerprint(
@@ -206,8 +228,8 @@ def plan(
         target_spacing=target_spacing,
     )
     if save:
-        folds(folders, dataset)
-        record.save(result, folders.plan_file(dataset, name))
+        arguments = {"planner": planner, "memory_gb": memory_gb, "target_spacing": target_spacing}
+        _save_plan(folders, result, "plan", {"dataset": dataset, "name": name, **arguments})
     return result
 
 
@@ -216,9 +238,17 @@ def import_plans(folders: Folders, dataset: str, plans_file: Path, *, name: str)
     spec = read_spec(folders.spec_file(dataset))
     result = nnunet.read_plans(record.read_json(plans_file), spec, name=name)
     result = replace(result, dataset=dataset)
-    folds(folders, dataset)
-    record.save(result, folders.plan_file(dataset, name))
+    _save_plan(folders, result, "import", {"plans_file": str(plans_file), "name": name})
     return result
+
+
+def _save_plan(folders: Folders, plan: Plan, command: str, arguments: dict[str, Any]) -> None:
+    """Write a plan, the folds beside it, and the record of the command that made them."""
+    path = folders.plan_file(plan.dataset, plan.name)
+    with logged_run(path.parent.parent, command, arguments) as run:
+        folds(folders, plan.dataset)
+        record.save(plan, path)
+        run.outputs.append(path)
 
 
 def plan_as_nnunet(
@@ -327,20 +357,26 @@ def preprocess(
     spec = read_spec(folders.spec_file(dataset))
     cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
     chosen = [the_plan.configuration(name) for name in configurations or the_plan.configurations]
+    data = list(dict.fromkeys(configuration.data for configuration in chosen))
     made: dict[str, int] = {}
-    for data in dict.fromkeys(configuration.data for configuration in chosen):
-        configuration = the_plan.configuration(data)
-        folder = folders.store(dataset, plan_name, data)
+    above = folders.store(dataset, plan_name, data[0]).parent
+    with logged_run(above, "preprocess", {"dataset": dataset, "configurations": data}) as run:
+        run.inputs.append(folders.plan_file(dataset, plan_name))
+        run.facts["made"] = made
+        for name in data:
+            configuration = the_plan.configuration(name)
+            folder = folders.store(dataset, plan_name, name)
 
-        def make(
-            case: Case, configuration: Configuration = configuration, folder: Path = folder
-        ) -> bool:
-            return _preprocess_to_store(case, the_plan, configuration, folder)
+            def make(
+                case: Case, configuration: Configuration = configuration, folder: Path = folder
+            ) -> bool:
+                return _preprocess_to_store(case, the_plan, configuration, folder)
 
-        with locked(folder, f"nnseg preprocess -d {dataset} -c {data}"):
-            store.clean(folder, [case.case_id for case in cases])
-            done = for_each(make, cases, _case_id, workers, f"preprocessing {data}", on_progress)
-        made[data] = sum(done.values())
+            with locked(folder, f"nnseg preprocess -d {dataset} -c {name}"):
+                store.clean(folder, [case.case_id for case in cases])
+                what = f"preprocessing {name}"
+                done = for_each(make, cases, _case_id, workers, what, on_progress)
+            made[name] = sum(done.values())
     return made
 
 
@@ -422,11 +458,14 @@ def train(
         UsageError: The run there was made with other settings.
         StoppedError: It stopped with everything saved.
     """
-    from nnseg import train as stage
+    from nnseg.inference import load_model
     from nnseg.model.device import choose_execution
+    from nnseg.recipe import TrainSettings, pays_to_compile
+    from nnseg.resume import find_run
+    from nnseg.train import Task
 
     started = time.monotonic()
-    settings = settings or stage.TrainSettings()
+    settings = settings or TrainSettings()
     the_plan = load_plan(folders, dataset, plan_name)
     config = the_plan.configuration(configuration)
     if config.previous is not None:
@@ -435,33 +474,38 @@ def train(
         )
     folder = folders.fold(dataset, plan_name, configuration, fold, settings.seed)
     split = select_fold(folds(folders, dataset), fold, _case_ids(folders, dataset))
-    plan_hash = _hash(replace(the_plan, decisions=()))
+    plan_hash, split_hash = _hash(replace(the_plan, decisions=())), _hash(split)
     arguments = {"dataset": dataset, "configuration": configuration, "fold": fold}
-    command = f"nnseg train {dataset} {configuration} {fold}"
     with ExitStack() as held:
-        held.enter_context(locked(folder, command))
-        run_record = _run_to_continue(
-            folder, plan_hash, _hash(split), settings, resume, overwrite, device, precision
+        held.enter_context(locked(folder, f"nnseg train {dataset} {configuration} {fold}"))
+        earlier = find_run(
+            folder,
+            settings,
+            plan_hash=plan_hash,
+            split_hash=split_hash,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            precision=precision,
         )
-        done = run_record is not None and run_record.finished
-        scored = (folder / "validation" / "summary.json").is_file()
-        if done and (scored or not validate_after):
+        done = earlier is not None and earlier.finished
+        if done and (summary_file(validation_folder(folder)).is_file() or not validate_after):
             return folder
         run = held.enter_context(logged_run(folder, "train", arguments | asdict(settings)))
         if not done:
             execution = choose_execution(
-                run_record.execution.device if run_record else device,
-                run_record.execution.precision if run_record else precision,
+                earlier.execution.device if earlier else device,
+                earlier.execution.precision if earlier else precision,
                 compiled=pays_to_compile(settings, compiled),
             )
-            if run_record is not None:  # it is usable here; what was found out then goes on
-                execution = run_record.execution
-                say(f"going on after epoch {run_record.epoch} of {run_record.epochs}")
+            if earlier is not None:  # it is usable here; what was found out then goes on
+                execution = earlier.execution
+                say(f"going on after epoch {earlier.epoch} of {earlier.course.epochs}")
             cases = _open_cases(folders, the_plan, plan_name, config, {*split.train, *split.val})
-            task = stage.Task(
+            task = Task(
                 plan=the_plan,
                 plan_hash=plan_hash,
-                split_hash=_hash(split),
+                split_hash=split_hash,
                 configuration=config,
                 fold=fold,
                 train_cases=[cases[case_id] for case_id in split.train],
@@ -472,44 +516,77 @@ def train(
             )
             logger.info("%s", execution)
             run.facts["execution"] = asdict(execution)
-
-            def tell(epoch: "EpochReport") -> None:
-                history.append(epoch)
-                _write_history(folder, history)
-                if on_epoch:
-                    on_epoch(epoch)
-
-            history = list(run_record.history) if run_record else []
-            tiles = _tiles_of(task.val_cases, config)
-            run_record = stage.train(
-                task,
-                resume=run_record,
-                started=started,
-                reserve_seconds=lambda step: (
-                    _validation_seconds(tiles, step, task) if validate_after else 0.0
-                ),
-                on_epoch=tell,
-                on_step=on_progress,
-                stop=stop,
-            )
-            report.plot_progress(run_record.history, folder / "progress.png")
-            run.facts["epochs"] = run_record.epochs
-            run.facts["seconds"] = run_record.seconds
+            reserve = _validation_reserve(task) if validate_after else None
+            finished = _train_task(task, earlier, started, reserve, on_epoch, on_progress, stop)
+            run.facts["execution"] = asdict(finished.execution)
+            run.facts["epochs"] = finished.course.epochs
+            run.facts["seconds"] = finished.seconds
         if validate_after:
-            summary = _validate(
-                folders,
-                dataset,
-                configuration,
-                fold,
-                seed=settings.seed,
-                plan_name=plan_name,
-                device=device,
-                precision=precision,
-                on_progress=on_progress,
-                stop=stop,
-            )
+            model = load_model((folder,), device=device, precision=precision)
+            val_cases = _validation_cases(folders, dataset, fold)
+            summary = _validate(model, folder, val_cases, TOLERANCE_MM, on_progress, stop)
             run.facts["validation_dice"] = summary.foreground_mean.dice
     return folder
+
+
+def _train_task(
+    task: "Task",
+    earlier: "RunRecord | None",
+    started: float,
+    reserve: "Reserve | None",
+    on_epoch: "Callable[[EpochReport], None] | None",
+    on_step: OnProgress | None,
+    stop: Callable[[], bool],
+) -> "RunRecord":
+    """Train, and keep metrics.csv and progress.png up to date."""
+    from nnseg.train import train as train_network
+
+    history = list(earlier.history) if earlier else []
+    metrics, plot = metrics_file(task.folder), progress_file(task.folder)
+
+    def tell(epoch: "EpochReport") -> None:
+        history.append(epoch)
+        commit.write_whole(metrics, report.history_csv(history).encode())
+        if not plot.is_file() or time.time() - plot.stat().st_mtime > PLOT_EVERY:
+            report.plot_progress(history, plot)
+        if on_epoch:
+            on_epoch(epoch)
+
+    finished = train_network(
+        task,
+        resume=earlier,
+        started=started,
+        reserve=reserve,
+        on_epoch=tell,
+        on_step=on_step,
+        stop=stop,
+    )
+    report.plot_progress(finished.history, plot)
+    return finished
+
+
+def _validation_reserve(task: "Task") -> "Reserve":
+    """Foretell the seconds of the full-volume validation from one tile, or as many as go at once.
+
+    They are measured once, beside a training step; as steps get slower or faster, so will tiles.
+    """
+    from nnseg.predict import count_tiles, tile_seconds
+
+    patch = task.configuration.patch_size
+    tiles = sum(count_tiles(case.shape, patch) for case in task.val_cases)
+    voxels = sum(math.prod(case.placement.shape) for case in task.val_cases)
+    measured: list[tuple[float, float]] = []  # seconds of a tile, and of a step at that time
+
+    def reserve(network: Any, step_seconds: float) -> float:
+        if not measured:
+            image = task.val_cases[0].image
+            tile = tile_seconds(network, image, patch, task.execution, task.mirror_axes)
+            measured.append((tile, step_seconds))
+        tile, step_then = measured[0]
+        rest = voxels * task.plan.labels.heads * RESTORE_SECONDS
+        return (tiles * tile + rest) * step_seconds / step_then
+
+    return reserve if task.val_cases else lambda network, step_seconds: 0.0
 
 
 def validate(
@@ -528,78 +605,67 @@ def validate(
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json."""
+    from nnseg.inference import load_model
+
     folder = folders.fold(dataset, plan_name, configuration, fold, seed)
     if not folder.is_dir():
         raise MissingError(
             f"{folder} does not exist; `nnseg train {dataset} {configuration} {fold}` makes it"
         )
     with locked(folder, f"nnseg train {dataset} {configuration} {fold} --val"):
-        return _validate(
-            folders,
-            dataset,
-            configuration,
-            fold,
-            seed=seed,
-            plan_name=plan_name,
-            checkpoint=checkpoint,
-            device=device,
-            precision=precision,
-            tolerance_mm=tolerance_mm,
-            on_progress=on_progress,
-            stop=stop,
-        )
+        model = load_model((folder,), checkpoint, device=device, precision=precision)
+        cases = _validation_cases(folders, dataset, fold)
+        out = validation_folder(folder)
+        with logged_run(out, "validate", {"checkpoint": checkpoint}) as run:
+            run.facts["execution"] = asdict(model.execution)
+            return _validate(model, folder, cases, tolerance_mm, on_progress, stop)
 
 
-def _validate(
-    folders: Folders,
-    dataset: str,
-    configuration: str,
-    fold: str,
-    *,
-    seed: int,
-    plan_name: str,
-    checkpoint: "Kind" = "final",
-    device: str | None,
-    precision: str | None,
-    tolerance_mm: float = TOLERANCE_MM,
-    on_progress: OnProgress | None,
-    stop: Callable[[], bool],
-) -> Summary:
-    """Do the work of `validate`; the caller holds the folder's lock."""
-    from nnseg.inference import load_model
-
-    folder = folders.fold(dataset, plan_name, configuration, fold, seed)
-    model = load_model((folder,), checkpoint, device=device, precision=precision)
+def _validation_cases(folders: Folders, dataset: str, fold: str) -> list[Case]:
     spec = read_spec(folders.spec_file(dataset))
     cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
     split = select_fold(folds(folders, dataset), fold, [case.case_id for case in cases])
-    chosen = [case for case in cases if case.case_id in set(split.val)]
-    out = folder / "validation"
+    return [case for case in cases if case.case_id in set(split.val)]
+
+
+def _validate(
+    model: "Model",
+    folder: Path,
+    cases: Sequence[Case],
+    tolerance_mm: float,
+    on_progress: OnProgress | None,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Do the work of `validate`; the caller holds the lock of the fold's folder."""
+    labels = model.plan.labels
+    out = validation_folder(folder)
     out.mkdir(exist_ok=True)
     scored = []
-    for number, case in enumerate(chosen):
+    for number, case in enumerate(cases):
         if stop():
             raise StoppedError("stopped in the validation; the same command does it anew")
         volume, reference = _read_case(case)
         segmentation = model.predict(volume.image, volume.geometry.spacing)
-        target = out / f"{case.case_id}{spec.file_ending}"
+        target = out / f"{case.case_id}{model.plan.file_ending}"
         write(target, segmentation, volume.geometry)
         scored.append(
-            _scored(
-                case.case_id,
-                segmentation,
-                reference,
-                case.label,
-                target,
-                volume.geometry,
-                spec.labels,
-                tolerance_mm,
+            CaseScores(
+                case_id=case.case_id,
+                reference_file=str(case.label),
+                prediction_file=str(target),
+                scores=score_case(
+                    segmentation,
+                    reference,
+                    labels,
+                    volume.geometry.spacing,
+                    tolerance_mm=tolerance_mm,
+                ),
             )
         )
         if on_progress:
-            on_progress("validating", number + 1, len(chosen))
-    summary = summarize(scored, spec.labels, tolerance_mm=tolerance_mm)
-    _write_summary(out, summary, spec.labels)
+            on_progress("validating", number + 1, len(cases))
+    summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
+    _write_summary(out, summary, labels)
     return summary
 
 
@@ -637,47 +703,44 @@ def predict(
         PartlyDoneError: Some cases failed; they are listed and the others are done.
         UsageError: `target` is `source`.
     """
-    cases, targets = _cases_to_predict(model.plan, source, target)
-    cases = cases[part::parts]
-    folder = next(iter(targets.values())).parent
+    spec = model.spec
+    jobs = find_prediction_jobs(source, target, spec)[part::parts]
+    folder = target if source.is_dir() else jobs[0].target.parent
     name = "run" if parts == 1 else f"run_{part}_of_{parts}"
     if source.is_file():
-        name = f"{next(iter(targets))}.run"
-    else:
-        _refuse_to_replace(folder, targets.values())
+        name = f"{jobs[0].case_id}.run"
     arguments = {"source": str(source), "target": str(target), "step": step, "mirror": mirror}
     written: dict[str, Path] = {}
     with logged_run(folder, "predict", arguments, name=name) as run:
         run.facts["execution"] = asdict(model.execution)
-        for number, case in enumerate(cases):
+        for number, job in enumerate(jobs):
             if stop():
-                raise StoppedError(f"stopped after {number} of {len(cases)} cases")
-            out = targets[case.case_id]
+                raise StoppedError(f"stopped after {number} of {len(jobs)} cases")
             try:
-                if overwrite or not out.exists():
-                    _check_channels(case, model.plan, source)
-                    volume = read_image(case.images)
+                if overwrite or not job.target.exists():
+                    if job.fault:
+                        raise DataError(job.fault)
+                    volume = read_image(job.images)
                     segmentation = model.predict(
                         volume.image, volume.geometry.spacing, step=step, mirror=mirror
                     )
-                    write(out, segmentation, volume.geometry)
-                written[case.case_id] = out
-                run.cases[case.case_id] = "done"
-                run.inputs += case.images
-                run.outputs.append(out)
+                    write(job.target, segmentation, volume.geometry)
+                written[job.case_id] = job.target
+                run.cases[job.case_id] = "done"
+                run.inputs += job.images
+                run.outputs.append(job.target)
             except (DataError, MissingError, MachineError) as error:
-                run.cases[case.case_id] = str(error)
+                run.cases[job.case_id] = str(error)
             if on_progress:
-                on_progress("predicting", number + 1, len(cases))
+                on_progress("predicting", number + 1, len(jobs))
         if source.is_dir():
-            commit.write_whole(
-                folder / "dataset.json", record.json_text(spec_to_json(_spec(model.plan))).encode()
-            )
+            text = record.json_text(spec_to_json(spec))
+            commit.write_whole(predicted_spec_file(folder), text.encode())
         failed = {name: text for name, text in run.cases.items() if text != "done"}
         if failed:
             listed = "".join(f"\n  case {name}: {text}" for name, text in failed.items())
             error_kind = PartlyDoneError if written else DataError
-            raise error_kind(f"{len(failed)} of {len(cases)} cases failed:{listed}")
+            raise error_kind(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
     return written
 
 
@@ -696,24 +759,35 @@ def evaluate(
     Raises:
         DataError: A prediction lacks its reference, lies on another grid, or cannot be read.
     """
-    pairs = _pairs(reference, prediction, file_ending)
+    jobs = find_scoring_jobs(reference, prediction, file_ending)
+    folder = prediction if prediction.is_dir() else prediction.parent
+    if not os.access(folder, os.W_OK):
+        raise MachineError(f"{folder} cannot be written; its summary.json goes there: copy it")
 
-    def score(pair: tuple[str, Path, Path]) -> CaseScores:
-        case_id, truth_file, predicted_file = pair
-        truth, geometry = read_segmentation(truth_file)
-        predicted, other = read_segmentation(predicted_file)
+    def score(job: ScoringJob) -> CaseScores:
+        truth, geometry = read_segmentation(job.reference)
+        predicted, other = read_segmentation(job.prediction)
         if fault := grid_fault(geometry, other):
             raise DataError(
-                f"{predicted_file} lies on another grid than {truth_file}: {fault}; predict again"
+                f"{job.prediction} lies on another grid than {job.reference}: {fault}; predict "
+                "again"
             )
-        return _scored(
-            case_id, predicted, truth, truth_file, predicted_file, geometry, labels, tolerance_mm
+        return CaseScores(
+            case_id=job.case_id,
+            reference_file=str(job.reference),
+            prediction_file=str(job.prediction),
+            scores=score_case(
+                predicted, truth, labels, geometry.spacing, tolerance_mm=tolerance_mm
+            ),
         )
 
-    scored = for_each(score, pairs, lambda pair: pair[0], workers, "scoring", on_progress)
-    result = summarize([scored[pair[0]] for pair in pairs], labels, tolerance_mm=tolerance_mm)
-    folder = prediction if prediction.is_dir() else prediction.parent
-    _write_summary(folder, result, labels)
+    arguments = {"reference": str(reference), "prediction": str(prediction)}
+    with logged_run(folder, "evaluate", arguments | {"tolerance_mm": tolerance_mm}) as run:
+        scored = for_each(score, jobs, lambda job: job.case_id, workers, "scoring", on_progress)
+        result = summarize([scored[job.case_id] for job in jobs], labels, tolerance_mm=tolerance_mm)
+        _write_summary(folder, result, labels)
+        run.inputs += [path for job in jobs for path in (job.reference, job.prediction)]
+        run.outputs.append(summary_file(folder))
     return result
 
 
@@ -725,7 +799,7 @@ def spec_for_evaluation(
         return read_spec(dataset_json)
     here = prediction if prediction.is_dir() else prediction.parent
     above = (reference if reference.is_dir() else reference.parent).parent
-    for path in (here / "dataset.json", above / "dataset.json"):
+    for path in (predicted_spec_file(here), predicted_spec_file(above)):
         if path.is_file():
             return read_spec(path)
     raise MissingError(
@@ -736,7 +810,7 @@ def spec_for_evaluation(
 
 def read_summary(folder: Path, labels: Labels) -> Summary:
     """Read the summary.json that an evaluation wrote into `folder`."""
-    path = folder / "summary.json"
+    path = summary_file(folder)
     return from_nnunet(record.read_json(path, "nnseg evaluate"), labels, str(path))
 
 
@@ -744,58 +818,11 @@ def validation_summary(fold_folder: Path) -> Summary:
     """Read the scores of a trained fold's validation cases."""
     from nnseg.checkpoint import Checkpoint
 
-    checkpoint = record.load(Checkpoint, fold_folder / "checkpoint_final.json", "nnseg train")
-    return read_summary(fold_folder / "validation", checkpoint.plan.labels)
+    checkpoint = record.load(Checkpoint, checkpoint_file(fold_folder, "final"), "nnseg train")
+    return read_summary(validation_folder(fold_folder), checkpoint.plan.labels)
 
 
-def model_folders(model: Path, chosen: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Give the folders of the folds of a model: `model` itself is a fold, or holds folds.
-
-    Raises:
-        MissingError: There is no trained fold, or not the one asked for.
-    """
-    if (model / "checkpoint_final.json").is_file() and not chosen:
-        return (model,)
-    found = [path.parent for path in sorted(model.glob("fold_*/checkpoint_*.json"))]
-    names = [f"fold_{fold}" for fold in chosen] or [f.name for f in found if "." not in f.name]
-    result = tuple(model / name for name in dict.fromkeys(names))
-    missing = [str(folder) for folder in result if folder not in found]
-    if missing or not result:
-        what = ", ".join(missing) or f"{model}: no fold"
-        raise MissingError(f"{what} is not there or not trained; `nnseg train` makes it")
-    return result
-
-
-def fold_folders(
-    folders: Folders, dataset: str, configuration: str, chosen: Sequence[str], plan_name: str
-) -> tuple[Path, ...]:
-    """Give the folders of trained folds; an empty choice is every fold that is there.
-
-    Raises:
-        MissingError: One of them is not trained.
-    """
-    if not chosen:
-        found = sorted(folders.model(dataset, plan_name, configuration).glob("fold_*"))
-        found = [folder for folder in found if (folder / "checkpoint_final.json").is_file()]
-        chosen = [
-            folder.name.removeprefix("fold_") for folder in found if "_seed" not in folder.name
-        ]
-        chosen = [fold for fold in chosen if fold.isdigit()] or chosen
-    if not chosen:
-        raise MissingError(
-            f"no fold of {configuration} is trained for {dataset}; run "
-            f"`nnseg train {dataset} {configuration} 0`"
-        )
-    result = tuple(folders.fold(dataset, plan_name, configuration, fold, 0) for fold in chosen)
-    for folder, fold in zip(result, chosen, strict=True):
-        if not folder.is_dir():
-            raise MissingError(
-                f"{folder} does not exist; `nnseg train {dataset} {configuration} {fold}` makes it"
-            )
-    return result
-
-
-def _read_case(case: Case) -> tuple[Any, Any]:
+def _read_case(case: Case) -> tuple[Volume, Segmentation]:
     """Read a labelled case: its volume and its label map, which must lie on the same grid."""
     volume = read_image(case.images)
     assert case.label is not None, "find_cases gave it a label"
@@ -847,199 +874,6 @@ def _hash(value: Any) -> str:
     return hash_of(record.dumps(value).encode()).hexdigest()
 
 
-def _run_to_continue(
-    folder: Path,
-    plan_hash: str,
-    split_hash: str,
-    settings: "TrainSettings",
-    resume: bool | None,
-    overwrite: bool,
-    device: str | None,
-    precision: str | None,
-) -> "RunRecord | None":
-    """Find the run in `folder` that this call may go on with; None to start."""
-    from nnseg.train import RunRecord, changed_settings
-
-    path = folder / "checkpoint_latest.json"
-    if not path.is_file():
-        if resume:
-            raise MissingError(f"{folder}: there is no run to continue; start without --c")
-        return None
-    if overwrite:
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        logger.warning("the run before is kept in %s", aside)
-        return None
-    found = record.load(RunRecord, path)
-    changed = changed_settings(found.settings, settings)
-    if resume:
-        changed = [text for text in changed if not text.startswith("budget_seconds")]
-    if changed:
-        raise UsageError(
-            f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same "
-            "settings to go on, or --overwrite to start anew"
-        )
-    for option, wish, was in (
-        ("--device", device, found.execution.device),
-        ("--precision", precision, found.execution.precision),
-    ):
-        if wish is not None and wish != was and not found.finished:
-            raise UsageError(f"{folder} holds a run with {option} {was}; give that, or --overwrite")
-    if found.split_hash != split_hash:
-        raise DataError(
-            f"{folder} holds a run on other cases: the folds have changed since; restore "
-            "splits_final.json, or --overwrite to start anew"
-        )
-    if found.plan_hash != plan_hash:
-        raise DataError(
-            f"{folder} holds a run of another plan; train with the plan of then, or --overwrite "
-            "to start anew"
-        )
-    return found
-
-
-def pays_to_compile(settings: "TrainSettings", wish: bool | None) -> bool:
-    """Say whether to compile the network: as wished, else for trainings of some length."""
-    if wish is not None:
-        return wish
-    budget = settings.budget_seconds
-    return settings.steps >= COMPILE_STEPS and (budget is None or budget >= COMPILE_SECONDS)
-
-
-def _write_history(folder: Path, history: "Sequence[EpochReport]") -> None:
-    """Write metrics.csv anew, and progress.png unless it was drawn just now."""
-    commit.write_whole(folder / "metrics.csv", report.history_csv(history).encode())
-    plot = folder / "progress.png"
-    if not plot.is_file() or time.time() - plot.stat().st_mtime > PLOT_EVERY:
-        report.plot_progress(history, plot)
-
-
-def _tiles_of(cases: Sequence[store.TrainingCase], configuration: Configuration) -> int:
-    from nnseg.model.tiles import tile_boxes
-
-    size = configuration.patch_size
-    shapes = [tuple(max(n, p) for n, p in zip(case.shape, size, strict=True)) for case in cases]
-    return sum(len(tile_boxes((z, y, x), size, 0.5)) for z, y, x in shapes)
-
-
-def _validation_seconds(tiles: int, step_seconds: float, task: Any) -> float:
-    """Estimate the full-volume validation: a forward pass is about a third of a step."""
-    forward = step_seconds / task.batch_size / 2.5
-    return float(tiles * forward * 2 ** len(task.mirror_axes) * 1.15)
-
-
-def _scored(
-    case_id: str,
-    prediction: Any,
-    reference: Any,
-    reference_file: Path | None,
-    prediction_file: Path,
-    geometry: Geometry,
-    labels: Labels,
-    tolerance_mm: float,
-) -> CaseScores:
-    return CaseScores(
-        case_id=case_id,
-        reference_file=str(reference_file),
-        prediction_file=str(prediction_file),
-        scores=score_case(
-            prediction, reference, labels, geometry.spacing, tolerance_mm=tolerance_mm
-        ),
-    )
-
-
 def _write_summary(folder: Path, summary: Summary, labels: Labels) -> None:
     text = record.json_text(to_nnunet(summary, labels))
-    commit.write_whole(folder / "summary.json", text.encode())
-
-
-def _spec(the_plan: Plan) -> DatasetSpec:
-    """Give the dataset.json of images to predict."""
-    return DatasetSpec(
-        channels=the_plan.channels,
-        labels=the_plan.labels,
-        num_training=0,
-        file_ending=the_plan.file_ending,
-    )
-
-
-def _cases_to_predict(
-    the_plan: Plan, source: Path, target: Path
-) -> tuple[tuple[Case, ...], dict[str, Path]]:
-    """List what to predict, and the file that each case is to be written to."""
-    ending = the_plan.file_ending
-    if not source.exists():
-        raise MissingError(f"{source} does not exist; give an image or a folder of images")
-    if source.resolve() == target.resolve():
-        raise UsageError(f"{target}: the output must not be the input; give another folder")
-    if source.is_file():
-        if len(the_plan.channels) != 1:
-            raise UsageError(
-                f"the model wants {len(the_plan.channels)} channels; give a folder with a file each"
-            )
-        if not target.name.endswith(ENDINGS):
-            target = target / source.name
-        if source.resolve() == target.resolve():
-            raise UsageError(f"{target}: the output must not be the input; give another folder")
-        case_id = target.name.removesuffix(ending)
-        return (Case(case_id=case_id, images=(source,)),), {case_id: target}
-    if target.is_file():
-        raise UsageError(f"{target} is a file; the images of a folder go into a folder")
-    found = find_images(source, _spec(the_plan))
-    if not found:
-        raise DataError(f"{source}: no file is named CASE_0000{ending}; name the images so")
-    cases = [
-        Case(case_id=case_id, images=tuple(path for _, path in sorted(channels.items())))
-        for case_id, channels in found.items()
-    ]
-    return tuple(cases), {case.case_id: target / f"{case.case_id}{ending}" for case in cases}
-
-
-def _check_channels(case: Case, the_plan: Plan, source: Path) -> None:
-    """Refuse a case of a folder that lacks a channel, or has one too many."""
-    if source.is_file():
-        return
-    spec = _spec(the_plan)
-    found = set(find_images(source, spec)[case.case_id])
-    if fault := channel_fault(source, case.case_id, found, spec):
-        raise DataError(fault)
-
-
-def _refuse_to_replace(folder: Path, targets: Iterable[Path]) -> None:
-    """Refuse to write over files that no prediction made, such as a dataset's own labels."""
-    if any(folder.glob("run*.json")):
-        return
-    for path in (folder / "dataset.json", *targets):
-        if path.exists():
-            raise UsageError(
-                f"{path} is there, and no prediction of ours made it; give another folder"
-            )
-
-
-def _pairs(reference: Path, prediction: Path, ending: str) -> list[tuple[str, Path, Path]]:
-    for path in (reference, prediction):
-        if not path.exists():
-            raise MissingError(f"{path} does not exist; give two label maps or two folders")
-    if prediction.is_file():
-        return [(prediction.name.removesuffix(ending), reference, prediction)]
-    files = sorted(path for path in _visible(prediction) if path.name.endswith(ending))
-    pairs = []
-    for path in files:
-        truth = reference / path.name
-        if not truth.is_file():
-            raise DataError(f"{path}: {truth} does not exist; a prediction needs its reference")
-        pairs.append((path.name.removesuffix(ending), truth, path))
-    if not pairs:
-        raise DataError(f"{prediction}: no file ends in {ending}; nothing to score")
-    missing = {p.name for p in _visible(reference) if p.name.endswith(ending)} - {
-        p.name for p in files
-    }
-    if missing:
-        logger.warning("%d references have no prediction, such as %s", len(missing), min(missing))
-    return pairs
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
+    commit.write_whole(summary_file(folder), text.encode())

@@ -1,8 +1,10 @@
 """Stage 5, a preprocessed image to logits: tiles, mirrors and folds."""
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def predict_logits(
     weight = torch.from_numpy(tile_weight(patch_size).copy())
     flips = mirror_combinations(mirror_axes)
     total, weights = torch.zeros(0), torch.zeros(z, y, x)
-    at_once = max(1, BATCH_VOXELS // int(np.prod(patch_size)))
+    at_once = _tiles_at_once(patch_size)
     for first in range(0, len(boxes), at_once):
         group = boxes[first : first + at_once]
         places = [tuple(slice(a, b) for a, b in box) for box in group]
@@ -85,6 +87,37 @@ def predict_logits(
             on_tile(first + len(group), len(boxes))
     inside = (slice(None), *(slice(a, a + n) for a, n in zip(low, shape, strict=True)))
     return (total / weights)[inside].contiguous().numpy()
+
+
+def count_tiles(shape: Shape, patch_size: Shape, step: float = 0.5) -> int:
+    """Give the number of tiles of a preprocessed image of `shape` voxels."""
+    z, y, x = (max(n, p) for n, p in zip(shape, patch_size, strict=True))
+    return len(tile_boxes((z, y, x), patch_size, step))
+
+
+def tile_seconds(
+    network: nn.Module,
+    image: Image,
+    patch_size: Shape,
+    execution: Execution,
+    mirror_axes: Sequence[int],
+) -> float:
+    """Measure the seconds of a tile with all its mirrors, on a corner of `image`."""
+    z, y, x = patch_size
+    part = np.asarray(image[:, : z * _tiles_at_once(patch_size), :y, :x])
+    training = network.training
+    network.eval()
+    seconds = []
+    for _ in range(2):  # the first time pays for what later times find done
+        start = time.monotonic()
+        predict_logits((network,), part, patch_size, execution, mirror_axes=mirror_axes)
+        seconds.append(time.monotonic() - start)
+    network.train(training)
+    return min(seconds) / count_tiles(cast(Shape, part.shape[1:]), patch_size)
+
+
+def _tiles_at_once(patch_size: Shape) -> int:
+    return max(1, BATCH_VOXELS // math.prod(patch_size))
 
 
 def mirror_combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from nnseg.commit import whole_file
 
 if TYPE_CHECKING:
     from nnseg.evaluate import Summary
-    from nnseg.train import EpochReport
+    from nnseg.resume import EpochReport
 
 logger = logging.getLogger(__name__)
 

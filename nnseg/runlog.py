@@ -15,6 +15,7 @@ from nnseg import record
 from nnseg.commit import sha256
 from nnseg.errors import FILE_ONLY, NnsegError
 
+RESULT_MAKERS = ("train", "predict")
 PACKAGES = ("nnseg", "numpy", "torch", "nibabel", "SimpleITK", "blosc2")
 
 
@@ -58,15 +59,18 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def logged_run(
-    folder: Path, command: str, arguments: dict[str, Any], name: str = "run"
+    folder: Path, command: str, arguments: dict[str, Any], name: str | None = None
 ) -> Iterator[Run]:
-    """Keep log.txt in `folder` while a command runs, and write its run.json at the end.
+    """Keep a log in `folder` while a command runs, and write what it did at the end.
 
-    With another `name` they are NAME.json and NAME.log, for runs that share a folder.
+    The files are run.json and log.txt for a command whose results are a folder of their own,
+    RESULT_MAKERS; for others run_COMMAND.json and run_COMMAND.log. `name` is for runs that share a
+    folder: NAME.json and NAME.log.
 
     The run.json is written after an error, too; an error goes on to the caller. A folder that
     cannot be written costs the log, with a warning, never the run.
     """
+    name = name or ("run" if command in RESULT_MAKERS else f"run_{command}")
     started, clock = datetime.now(timezone.utc), time.monotonic()
     root = logging.getLogger("nnseg")
     collected = _Warnings()

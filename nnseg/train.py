@@ -1,16 +1,14 @@
 """Stage 4, preprocessed cases to a trained network.
 
-`train` is the loop; read it first. Settings are a record, the state that changes is `TrainState`,
-and every batch is a pure function of (seed, fold, epoch, batch).
+`train` is the loop; read it first. What it is about is a `Task`, what changes is `TrainState`, and
+every batch is a pure function of (seed, fold, epoch, batch).
 """
 
-import logging
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from nnseg import record
 from nnseg.batches import BatchSource, make_batch, make_batches
 from nnseg.checkpoint import forget_weights, load_weights, pack, save_model, save_weights
-from nnseg.errors import DataError, PlanError, StoppedError, UsageError
+from nnseg.errors import DataError, StoppedError
 from nnseg.model.augment import plan_augmentation
 from nnseg.model.device import Execution, compile_network
 from nnseg.model.loss import (
@@ -30,115 +28,15 @@ from nnseg.model.loss import (
 from nnseg.model.schedule import SCHEDULES
 from nnseg.model.unet import build_network
 from nnseg.plan import Configuration, Plan
+from nnseg.recipe import Course, TrainSettings, fit_budget, plan_course, refit_budget
+from nnseg.resume import EpochReport, RunRecord
 from nnseg.store import TrainingCase
-
-logger = logging.getLogger(__name__)
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from
 VALIDATION_EPOCH = -1  # validation patches are the same ones in every epoch
-BUDGET_EPOCHS = 40  # a budget is cut into so many epochs at most
-SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
-LONG_PACE, SHORT_PACE = (0.01, 0.99), (0.1, 0.9)  # learning rate and momentum
-SHORT_TRAINING = 5000  # steps of a budget
 REMEMBERED_EPOCHS = 5  # whose pace foretells that of the rest
 PROBE_STEPS = 3  # timed before a budget is turned into a number of steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """What a user may choose of a training; the defaults are nnU-Net's.
-
-    With `budget_seconds` the number of epochs, and unless they are given the iterations of an
-    epoch, follow from how long a step takes.
-
-    Raises:
-        UsageError: A value that cannot be meant.
-    """
-
-    epochs: int = 1000
-    iterations: int = 250  # training steps an epoch
-    validation_iterations: int = 50  # validation batches an epoch
-    batch_size: int | None = None  # None: the plan's
-    lr: float | None = None  # None: 0.01; see `pace` for short budgets
-    momentum: float | None = None  # None: 0.99; see `pace`
-    weight_decay: float = 3e-5
-    gradient_clip: float = 12.0  # largest norm of the gradient
-    schedule: str = "poly"  # a name of SCHEDULES
-    loss: str = "dice_ce"  # a name of LOSSES
-    seed: int = 0
-    budget_seconds: float | None = None  # wall clock, the final validation included
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "iterations", "validation_iterations", "lr", "gradient_clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise UsageError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
-        if self.budget_seconds is not None and self.budget_seconds < 10:
-            raise UsageError(
-                f"a budget of {self.budget_seconds} s is too short; give at least 10 s"
-            )
-        for name in ("weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
-        try:
-            LOSSES[self.loss], SCHEDULES[self.schedule]
-        except PlanError as error:  # nothing is wrong with a plan: somebody asked for this name
-            raise UsageError(str(error)) from None
-
-    @property
-    def steps(self) -> int:
-        """Training steps in all; a budget may make them fewer."""
-        return self.epochs * self.iterations
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochReport:
-    """What is known after an epoch; a row of metrics.csv.
-
-    `dice` is the pseudo Dice: over all validation patches together, label by label, not over
-    whole volumes. None where a label occurred neither in them nor in their predictions.
-    """
-
-    epoch: int  # counted from 1
-    epochs: int  # as planned at this moment
-    lr: float
-    loss: float
-    validation_loss: float
-    dice: float | None  # mean over the labels
-    dice_average: float | None  # moving average of `dice`
-    label_dice: dict[str, float | None]
-    seconds: float
-    wait_share: float  # of the time, spent waiting for data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """Everything a training needs to go on, but for the tensors; checkpoint_latest.json."""
-
-    plan_hash: str
-    split_hash: str
-    configuration_name: str
-    fold: str
-    settings: TrainSettings
-    execution: Execution
-    lr: float  # at the start of the schedule
-    momentum: float
-    epochs: int  # planned; a budget may have shortened it
-    iterations: int
-    validation_iterations: int
-    epoch: int  # epochs done
-    iteration: int  # steps done of the next epoch
-    loss_sum: float  # of those steps
-    seconds: float  # spent on this training so far
-    epoch_seconds: float  # of it on the unfinished epoch
-    history: tuple[EpochReport, ...]
-    weights_file: str
-    weights_sha256: str
-    finished: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,11 +46,7 @@ class TrainState:
     network: nn.Module
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler  # of fp16; does nothing otherwise
-    lr: float
-    momentum: float
-    epochs: int
-    iterations: int
-    validation_iterations: int
+    course: Course
     epoch: int = 0
     iteration: int = 0
     loss_sum: float = 0.0
@@ -218,6 +112,7 @@ class Task:
 
 OnEpoch: TypeAlias = Callable[[EpochReport], None]
 OnStep: TypeAlias = Callable[[str, int, int], None]
+Reserve: TypeAlias = Callable[[nn.Module, float], float]
 
 
 def train(
@@ -225,7 +120,7 @@ def train(
     *,
     resume: RunRecord | None = None,
     started: float | None = None,
-    reserve_seconds: Callable[[float], float] | None = None,
+    reserve: Reserve | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -236,8 +131,8 @@ def train(
         task: Data, plan and settings.
         resume: The record of the run to go on with; None starts anew.
         started: When the budget's clock began, by `time.monotonic`; None is now.
-        reserve_seconds: Of a budget, what must be left when training ends, from the seconds of
-            one training step.
+        reserve: Of a budget, the seconds that must be left when training ends; called with the
+            network and the seconds of a training step.
         on_epoch: Called with the report of every epoch.
         on_step: Called after every step with a text, the steps done and their number.
         stop: Asked after every step; True saves and ends the training.
@@ -250,26 +145,33 @@ def train(
         DataError: The loss became NaN or infinite; the cases of the batch are named.
     """
     started = time.monotonic() if started is None else started
+    if task.execution.torch_device.type == "cpu":
+        torch.set_num_threads(task.execution.threads)  # sums come out the same when a run goes on
     state = restore_state(task, resume) if resume else new_state(task)
     before = state.seconds
 
     def clock() -> float:
         return before + time.monotonic() - started
 
+    def left(budget: float, step_seconds: float) -> float:
+        return budget - clock() - (reserve(state.network, step_seconds) if reserve else 0.0)
+
     step_network = compiled_network(task, state)
-    if resume is None and task.settings.budget_seconds is not None:
+    if task.execution.compiled and step_network is state.network:  # it failed: never try again
+        task = replace(task, execution=replace(task.execution, compiled=False))
+    budget = task.settings.budget_seconds
+    if resume is None and budget is not None:
         step_seconds = probe(task, step_network)
-        reserve = reserve_seconds(step_seconds) if reserve_seconds else 0.0
-        plan_budget(state, task.settings, step_seconds, clock() + reserve)
+        follow(state, fit_budget(task.settings, step_seconds, left(budget, step_seconds)))
     saved = time.monotonic()
-    while state.epoch < state.epochs:
+    while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
         if report is None:
             state.seconds = clock()
             save_state(task, state)
             raise StoppedError(
-                f"stopped in epoch {state.epoch + 1} of {state.epochs}, everything is saved; the "
-                "same command goes on"
+                f"stopped in epoch {state.epoch + 1} of {state.course.epochs}, everything is "
+                "saved; the same command goes on"
             )
         state.seconds = clock()
         best = max(
@@ -279,11 +181,12 @@ def train(
             save(task, state, "best")
         if on_epoch:
             on_epoch(report)
-        if task.settings.budget_seconds is not None:
-            pace = report.seconds / state.iterations
-            reserve = reserve_seconds(pace) if reserve_seconds else 0.0
-            keep_budget(state, task.settings, reserve)
-        if time.monotonic() - saved > SAVE_EVERY and state.epoch < state.epochs:
+        if budget is not None:
+            recent = [epoch.seconds for epoch in state.history[-REMEMBERED_EPOCHS:]]
+            seconds = sum(recent) / len(recent)
+            rest = left(budget, seconds / state.course.iterations)
+            follow(state, refit_budget(state.course, task.settings, state.epoch, seconds, rest))
+        if time.monotonic() - saved > SAVE_EVERY and state.epoch < state.course.epochs:
             save_state(task, state)
             saved = time.monotonic()
     save(task, state, "final")
@@ -300,16 +203,16 @@ def train_epoch(
     clock: Callable[[], float],
 ) -> EpochReport | None:
     """Do the steps that are left of an epoch, then validate it; None when stopped on the way."""
-    settings, device = task.settings, task.execution.torch_device
+    settings, course, device = task.settings, state.course, task.execution.torch_device
     begun = clock() - state.epoch_seconds
-    lr = state.lr * SCHEDULES[settings.schedule](state.epoch / state.epochs)
+    lr = course.lr * SCHEDULES[settings.schedule](state.epoch / course.epochs)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     scaler = state.scaler
     state.network.train()
     losses, previous = torch.zeros((), device=device), None
     waited = clock()
-    batches = make_batches(task.training, state.epoch, range(state.iteration, state.iterations))
+    batches = make_batches(task.training, state.epoch, range(state.iteration, course.iterations))
     for image, segmentation, case_ids in batches:
         state.wait_seconds += clock() - waited
         loss = step_loss(task, step_network, image, segmentation)
@@ -325,8 +228,7 @@ def train_epoch(
         losses += loss.detach()
         state.iteration += 1
         if on_step:
-            done = state.epoch * state.iterations + state.iteration
-            on_step("training", done, state.epochs * state.iterations)
+            on_step("training", state.epoch * course.iterations + state.iteration, course.steps)
         if stop():
             _check_loss(*previous)
             state.loss_sum += float(losses)
@@ -342,9 +244,9 @@ def train_epoch(
     seconds = clock() - begun
     report = EpochReport(
         epoch=state.epoch + 1,
-        epochs=state.epochs,
+        epochs=course.epochs,
         lr=lr,
-        loss=loss_sum / state.iterations,
+        loss=loss_sum / course.iterations,
         validation_loss=validation_loss,
         dice=dice,
         dice_average=_average(state.history, dice),
@@ -366,7 +268,7 @@ def validate_epoch(task: Task, state: TrainState) -> tuple[float, dict[str, floa
     state.network.eval()
     losses, counts = [], []
     for image, segmentation, _ in make_batches(
-        task.validation, VALIDATION_EPOCH, range(state.validation_iterations)
+        task.validation, VALIDATION_EPOCH, range(state.course.validation_iterations)
     ):
         with task.execution.autocast():
             logits = state.network(image, 1)[0]
@@ -405,12 +307,12 @@ def new_state(task: Task) -> TrainState:
             task.configuration.architecture, len(task.plan.channels), task.plan.labels.heads
         )
     network = task.execution.place(network, task.configuration.architecture.dimensions)
-    lr, momentum = pace(settings, settings.steps)
+    course = plan_course(settings)
     optimizer = torch.optim.SGD(
         network.parameters(),
-        lr,
-        momentum=momentum,
-        nesterov=momentum > 0,
+        course.lr,
+        momentum=course.momentum,
+        nesterov=course.momentum > 0,
         weight_decay=settings.weight_decay,
     )
     return TrainState(
@@ -419,12 +321,15 @@ def new_state(task: Task) -> TrainState:
         scaler=torch.amp.GradScaler(
             task.execution.torch_device.type, enabled=task.execution.precision == "fp16"
         ),
-        lr=lr,
-        momentum=momentum,
-        epochs=settings.epochs,
-        iterations=settings.iterations,
-        validation_iterations=settings.validation_iterations,
+        course=course,
     )
+
+
+def follow(state: TrainState, course: Course) -> None:
+    """Train on along another course."""
+    state.course = course
+    for group in state.optimizer.param_groups:
+        group["momentum"], group["nesterov"] = course.momentum, course.momentum > 0
 
 
 def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunRecord:
@@ -443,11 +348,7 @@ def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunR
         fold=task.fold,
         settings=task.settings,
         execution=task.execution,
-        lr=state.lr,
-        momentum=state.momentum,
-        epochs=state.epochs,
-        iterations=state.iterations,
-        validation_iterations=state.validation_iterations,
+        course=state.course,
         epoch=state.epoch,
         iteration=state.iteration,
         loss_sum=state.loss_sum,
@@ -475,23 +376,9 @@ def restore_state(task: Task, run: RunRecord) -> TrainState:
         if (momentum := tensors.get(f"momentum.{key}")) is not None:
             kept = torch.empty_like(parameter)  # in the parameter's layout
             state.optimizer.state[parameter]["momentum_buffer"] = kept.copy_(momentum)
-    return _set_counters(state, run)
-
-
-def _set_counters(state: TrainState, run: RunRecord) -> TrainState:
-    """Set the counters of `state` to those of `run`."""
-    set_pace(state, run.lr, run.momentum)
-    for name in (
-        "epochs",
-        "iterations",
-        "validation_iterations",
-        "epoch",
-        "iteration",
-        "loss_sum",
-        "seconds",
-        "epoch_seconds",
-    ):
-        setattr(state, name, getattr(run, name))
+    follow(state, run.course)
+    state.epoch, state.iteration, state.loss_sum = run.epoch, run.iteration, run.loss_sum
+    state.seconds, state.epoch_seconds = run.seconds, run.epoch_seconds
     state.history = list(run.history)
     return state
 
@@ -534,74 +421,6 @@ def probe(task: Task, step_network: Any) -> float:
         for parameter in step_network.parameters():
             parameter.grad = None
     return sorted(seconds[1:])[len(seconds) // 2 - 1]
-
-
-def plan_budget(
-    state: TrainState, settings: TrainSettings, step_seconds: float, spent: float
-) -> None:
-    """Cut what is left of the budget into epochs of steps and validation batches."""
-    left = cast(float, settings.budget_seconds) - spent
-    if left < step_seconds:
-        raise UsageError(
-            f"a step takes {step_seconds:.1f} s, and of the budget {max(left, 0):.0f} s are left "
-            f"to train; give at least {spent + SHORTEST_EPOCH * step_seconds:.0f}s"
-        )
-    steps = max(1, int(left / (step_seconds * 1.05)))  # validation costs a twentieth
-    fitting = min(steps, max(SHORTEST_EPOCH, steps // BUDGET_EPOCHS))
-    state.iterations = min(settings.iterations, fitting)
-    state.validation_iterations = max(2, min(settings.validation_iterations, state.iterations // 7))
-    state.epochs = max(1, min(settings.epochs, steps // state.iterations))
-    set_pace(state, *pace(settings, state.epochs * state.iterations))
-    logger.info(
-        "a step takes %.2f s: %d epochs of %d steps fit the budget of %.0f s",
-        step_seconds,
-        state.epochs,
-        state.iterations,
-        settings.budget_seconds,
-    )
-
-
-def pace(settings: TrainSettings, steps: int) -> tuple[float, float]:
-    """Give the learning rate and the momentum of a training of so many steps.
-
-    They are nnU-Net's, 0.01 and 0.99, unless the user chose or a budget leaves few steps. Momentum
-    0.99 sums a hundred steps: long before it has turned round from predicting background only, a
-    short training is over. With 0.9 and ten times the rate each step weighs the same in the end.
-    """
-    chosen = settings.lr is not None or settings.momentum is not None
-    short = settings.budget_seconds is not None and steps < SHORT_TRAINING
-    lr, momentum = SHORT_PACE if short and not chosen else LONG_PACE
-    return (
-        lr if settings.lr is None else settings.lr,
-        momentum if settings.momentum is None else settings.momentum,
-    )
-
-
-def set_pace(state: TrainState, lr: float, momentum: float) -> None:
-    """Train on with another learning rate and momentum."""
-    state.lr, state.momentum = lr, momentum
-    for group in state.optimizer.param_groups:
-        group["momentum"], group["nesterov"] = momentum, momentum > 0
-
-
-def keep_budget(state: TrainState, settings: TrainSettings, reserve: float) -> None:
-    """Plan as many epochs as fit what is left, so that the schedule ends when the budget does.
-
-    Only the first probe knows nothing of the machine's other work; the epochs since do.
-    """
-    recent = state.history[-REMEMBERED_EPOCHS:]
-    epoch_seconds = sum(report.seconds for report in recent) / len(recent)
-    left = cast(float, settings.budget_seconds) - reserve - state.seconds
-    fitting = min(settings.epochs, state.epoch + max(0, math.floor(left / epoch_seconds)))
-    if fitting != state.epochs:
-        logger.info("epochs take %.1f s: %d of them fit", epoch_seconds, fitting)
-        state.epochs = fitting
-
-
-def changed_settings(old: TrainSettings, new: TrainSettings) -> list[str]:
-    """Name the settings that differ, as `name is now A, was B`."""
-    was, now = asdict(old), asdict(new)
-    return [f"{name} is now {now[name]}, was {was[name]}" for name in was if was[name] != now[name]]
 
 
 def _check_loss(loss: Tensor, case_ids: list[str], epoch: int) -> None:

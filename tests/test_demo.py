@@ -9,7 +9,7 @@ from nnseg.commit import sha256
 from nnseg.errors import StoppedError, UsageError
 from nnseg.folders import Folders
 from nnseg.plan import Plan
-from nnseg.train import TrainSettings
+from nnseg.recipe import TrainSettings
 
 CPU = {"device": "cpu", "precision": "fp32"}
 

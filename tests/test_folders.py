@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nnseg.errors import MissingError, UsageError
-from nnseg.folders import Folders, find_dataset, is_folder_name
+from nnseg.folders import Folders, checkpoint_file, find_dataset, is_folder_name, trained_folds
 
 HIPPO, ACDC = "Dataset004_Hippocampus", "Dataset027_ACDC"
 
@@ -176,3 +176,50 @@ def test_paths_are_where_the_file_formats_say(tmp_path: Path) -> None:
     assert folders.splits_file(HIPPO) == preprocessed / "splits_final.json"
     assert folders.plan_file(HIPPO, "mine") == preprocessed / "plans" / "mine.json"
     assert folders.store(HIPPO, "mine", "2d") == preprocessed / "mine" / "2d"
+
+
+# ---------------------------------------------------------------- trained folds
+
+
+def trained(model: Path, *names: str, kind: str = "final") -> Path:
+    for name in names:
+        (model / name).mkdir(parents=True, exist_ok=True)
+        checkpoint_file(model / name, kind).write_text("{}")
+    return model
+
+
+def test_without_a_choice_all_numbered_folds_count(tmp_path: Path) -> None:
+    names = ("fold_0", "fold_3", "fold_0_seed1", "fold_all", "fold_1.old1")
+    trained(tmp_path, *names)
+    (tmp_path / "fold_2").mkdir()  # never trained
+    trained(tmp_path, "fold_4", kind="best")  # not finished
+    assert trained_folds(tmp_path) == (tmp_path / "fold_0", tmp_path / "fold_3")
+    assert trained_folds(tmp_path, kind="best") == (tmp_path / "fold_4",)
+
+
+def test_a_model_trained_on_all_cases_counts_where_there_are_no_folds(tmp_path: Path) -> None:
+    assert trained_folds(trained(tmp_path, "fold_all")) == (tmp_path / "fold_all",)
+
+
+def test_the_folder_of_one_fold_is_a_model(tmp_path: Path) -> None:
+    fold = trained(tmp_path, "fold_2") / "fold_2"
+    assert trained_folds(fold) == (fold,)
+
+
+def test_chosen_folds_come_once_and_as_chosen(tmp_path: Path) -> None:
+    trained(tmp_path, "fold_0", "fold_1", "fold_all", "fold_0_seed1")
+    assert [f.name for f in trained_folds(tmp_path, ("0_seed1", "all", "1", "1"))] == [
+        "fold_0_seed1",
+        "fold_all",
+        "fold_1",
+    ]
+
+
+def test_folds_that_are_not_trained_are_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"fold 0 is not trained \(trained: none\)"):
+        trained_folds(tmp_path)
+    trained(tmp_path, "fold_1")
+    with pytest.raises(MissingError, match=r"fold 0, 2 is not trained \(trained: 1\)"):
+        trained_folds(tmp_path, ("0", "1", "2"))
+    with pytest.raises(MissingError, match="is not trained"):
+        trained_folds(tmp_path, ("../fold_1",))

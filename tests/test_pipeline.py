@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnseg import inference, phantom, pipeline, record
+from nnseg import inference, phantom, pipeline, predict, record
 from nnseg.axes import Shape
 from nnseg.checkpoint import load_model
 from nnseg.commit import sha256
@@ -25,10 +25,11 @@ from nnseg.errors import (
     StoppedError,
     UsageError,
 )
-from nnseg.folders import Folders
+from nnseg.folders import Folders, trained_folds
 from nnseg.plan import Plan
+from nnseg.recipe import TrainSettings
+from nnseg.resume import EpochReport, RunRecord
 from nnseg.runlog import RunReport
-from nnseg.train import EpochReport, RunRecord, TrainSettings
 from nnseg.volume import read_image, read_segmentation, simple_geometry, write
 
 FLAT = "Dataset001_Flat"
@@ -146,8 +147,10 @@ def test_each_step_names_the_one_that_is_missing_before_it(tmp_path: Path) -> No
     pipeline.plan(folders, FLAT)
     with pytest.raises(MissingError, match=f"`nnseg preprocess -d {FLAT} -c 2d` makes it"):
         train(folders, FLAT, "2d")
-    with pytest.raises(MissingError, match=f"`nnseg train {FLAT} 2d 0`"):
-        pipeline.fold_folders(folders, FLAT, "2d", (), "nnseg")
+    with pytest.raises(
+        MissingError, match=r"fold 0 is not trained \(trained: none\); `nnseg train` makes it"
+    ):
+        trained_folds(folders.model(FLAT, "nnseg", "2d"))
 
 
 def test_a_damaged_preprocessed_case_is_never_trained_on(prepared: Folders) -> None:
@@ -195,6 +198,52 @@ def test_a_training_keeps_what_made_it(flat: Folders) -> None:
     checkpoint, _ = load_model(folder, "final")
     assert checkpoint.plan == pipeline.load_plan(flat, FLAT)
     assert (checkpoint.fold, checkpoint.epoch, checkpoint.mirror_axes) == ("0", 2, (1, 2))
+
+
+def test_every_command_leaves_a_record_beside_what_it_made(prepared: Folders) -> None:
+    above = prepared.fingerprint_file(FLAT).parent
+    for path, command in (
+        (above / "run_fingerprint.json", "fingerprint"),
+        (above / "run_plan.json", "plan"),
+        (above / "nnseg" / "run_preprocess.json", "preprocess"),
+    ):
+        found = record.load(RunReport, path)
+        assert (found.command, found.exit_code) == (command, 0)
+        assert found.arguments["dataset"] == FLAT
+        assert path.with_suffix(".log").is_file()
+    assert found.facts == {"made": {"2d": 6}}
+    assert [Path(name).name for name in found.inputs] == ["nnseg.json"]
+
+
+def test_validating_again_leaves_the_record_of_the_training(prepared: Folders) -> None:
+    folder = train(prepared, FLAT, "2d", validate_after=False)
+    trained = report_in(folder)
+    summary = pipeline.validate(prepared, FLAT, "2d", "0", **CPU)
+    assert report_in(folder) == trained
+    found = record.load(RunReport, folder / "validation" / "run_validate.json")
+    assert (found.command, found.exit_code) == ("validate", 0)
+    assert pipeline.validation_summary(folder) == summary
+
+
+def test_a_budget_leaves_time_for_every_tile_of_the_validation(
+    prepared: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def remember(task: Any, *, reserve: Any, **_: Any) -> None:
+        tiles = sum(predict.count_tiles(case.shape, (1, 32, 24)) for case in task.val_cases)
+        for step in (0.5, 1.0):
+            asked.append((tiles, reserve(None, step)))
+        raise StoppedError("that is all")
+
+    monkeypatch.setattr("nnseg.train.train", remember)
+    monkeypatch.setattr("nnseg.predict.tile_seconds", lambda *_: 10.0)
+    with pytest.raises(StoppedError):
+        train(prepared, FLAT, "2d", settings=dataclasses.replace(SHORT, budget_seconds=999.0))
+    (tiles, first), (_, second) = asked
+    assert tiles > 2
+    assert first == pytest.approx(10 * tiles, rel=0.01)
+    assert second == pytest.approx(2 * first)  # the machine has become slower
 
 
 def test_a_stopped_training_goes_on_to_the_same_bytes(flat: Folders, prepared: Folders) -> None:
@@ -552,6 +601,24 @@ def test_the_whole_way_in_3d(tmp_path: Path) -> None:
     assert read_segmentation(path)[1] == image.geometry
     summary = pipeline.evaluate(raw / "labelsTs", tmp_path / "out", model.plan.labels, ".nii.gz")
     assert summary.mean.keys() == {"head", "tail"}
+
+
+def test_a_coarse_configuration_is_trained_like_any_other(tmp_path: Path) -> None:
+    dataset = "Dataset004_Lowres"
+    folders = draw(tmp_path, dataset, "mri", cases=2)
+    pipeline.fingerprint(folders, dataset, workers=1)
+    plan = shrink(pipeline.plan(folders, dataset), "3d_fullres", (8, 12, 8))
+    (fine,) = plan.configurations.values()
+    spacing = tuple(2 * mm for mm in fine.spacing if mm is not None)
+    coarse = dataclasses.replace(fine, name="3d_lowres", data="3d_lowres", spacing=spacing)
+    plan = dataclasses.replace(plan, configurations={"3d_lowres": coarse})
+    record.save(plan, folders.plan_file(dataset, "nnseg"))
+    pipeline.preprocess(folders, dataset, workers=1)
+    settings = dataclasses.replace(SHORT, epochs=1, iterations=1)
+    folder = train(folders, dataset, "3d_lowres", settings=settings)
+    (path,) = (folder / "validation").glob("*.nii.gz")
+    truth = folders.labels(dataset) / path.name
+    assert read_segmentation(path)[1] == read_segmentation(truth)[1]
 
 
 @pytest.mark.parametrize("variant", ["regions", "ignore"])

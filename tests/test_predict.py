@@ -18,7 +18,14 @@ from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
 from nnseg.model.unet import build_network
 from nnseg.plan import make_plan
-from nnseg.predict import load_network, mean_logits, mirror_combinations, predict_logits
+from nnseg.predict import (
+    count_tiles,
+    load_network,
+    mean_logits,
+    mirror_combinations,
+    predict_logits,
+    tile_seconds,
+)
 
 CPU = Execution(device="cpu")
 PATCH: Shape = (4, 6, 8)
@@ -160,6 +167,30 @@ def test_the_hook_hears_of_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
         on_tile=lambda done, total: heard.append((done, total)),
     )
     assert heard == [(2, 4), (4, 4)]
+
+
+def test_a_tile_is_timed_without_leaving_a_trace() -> None:
+    network = nn.Conv3d(1, 1, 1)
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(nn.Module):
+        def forward(self, image: Tensor, outputs: int = 1) -> list[Tensor]:
+            assert not self.training
+            seen.append(tuple(image.shape))
+            return [network(image)]
+
+    watched = Watched().train()
+    image = np.zeros((1, 4, 9, 11), np.float32)
+    assert tile_seconds(watched, image, PATCH, CPU, mirror_axes=(2,)) > 0
+    assert watched.training
+    assert seen == [(1, 1, *PATCH)] * 4  # a corner of one tile, its mirror, and both again
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiles"), [((4, 6, 8), 1), ((2, 2, 2), 1), ((5, 6, 8), 2), ((8, 12, 16), 27)]
+)
+def test_tiles_are_counted_without_an_image(shape: Shape, tiles: int) -> None:
+    assert count_tiles(shape, PATCH) == tiles
 
 
 def test_prediction_keeps_no_gradients() -> None:

@@ -11,7 +11,7 @@ from nnseg import report
 from nnseg.evaluate import CaseScores, score_case, summarize
 from nnseg.labels import Labels
 from nnseg.report import describe_epoch, describe_summary, duration, history_csv, plot_progress
-from nnseg.train import EpochReport
+from nnseg.resume import EpochReport
 
 
 def epoch(number: int, dice: float | None = 0.861) -> EpochReport:

@@ -15,7 +15,7 @@ from nnseg import train as stage
 from nnseg.axes import Shape
 from nnseg.checkpoint import load_model
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import DataError, StoppedError, UsageError
+from nnseg.errors import DataError, StoppedError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -23,17 +23,13 @@ from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
 from nnseg.plan import Plan, make_plan
 from nnseg.preprocess import Placement, find_locations
+from nnseg.recipe import TrainSettings, plan_course
+from nnseg.resume import EpochReport, RunRecord
 from nnseg.store import TrainingCase
 from nnseg.train import (
-    EpochReport,
-    RunRecord,
     Task,
-    TrainSettings,
-    TrainState,
-    changed_settings,
-    keep_budget,
+    follow,
     new_state,
-    plan_budget,
     probe,
     restore_state,
     save_state,
@@ -242,7 +238,7 @@ def test_a_run_says_what_it_is_and_that_it_is_finished(
     folder, run = undisturbed
     assert run == record.load(RunRecord, folder / "checkpoint_latest.json")
     assert run.finished
-    assert (run.epoch, run.iteration, run.epochs, run.iterations) == (2, 0, 2, 2)
+    assert (run.epoch, run.iteration, run.course) == (2, 0, plan_course(SHORT))
     assert run.settings == SHORT
     assert run.execution == Execution(device="cpu")
 
@@ -264,6 +260,13 @@ def test_the_optimizer_is_sgd_with_nesterov_momentum_over_all_weights(tmp_path: 
     found = {name: group[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
     assert found == {"lr": 0.01, "momentum": 0.99, "nesterov": True, "weight_decay": 3e-5}
     assert len(group["params"]) == len(list(state.network.parameters()))
+
+
+def test_another_course_sets_the_momentum_of_the_optimizer(tmp_path: Path) -> None:
+    state = new_state(make_task(tmp_path, TrainSettings()))
+    follow(state, dataclasses.replace(state.course, momentum=0.9))
+    (group,) = state.optimizer.param_groups
+    assert (state.course.momentum, group["momentum"], group["nesterov"]) == (0.9, 0.9, True)
 
 
 def test_a_step_moves_the_weights_by_no_more_than_the_clipped_gradient(tmp_path: Path) -> None:
@@ -325,6 +328,31 @@ def test_every_step_and_epoch_is_told(tmp_path: Path) -> None:
     assert tuple(epochs) == run.history
     assert [report.epoch for report in epochs] == [1, 2]
     assert all(0 <= report.wait_share <= 1 and report.seconds > 0 for report in epochs)
+
+
+def test_a_network_that_cannot_be_compiled_trains_without_and_says_so_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no such target")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr("nnseg.model.device.COMPILERS", ("true",))
+    execution = Execution(device="cpu", compiled=True)
+    run = train(dataclasses.replace(make_task(tmp_path), execution=execution))
+    assert run.finished
+    assert not run.execution.compiled
+    assert "torch.compile failed (no such target)" in caplog.text
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        execution = Execution(device="cpu", threads=before + 1)
+        train(dataclasses.replace(make_task(tmp_path), execution=execution))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- validation and the best
@@ -435,102 +463,17 @@ def test_a_run_stopped_on_a_loss_that_is_no_number_saves_nothing(tmp_path: Path)
 # ---------------------------------------------------------------- budgets
 
 
-def state_of(**counters: Any) -> TrainState:
-    state = TrainState(
-        network=torch.nn.Identity(),
-        optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)]),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        lr=0.01,
-        momentum=0.99,
-        epochs=1000,
-        iterations=250,
-        validation_iterations=50,
-    )
-    for name, value in counters.items():
-        setattr(state, name, value)
-    return state
-
-
-def report_of(seconds: float) -> EpochReport:
-    return EpochReport(
-        epoch=1,
-        epochs=10,
-        lr=0.01,
-        loss=0.0,
-        validation_loss=0.0,
-        dice=None,
-        dice_average=None,
-        label_dice={},
-        seconds=seconds,
-        wait_share=0.0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("budget", "spent", "step", "epochs", "iterations", "validation"),
-    [
-        # 1000 / (0.25 * 1.05) = 3809 steps: 40 epochs of 95
-        (1060, 60, 0.25, 40, 95, 13),
-        # 20 000 / 1.05 = 19047: epochs are never longer than the settings say
-        (20_000, 0, 1.0, 76, 250, 35),
-        # 100 / 1.05 = 95: never shorter than 10 steps, but for the last crumbs
-        (100, 0, 1.0, 9, 10, 2),
-        (10, 0, 2.0, 1, 4, 2),
-    ],
-)
-def test_a_budget_is_cut_into_epochs_that_fit_it(
-    budget: float, spent: float, step: float, epochs: int, iterations: int, validation: int
-) -> None:
-    state = state_of()
-    plan_budget(state, TrainSettings(budget_seconds=budget), step, spent)
-    assert (state.epochs, state.iterations) == (epochs, iterations)
-    assert state.validation_iterations == validation
-    assert state.epochs * state.iterations * step * 1.05 <= max(budget - spent, step * 1.05)
-
-
-@pytest.mark.parametrize("spent", [9.0, 30.0])
-def test_a_budget_that_leaves_no_step_is_refused_with_what_would_do(spent: float) -> None:
-    settings = TrainSettings(budget_seconds=10.0)
-    with pytest.raises(UsageError, match=f"give at least {spent + 20:.0f}s"):
-        plan_budget(state_of(), settings, 2.0, spent)
-
-
-def test_a_budget_gives_no_more_epochs_and_iterations_than_asked_for() -> None:
-    state = state_of()
-    settings = TrainSettings(epochs=3, iterations=7, budget_seconds=1000)
-    plan_budget(state, settings, 0.1, 0.0)
-    assert (state.epochs, state.iterations) == (3, 7)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "spent", "reserve", "epochs"),
-    [
-        (10.0, 50.0, 0.0, 5 + 15),  # 150 s are left
-        (10.0, 50.0, 31.0, 5 + 11),
-        (10.0, 205.0, 0.0, 5),  # nothing is left: this epoch was the last one
-        (1.0, 5.0, 0.0, 30),  # never more than asked for
-    ],
-)
-def test_epochs_are_planned_anew_by_the_pace_of_the_last_ones(
-    seconds: float, spent: float, reserve: float, epochs: int
-) -> None:
-    history = [report_of(100.0)] * 3 + [report_of(seconds)] * 5  # the first ones are forgotten
-    state = state_of(epoch=5, seconds=spent, epochs=12, history=history)
-    keep_budget(state, TrainSettings(epochs=30, budget_seconds=200), reserve)
-    assert state.epochs == epochs
-
-
 def test_a_run_with_a_budget_ends_within_it(tmp_path: Path) -> None:
     settings = TrainSettings(budget_seconds=60, batch_size=2)
     asked: list[float] = []
 
-    def reserve(step: float) -> float:
+    def reserve(network: torch.nn.Module, step: float) -> float:
         asked.append(step)
         return 58.0
 
-    run = train(make_task(tmp_path, settings), reserve_seconds=reserve)
+    run = train(make_task(tmp_path, settings), reserve=reserve)
     assert run.finished
-    assert run.epoch == run.epochs < 1000
+    assert run.epoch == run.course.epochs < 1000
     assert 0 < run.seconds < 60
     assert all(step > 0 for step in asked)
 
@@ -539,13 +482,10 @@ def test_a_run_with_a_budget_goes_on_with_the_steps_it_had_planned(tmp_path: Pat
     settings = TrainSettings(budget_seconds=10_000, epochs=2, iterations=3, batch_size=2)
     task = make_task(tmp_path, settings)
     with pytest.raises(StoppedError):
-        train(task, reserve_seconds=lambda step: 9.5, stop=stop_after(2))
+        train(task, reserve=lambda network, step: 9.5, stop=stop_after(2))
     stopped = latest(task)
-    run = train(task, resume=stopped, reserve_seconds=lambda step: 9.9)
-    assert (run.iterations, run.validation_iterations) == (
-        stopped.iterations,
-        stopped.validation_iterations,
-    )
+    run = train(task, resume=stopped, reserve=lambda network, step: 9.9)
+    assert run.course == stopped.course
     assert run.seconds > stopped.seconds > 0
 
 
@@ -556,71 +496,6 @@ def test_measuring_a_step_changes_no_weight(tmp_path: Path) -> None:
     assert probe(task, state.network) > 0
     assert same(before, dict(state.network.state_dict()))
     assert all(parameter.grad is None for parameter in state.network.parameters())
-
-
-# ---------------------------------------------------------------- settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"epochs": 0}, "epochs is 0; it must be positive"),
-        ({"iterations": -1}, "iterations is -1; it must be positive"),
-        ({"validation_iterations": 0}, "validation_iterations is 0"),
-        ({"lr": 0.0}, "lr is 0.0"),
-        ({"lr": float("nan")}, "lr is nan"),
-        ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"momentum": -0.1}, "momentum is -0.1"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"budget_seconds": 9.0}, "budget of 9.0 s is too short"),
-        ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice, dice_ce"),
-        ({"schedule": "step"}, "no schedule is named 'step'; known: cosine, poly"),
-    ],
-)
-def test_a_setting_that_cannot_be_meant_is_refused(changes: dict[str, Any], text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        TrainSettings(**changes)
-
-
-def test_the_defaults_are_the_peers_recipe() -> None:
-    settings = TrainSettings()
-    assert (settings.epochs, settings.iterations, settings.validation_iterations) == (1000, 250, 50)
-    assert stage.pace(settings, settings.steps) == (0.01, 0.99)
-    assert settings.weight_decay == 3e-5
-    assert (settings.gradient_clip, settings.schedule, settings.loss) == (12, "poly", "dice_ce")
-
-
-def test_a_budget_sets_the_pace_of_the_optimizer() -> None:
-    state = state_of()
-    stage.plan_budget(state, TrainSettings(budget_seconds=100.0), 1.0, 10.0)
-    group = state.optimizer.param_groups[0]
-    assert (state.lr, state.momentum) == (0.1, 0.9)
-    assert (group["momentum"], group["nesterov"]) == (0.9, True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "steps", "expected"),
-    [
-        ({"budget_seconds": 600.0}, 4999, (0.1, 0.9)),
-        ({"budget_seconds": 600.0}, 5000, (0.01, 0.99)),
-        ({}, 10, (0.01, 0.99)),  # only a budget chooses for itself
-        ({"budget_seconds": 600.0, "lr": 0.02}, 10, (0.02, 0.99)),
-        ({"budget_seconds": 600.0, "momentum": 0.5}, 10, (0.01, 0.5)),
-    ],
-)
-def test_a_short_budget_learns_with_a_shorter_memory_unless_the_user_chose(
-    changes: dict[str, Any], steps: int, expected: tuple[float, float]
-) -> None:
-    assert stage.pace(TrainSettings(**changes), steps) == expected
-
-
-def test_settings_that_differ_are_named_with_both_values() -> None:
-    new = dataclasses.replace(SHORT, lr=0.02, epochs=9)
-    assert changed_settings(SHORT, new) == ["epochs is now 9, was 2", "lr is now 0.02, was None"]
-    assert changed_settings(SHORT, SHORT) == []
 
 
 def test_the_batch_size_is_the_plans_unless_it_is_set(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from nnseg.dataset import DatasetSpec
+from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.jobs import find_prediction_jobs, find_scoring_jobs
+from nnseg.labels import Labels
+
+LABELS = Labels(labels={"background": 0, "lesion": 1})
+ONE = DatasetSpec(channels=("CT",), labels=LABELS, num_training=0, file_ending=".nii.gz")
+TWO = DatasetSpec(channels=("T1", "T2"), labels=LABELS, num_training=0, file_ending=".nii.gz")
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+# ---------------------------------------------------------------- predicting
+
+
+def test_a_folder_gives_a_job_for_each_case_with_its_channels_in_order(tmp_path: Path) -> None:
+    images = touch(
+        tmp_path / "in", "b_0001.nii.gz", "b_0000.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz",
+        "notes.txt", "._a_0000.nii.gz",
+    )  # fmt: skip
+    first, second = find_prediction_jobs(images, tmp_path / "out", TWO)
+    assert (first.case_id, second.case_id) == ("a", "b")
+    assert second.images == (images / "b_0000.nii.gz", images / "b_0001.nii.gz")
+    assert second.target == tmp_path / "out" / "b.nii.gz"
+    assert first.fault is None
+
+
+def test_a_case_with_other_channels_is_a_job_with_a_fault(tmp_path: Path) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
+    first, second = find_prediction_jobs(images, tmp_path / "out", TWO)
+    assert first.fault is not None
+    assert "case a: " in first.fault
+    assert "lacks a_0001.nii.gz" in first.fault
+    assert second.fault is None
+
+
+@pytest.mark.parametrize(
+    ("target", "file"), [("out", "out/scan.nii.gz"), ("seg.nii.gz", "seg.nii.gz")]
+)
+def test_one_image_goes_to_a_file_or_under_its_own_name(
+    tmp_path: Path, target: str, file: str
+) -> None:
+    image = touch(tmp_path / "in", "scan.nii.gz") / "scan.nii.gz"
+    (job,) = find_prediction_jobs(image, tmp_path / target, ONE)
+    assert (job.images, job.target) == ((image,), tmp_path / file)
+    assert job.case_id == file.removesuffix(".nii.gz").removeprefix("out/")
+
+
+def test_an_output_that_is_the_input_is_refused(tmp_path: Path) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz")
+    same = images / ".." / "in"
+    for source, target in ((images, same), (images / "a_0000.nii.gz", same)):
+        with pytest.raises(UsageError, match="the output must not be the input"):
+            find_prediction_jobs(source, target, ONE)
+
+
+def test_files_that_no_prediction_made_are_not_replaced(tmp_path: Path) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz")
+    labels = touch(tmp_path / "labels", "a.nii.gz")
+    for marker in (None, "run_evaluate.json"):  # scoring a folder does not make it ours
+        touch(labels, *([marker] if marker else []))
+        with pytest.raises(UsageError, match=r"a\.nii\.gz is there, and no prediction of ours"):
+            find_prediction_jobs(images, labels, ONE)
+    for marker in ("run.json", "run_0_of_2.json"):
+        ours = touch(tmp_path / marker, "a.nii.gz", marker)
+        assert len(find_prediction_jobs(images, ours, ONE)) == 1
+
+
+def test_what_cannot_be_predicted_is_refused(tmp_path: Path) -> None:
+    image = touch(tmp_path, "scan.nii.gz") / "scan.nii.gz"
+    with pytest.raises(MissingError, match="does not exist; give an image or a folder"):
+        find_prediction_jobs(tmp_path / "gone", tmp_path / "out", ONE)
+    with pytest.raises(UsageError, match="the model wants 2 channels; give a folder"):
+        find_prediction_jobs(image, tmp_path / "out", TWO)
+    with pytest.raises(UsageError, match="is a file; the images of a folder go into a folder"):
+        find_prediction_jobs(tmp_path, image, ONE)
+    with pytest.raises(DataError, match=r"no file is named CASE_0000\.nii\.gz"):
+        find_prediction_jobs(tmp_path, tmp_path / "out", ONE)
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_predictions_are_paired_with_their_references(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth = touch(tmp_path / "truth", "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    found = touch(tmp_path / "found", "c.nii.gz", "a.nii.gz", "._a.nii.gz", "run.json")
+    jobs = find_scoring_jobs(truth, found, ".nii.gz")
+    assert [job.case_id for job in jobs] == ["a", "c"]
+    assert jobs[1].reference == truth / "c.nii.gz"
+    assert jobs[1].prediction == found / "c.nii.gz"
+    assert "1 references have no prediction, such as b.nii.gz" in caplog.text
+
+
+def test_two_files_are_one_pair_whatever_their_names(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "truth.nii.gz", "found.nii.gz")
+    (job,) = find_scoring_jobs(folder / "truth.nii.gz", folder / "found.nii.gz", ".nii.gz")
+    assert (job.case_id, job.reference.name) == ("found", "truth.nii.gz")
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
+    truth, found = touch(tmp_path / "truth"), touch(tmp_path / "found")
+    with pytest.raises(MissingError, match="gone does not exist"):
+        find_scoring_jobs(truth, tmp_path / "gone", ".nii.gz")
+    with pytest.raises(DataError, match=r"no file ends in \.nii\.gz; nothing to score"):
+        find_scoring_jobs(truth, found, ".nii.gz")
+    touch(found, "a.nii.gz")
+    with pytest.raises(DataError, match="a prediction needs its reference"):
+        find_scoring_jobs(truth, found, ".nii.gz")
