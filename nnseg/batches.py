@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnseg.axes import Shape
-from nnseg.model.augment import augment, draw, plan_augmentation
+from nnseg.model.augment import Augmentation, augment, draw
 from nnseg.model.sampling import draw_patch, inner_start, is_forced, sample_rng
 from nnseg.plan import Configuration
 from nnseg.preprocess import ANNOTATED
@@ -27,7 +27,7 @@ AHEAD = 2  # batches made while a GPU computes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSource:
-    """What batches are cut from, and how; `augmented` is for training, not for validation."""
+    """What batches are cut from, and how; validation has no augmentation."""
 
     cases: Sequence[TrainingCase]
     configuration: Configuration
@@ -35,7 +35,7 @@ class BatchSource:
     fold: str
     batch_size: int
     device: torch.device
-    augmented: bool
+    augmentation: Augmentation | None
 
 
 def make_batches(source: BatchSource, epoch: int, numbers: range) -> Iterator[Batch]:
@@ -60,8 +60,8 @@ def make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
         ids. Both tensors are on the source's device.
     """
     configuration, size = source.configuration, source.configuration.patch_size
-    augmentation = plan_augmentation(size, configuration.architecture.dimensions)
-    loaded = augmentation.loaded_shape if source.augmented else size
+    augmentation = source.augmentation
+    loaded = augmentation.loaded_shape if augmentation else size
     masked = [channel for channel, use in enumerate(configuration.use_mask) if use]
     shapes = [case.shape for case in source.cases]
     locations = [case.locations for case in source.cases]
@@ -78,7 +78,7 @@ def make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
             annotated=ANNOTATED,
         )
         start, shape = place.start, loaded
-        if source.augmented:
+        if augmentation:
             draws.append(draw(augmentation, len(configuration.normalization), rng))
             if draws[-1].affine is None:  # nothing turns: the middle of the box is enough
                 start, shape = inner_start(start, loaded, size), size
@@ -86,14 +86,14 @@ def make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
         images.append(torch.from_numpy(read_patch(case.image, start, shape)))
         patch = read_patch(case.segmentation, start, shape)
         segmentations.append(torch.from_numpy(patch.astype(np.int16)))
-        if masked and source.augmented:
+        if masked and augmentation:
             masks.append(torch.from_numpy(read_mask(case, start, shape)))
         case_ids.append(case.case_id)
     images, segmentations, masks = (
         [tensor.to(source.device) for tensor in tensors]
         for tensors in (images, segmentations, masks)
     )
-    if not source.augmented:
+    if augmentation is None:
         return torch.stack(images), torch.stack(segmentations), case_ids
     image, segmentation = augment(
         images, segmentations, masks if masked else None, draws, augmentation, masked

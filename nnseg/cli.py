@@ -247,6 +247,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="3e-5")
     recipe.add_argument("--schedule", metavar="NAME", help="poly or cosine")
     recipe.add_argument("--loss", metavar="NAME", help="dice_ce, dice or ce")
+    recipe.add_argument(
+        "--augmentation", metavar="NAME", help="full or mild; mild for a short budget"
+    )
     recipe.add_argument("--seed", type=int, metavar="N", help="0")
     running = parser.add_argument_group("running")
     _add_plan_name(running)
@@ -290,6 +293,7 @@ def run_train(args: Namespace) -> None:
             "weight_decay",
             "schedule",
             "loss",
+            "augmentation",
             "seed",
         )
         if (value := getattr(args, name)) is not None

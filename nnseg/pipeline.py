@@ -577,16 +577,16 @@ def _validation_reserve(task: "Task") -> "Reserve":
     voxels = sum(math.prod(case.placement.shape) for case in task.val_cases)
     measured: list[tuple[float, float]] = []  # seconds of a tile, and of a step at that time
 
-    def reserve(network: Any, step_seconds: float) -> float:
+    def reserve(network: Any, mirror_axes: tuple[int, ...], step_seconds: float) -> float:
         if not measured:
             image = task.val_cases[0].image
-            tile = tile_seconds(network, image, patch, task.execution, task.mirror_axes)
+            tile = tile_seconds(network, image, patch, task.execution, mirror_axes)
             measured.append((tile, step_seconds))
         tile, step_then = measured[0]
         rest = voxels * task.plan.labels.heads * RESTORE_SECONDS
         return (tiles * tile + rest) * step_seconds / step_then
 
-    return reserve if task.val_cases else lambda network, step_seconds: 0.0
+    return reserve if task.val_cases else lambda *_: 0.0
 
 
 def validate(

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from nnseg.errors import PlanError, UsageError
+from nnseg.model.augment import STRENGTHS
 from nnseg.model.loss import LOSSES
 from nnseg.model.schedule import SCHEDULES
 
@@ -36,12 +37,15 @@ class TrainSettings:
     iterations: int = 250  # training steps an epoch
     validation_iterations: int = 50  # validation batches an epoch
     batch_size: int | None = None  # None: the plan's
-    lr: float | None = None  # None: 0.01; see `pace` for short budgets
-    momentum: float | None = None  # None: 0.99; see `pace`
+    lr: float | None = None  # None: 0.01; see `plan_course` for short budgets
+    momentum: float | None = None  # None: 0.99; see `plan_course`
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0  # largest norm of the gradient
     schedule: str = "poly"  # a name of SCHEDULES
     loss: str = "dice_ce"  # a name of LOSSES
+    augmentation: str | None = (
+        None  # "full" or "mild"; None: full; see `plan_course` for short budgets
+    )
     seed: int = 0
     budget_seconds: float | None = None  # wall clock, the final validation included
 
@@ -60,6 +64,10 @@ class TrainSettings:
         for name in ("weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.augmentation not in (None, *STRENGTHS):
+            raise UsageError(
+                f"augmentation is {self.augmentation!r}; it must be {' or '.join(STRENGTHS)}"
+            )
         try:
             LOSSES[self.loss], SCHEDULES[self.schedule]
         except PlanError as error:  # nothing is wrong with a plan: somebody asked for this name
@@ -80,6 +88,7 @@ class Course:
     validation_iterations: int  # validation batches an epoch
     lr: float  # at the start of the schedule
     momentum: float
+    augmentation: str  # one of STRENGTHS
 
     @property
     def steps(self) -> int:
@@ -87,12 +96,30 @@ class Course:
         return self.epochs * self.iterations
 
 
-def plan_course(settings: TrainSettings) -> Course:
-    """Give the course of a training without a budget."""
-    return _paced(settings, settings.epochs, settings.iterations, settings.validation_iterations)
+def plan_course(settings: TrainSettings, step_seconds: float | None = None) -> Course:
+    """Give the course of a training, before a budget is fitted.
+
+    The pace is nnU-Net's unless the user chose otherwise or a budget of wall clock leaves few steps
+    (`step_seconds` says how long one takes). Momentum 0.99 sums a hundred steps: long before it has
+    turned round from predicting background only, a short training is over. With 0.9 and ten times
+    the rate each step weighs the same in the end. Nor can a short training overfit: it learns
+    sooner from patches that are changed less.
+    """
+    budget = settings.budget_seconds
+    short = None not in (budget, step_seconds) and budget < SHORT_TRAINING * step_seconds  # type: ignore[operator]
+    chosen = settings.lr is not None or settings.momentum is not None
+    lr, momentum = SHORT_PACE if short and not chosen else LONG_PACE
+    return Course(
+        epochs=settings.epochs,
+        iterations=settings.iterations,
+        validation_iterations=settings.validation_iterations,
+        lr=lr if settings.lr is None else settings.lr,
+        momentum=momentum if settings.momentum is None else settings.momentum,
+        augmentation=settings.augmentation or ("mild" if short else "full"),
+    )
 
 
-def fit_budget(settings: TrainSettings, step_seconds: float, left: float) -> Course:
+def fit_budget(course: Course, settings: TrainSettings, step_seconds: float, left: float) -> Course:
     """Cut what is left of a budget, in seconds, into epochs of steps and validation batches.
 
     Raises:
@@ -108,20 +135,20 @@ def fit_budget(settings: TrainSettings, step_seconds: float, left: float) -> Cou
     steps = max(1, int(left / (step_seconds * 1.05)))  # validation costs a twentieth
     fitting = min(steps, max(SHORTEST_EPOCH, steps // BUDGET_EPOCHS))
     iterations = min(settings.iterations, fitting)
-    course = _paced(
-        settings,
-        epochs=max(1, min(settings.epochs, steps // iterations)),
-        iterations=iterations,
-        validation_iterations=max(2, min(settings.validation_iterations, iterations // 7)),
-    )
+    epochs = max(1, min(settings.epochs, steps // iterations))
     logger.info(
         "a step takes %.2f s: %d epochs of %d steps fit the budget of %.0f s",
         step_seconds,
-        course.epochs,
-        course.iterations,
+        epochs,
+        iterations,
         settings.budget_seconds,
     )
-    return course
+    return replace(
+        course,
+        epochs=epochs,
+        iterations=iterations,
+        validation_iterations=max(2, min(settings.validation_iterations, iterations // 7)),
+    )
 
 
 def refit_budget(
@@ -142,35 +169,6 @@ def refit_budget(
     if fitting != course.epochs:
         logger.info("epochs take %.1f s: %d of them fit", epoch_seconds, fitting)
     return replace(course, epochs=fitting)
-
-
-def pace(settings: TrainSettings, steps: int) -> tuple[float, float]:
-    """Give the learning rate and the momentum of a training of so many steps.
-
-    They are nnU-Net's, 0.01 and 0.99, unless the user chose or a budget leaves few steps. Momentum
-    0.99 sums a hundred steps: long before it has turned round from predicting background only, a
-    short training is over. With 0.9 and ten times the rate each step weighs the same in the end.
-    """
-    chosen = settings.lr is not None or settings.momentum is not None
-    short = settings.budget_seconds is not None and steps < SHORT_TRAINING
-    lr, momentum = SHORT_PACE if short and not chosen else LONG_PACE
-    return (
-        lr if settings.lr is None else settings.lr,
-        momentum if settings.momentum is None else settings.momentum,
-    )
-
-
-def _paced(
-    settings: TrainSettings, epochs: int, iterations: int, validation_iterations: int
-) -> Course:
-    lr, momentum = pace(settings, epochs * iterations)
-    return Course(
-        epochs=epochs,
-        iterations=iterations,
-        validation_iterations=validation_iterations,
-        lr=lr,
-        momentum=momentum,
-    )
 
 
 def pays_to_compile(settings: TrainSettings, wish: bool | None) -> bool:

@@ -17,7 +17,7 @@ from nnseg import record
 from nnseg.batches import BatchSource, make_batch, make_batches
 from nnseg.checkpoint import forget_weights, load_weights, pack, save_model, save_weights
 from nnseg.errors import DataError, StoppedError
-from nnseg.model.augment import plan_augmentation
+from nnseg.model.augment import Augmentation, plan_augmentation
 from nnseg.model.device import Execution, compile_network
 from nnseg.model.loss import (
     LOSSES,
@@ -76,23 +76,23 @@ class Task:
         """Samples of a batch."""
         return self.settings.batch_size or self.configuration.batch_size
 
-    @property
-    def training(self) -> BatchSource:
-        """Where augmented batches come from."""
-        return self._source(self.train_cases, augmented=True)
+    def training(self, course: Course) -> BatchSource:
+        """Give where augmented batches come from."""
+        return self._source(self.train_cases, self.augmentation(course))
 
     @property
     def validation(self) -> BatchSource:
         """Where batches to validate with come from."""
-        return self._source(self.val_cases, augmented=False)
+        return self._source(self.val_cases, None)
 
-    @property
-    def mirror_axes(self) -> tuple[int, ...]:
-        """The axes of (z, y, x) that training mirrors."""
+    def augmentation(self, course: Course) -> Augmentation:
+        """Give the rules by which a training along `course` changes its patches."""
         dimensions = self.configuration.architecture.dimensions
-        return plan_augmentation(self.configuration.patch_size, dimensions).mirror_axes
+        return plan_augmentation(self.configuration.patch_size, dimensions, course.augmentation)
 
-    def _source(self, cases: Sequence[TrainingCase], *, augmented: bool) -> BatchSource:
+    def _source(
+        self, cases: Sequence[TrainingCase], augmentation: Augmentation | None
+    ) -> BatchSource:
         return BatchSource(
             cases=cases,
             configuration=self.configuration,
@@ -100,7 +100,7 @@ class Task:
             fold=self.fold,
             batch_size=self.batch_size,
             device=self.execution.torch_device,
-            augmented=augmented,
+            augmentation=augmentation,
         )
 
     @property
@@ -112,7 +112,7 @@ class Task:
 
 OnEpoch: TypeAlias = Callable[[EpochReport], None]
 OnStep: TypeAlias = Callable[[str, int, int], None]
-Reserve: TypeAlias = Callable[[nn.Module, float], float]
+Reserve: TypeAlias = Callable[[nn.Module, tuple[int, ...], float], float]
 
 
 def train(
@@ -132,7 +132,7 @@ def train(
         resume: The record of the run to go on with; None starts anew.
         started: When the budget's clock began, by `time.monotonic`; None is now.
         reserve: Of a budget, the seconds that must be left when training ends; called with the
-            network and the seconds of a training step.
+            network, the axes that it may be mirrored along, and the seconds of a training step.
         on_epoch: Called with the report of every epoch.
         on_step: Called after every step with a text, the steps done and their number.
         stop: Asked after every step; True saves and ends the training.
@@ -154,15 +154,19 @@ def train(
         return before + time.monotonic() - started
 
     def left(budget: float, step_seconds: float) -> float:
-        return budget - clock() - (reserve(state.network, step_seconds) if reserve else 0.0)
+        mirrors = task.augmentation(state.course).mirror_axes
+        kept = reserve(state.network, mirrors, step_seconds) if reserve else 0.0
+        return budget - clock() - kept
 
     step_network = compiled_network(task, state)
     if task.execution.compiled and step_network is state.network:  # it failed: never try again
         task = replace(task, execution=replace(task.execution, compiled=False))
     budget = task.settings.budget_seconds
     if resume is None and budget is not None:
-        step_seconds = probe(task, step_network)
-        follow(state, fit_budget(task.settings, step_seconds, left(budget, step_seconds)))
+        step_seconds = probe(task, state.course, step_network)
+        follow(state, plan_course(task.settings, step_seconds))
+        rest = left(budget, step_seconds)
+        follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
     saved = time.monotonic()
     while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
@@ -212,7 +216,8 @@ def train_epoch(
     state.network.train()
     losses, previous = torch.zeros((), device=device), None
     waited = clock()
-    batches = make_batches(task.training, state.epoch, range(state.iteration, course.iterations))
+    source = task.training(course)
+    batches = make_batches(source, state.epoch, range(state.iteration, course.iterations))
     for image, segmentation, case_ids in batches:
         state.wait_seconds += clock() - waited
         loss = step_loss(task, step_network, image, segmentation)
@@ -394,7 +399,7 @@ def save(task: Task, state: TrainState, kind: Any) -> None:
         configuration_name=task.configuration.name,
         fold=task.fold,
         epoch=state.epoch,
-        mirror_axes=task.mirror_axes,
+        mirror_axes=task.augmentation(state.course).mirror_axes,
         validation_dice=average,
     )
 
@@ -403,17 +408,17 @@ def compiled_network(task: Task, state: TrainState) -> Any:
     """Compile the network for the task's batches where the execution says so."""
     if not task.execution.compiled:
         return state.network
-    image, _, _ = make_batch(task.training, 0, 0)
+    image, _, _ = make_batch(task.training(state.course), 0, 0)
     state.network.train()
     return compile_network(state.network, image, task.execution, len(task.output_weights))
 
 
-def probe(task: Task, step_network: Any) -> float:
+def probe(task: Task, course: Course, step_network: Any) -> float:
     """Measure the seconds of a training step, data included, without changing the weights."""
     seconds = []
     for number in range(PROBE_STEPS + 1):
         start = time.monotonic()
-        image, segmentation, _ = make_batch(task.training, 0, number)
+        image, segmentation, _ = make_batch(task.training(course), 0, number)
         loss = step_loss(task, step_network, image, segmentation)
         loss.backward()
         float(loss.detach())  # waits for the device

@@ -12,6 +12,7 @@ from nnseg.dataset import DatasetSpec
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.model.augment import plan_augmentation
 from nnseg.plan import make_plan
 from nnseg.preprocess import Placement, find_locations
 from nnseg.store import TrainingCase
@@ -66,7 +67,7 @@ def source_of(*, augmented: bool = True, seed: int = 0, device: str = "cpu") -> 
         fold="0",
         batch_size=3,
         device=torch.device(device),
-        augmented=augmented,
+        augmentation=plan_augmentation((4, 6, 5), 3) if augmented else None,
     )
 
 

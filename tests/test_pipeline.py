@@ -233,7 +233,7 @@ def test_a_budget_leaves_time_for_every_tile_of_the_validation(
     def remember(task: Any, *, reserve: Any, **_: Any) -> None:
         tiles = sum(predict.count_tiles(case.shape, (1, 32, 24)) for case in task.val_cases)
         for step in (0.5, 1.0):
-            asked.append((tiles, reserve(None, step)))
+            asked.append((tiles, reserve(None, (1, 2), step)))
         raise StoppedError("that is all")
 
     monkeypatch.setattr("nnseg.train.train", remember)

@@ -5,10 +5,10 @@ import pytest
 
 from nnseg.errors import UsageError
 from nnseg.recipe import (
+    Course,
     TrainSettings,
     changed_settings,
     fit_budget,
-    pace,
     pays_to_compile,
     plan_course,
     refit_budget,
@@ -33,6 +33,7 @@ from nnseg.recipe import (
         ({"seed": -1}, "seed is -1"),
         ({"budget_seconds": 9.0}, "budget of 9.0 s is too short"),
         ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice, dice_ce"),
+        ({"augmentation": "wild"}, "augmentation is 'wild'; it must be full or mild"),
         ({"schedule": "step"}, "no schedule is named 'step'; known: cosine, poly"),
     ],
 )
@@ -44,25 +45,30 @@ def test_a_setting_that_cannot_be_meant_is_refused(changes: dict[str, Any], text
 def test_the_defaults_are_the_peers_recipe() -> None:
     settings = TrainSettings()
     assert (settings.epochs, settings.iterations, settings.validation_iterations) == (1000, 250, 50)
-    assert pace(settings, settings.steps) == (0.01, 0.99)
+    course = plan_course(settings)
+    assert (course.lr, course.momentum, course.augmentation) == (0.01, 0.99, "full")
     assert settings.weight_decay == 3e-5
     assert (settings.gradient_clip, settings.schedule, settings.loss) == (12, "poly", "dice_ce")
 
 
 @pytest.mark.parametrize(
-    ("changes", "steps", "expected"),
+    ("changes", "step_seconds", "expected"),
     [
-        ({"budget_seconds": 600.0}, 4999, (0.1, 0.9)),
-        ({"budget_seconds": 600.0}, 5000, (0.01, 0.99)),
-        ({}, 10, (0.01, 0.99)),  # only a budget chooses for itself
-        ({"budget_seconds": 600.0, "lr": 0.02}, 10, (0.02, 0.99)),
-        ({"budget_seconds": 600.0, "momentum": 0.5}, 10, (0.01, 0.5)),
+        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "mild")),
+        ({"budget_seconds": 5000.0}, 1.0, (0.01, 0.99, "full")),
+        ({"budget_seconds": 5000.0}, None, (0.01, 0.99, "full")),  # nothing is measured yet
+        ({}, 1e9, (0.01, 0.99, "full")),  # only a budget chooses for itself
+        ({"budget_seconds": 60.0, "lr": 0.02}, 1.0, (0.02, 0.99, "mild")),
+        ({"budget_seconds": 60.0, "momentum": 0.5}, 1.0, (0.01, 0.5, "mild")),
+        ({"budget_seconds": 60.0, "augmentation": "full"}, 1.0, (0.1, 0.9, "full")),
+        ({"augmentation": "mild"}, None, (0.01, 0.99, "mild")),
     ],
 )
-def test_a_short_budget_learns_with_a_shorter_memory_unless_the_user_chose(
-    changes: dict[str, Any], steps: int, expected: tuple[float, float]
+def test_a_short_budget_learns_in_its_own_way_unless_the_user_chose(
+    changes: dict[str, Any], step_seconds: float | None, expected: tuple[float, float, str]
 ) -> None:
-    assert pace(TrainSettings(**changes), steps) == expected
+    course = plan_course(TrainSettings(**changes), step_seconds)
+    assert (course.lr, course.momentum, course.augmentation) == expected
 
 
 def test_settings_that_differ_are_named_with_both_values() -> None:
@@ -98,6 +104,10 @@ def test_without_a_budget_the_course_is_that_of_the_settings() -> None:
     assert (course.steps, course.lr, course.momentum) == (12, 0.01, 0.99)
 
 
+def fit(settings: TrainSettings, step_seconds: float, left: float) -> Course:
+    return fit_budget(plan_course(settings, step_seconds), settings, step_seconds, left)
+
+
 @pytest.mark.parametrize(
     ("budget", "spent", "step", "epochs", "iterations", "validation"),
     [
@@ -113,7 +123,7 @@ def test_without_a_budget_the_course_is_that_of_the_settings() -> None:
 def test_a_budget_is_cut_into_epochs_that_fit_it(
     budget: float, spent: float, step: float, epochs: int, iterations: int, validation: int
 ) -> None:
-    course = fit_budget(TrainSettings(budget_seconds=budget), step, budget - spent)
+    course = fit(TrainSettings(budget_seconds=budget), step, budget - spent)
     assert (course.epochs, course.iterations) == (epochs, iterations)
     assert course.validation_iterations == validation
     assert course.steps * step * 1.05 <= max(budget - spent, step * 1.05)
@@ -123,17 +133,12 @@ def test_a_budget_is_cut_into_epochs_that_fit_it(
 def test_a_budget_that_leaves_no_step_is_refused_with_what_would_do(spent: float) -> None:
     settings = TrainSettings(budget_seconds=10.0)
     with pytest.raises(UsageError, match=f"give at least {spent + 20:.0f}s"):
-        fit_budget(settings, 2.0, 10.0 - spent)
+        fit(settings, 2.0, 10.0 - spent)
 
 
 def test_a_budget_gives_no_more_epochs_and_iterations_than_asked_for() -> None:
-    course = fit_budget(TrainSettings(epochs=3, iterations=7, budget_seconds=1000), 0.1, 1000.0)
+    course = fit(TrainSettings(epochs=3, iterations=7, budget_seconds=1000), 0.1, 1000.0)
     assert (course.epochs, course.iterations) == (3, 7)
-
-
-def test_a_short_budget_sets_the_pace() -> None:
-    course = fit_budget(TrainSettings(budget_seconds=100.0), 1.0, 90.0)
-    assert (course.lr, course.momentum) == (0.1, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +154,6 @@ def test_epochs_are_planned_anew_by_the_pace_of_the_last_ones(
     seconds: float, left: float, epochs: int
 ) -> None:
     settings = TrainSettings(epochs=30, budget_seconds=200)
-    course = fit_budget(settings, 0.5, 200.0)
+    course = fit(settings, 0.5, 200.0)
     again = refit_budget(course, settings, 5, seconds, left)
     assert again == dataclasses.replace(course, epochs=epochs)

@@ -467,7 +467,7 @@ def test_a_run_with_a_budget_ends_within_it(tmp_path: Path) -> None:
     settings = TrainSettings(budget_seconds=60, batch_size=2)
     asked: list[float] = []
 
-    def reserve(network: torch.nn.Module, step: float) -> float:
+    def reserve(network: torch.nn.Module, mirrors: tuple[int, ...], step: float) -> float:
         asked.append(step)
         return 58.0
 
@@ -482,9 +482,9 @@ def test_a_run_with_a_budget_goes_on_with_the_steps_it_had_planned(tmp_path: Pat
     settings = TrainSettings(budget_seconds=10_000, epochs=2, iterations=3, batch_size=2)
     task = make_task(tmp_path, settings)
     with pytest.raises(StoppedError):
-        train(task, reserve=lambda network, step: 9.5, stop=stop_after(2))
+        train(task, reserve=lambda *_: 9.5, stop=stop_after(2))
     stopped = latest(task)
-    run = train(task, resume=stopped, reserve=lambda network, step: 9.9)
+    run = train(task, resume=stopped, reserve=lambda *_: 9.9)
     assert run.course == stopped.course
     assert run.seconds > stopped.seconds > 0
 
@@ -493,7 +493,7 @@ def test_measuring_a_step_changes_no_weight(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     state = new_state(task)
     before = {k: v.clone() for k, v in state.network.state_dict().items()}
-    assert probe(task, state.network) > 0
+    assert probe(task, state.course, state.network) > 0
     assert same(before, dict(state.network.state_dict()))
     assert all(parameter.grad is None for parameter in state.network.parameters())
 

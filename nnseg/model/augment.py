@@ -23,6 +23,8 @@ from nnseg.errors import PlanError
 from nnseg.model.warp import find_positions, sample_images, sample_labels
 
 FLAT = 3.0  # a 3D patch more than 3 times as wide as it is deep is transformed slice by slice
+STRENGTHS = ("full", "mild")
+MILD_ROTATION = math.radians(15)  # largest angle of mild augmentation
 ELONGATED = 1.5  # a 2D patch of edges beyond this ratio would lose too much to a large rotation
 SMALLEST_SCALE = 0.85  # divides the rotated extent; nnU-Net's constant, not the range of SCALE
 
@@ -84,20 +86,30 @@ class Draw:
     mirror: tuple[int, ...]  # axes to flip, of 0, 1, 2 for z, y, x
 
 
-def plan_augmentation(patch_size: Shape, dimensions: int) -> Augmentation:
+def plan_augmentation(patch_size: Shape, dimensions: int, strength: str = "full") -> Augmentation:
     """Decide rotation, mirroring and the shape to load for a patch size.
 
     2D rotates by up to 180 degrees, or 15 when the patch is elongated. 3D rotates by up to 30
     degrees about each axis, so that little of the patch leaves the image; a flat patch by up to
     180 degrees in plane, since its z is too coarse to be mixed with y and x.
 
+    Mild augmentation rotates by 15 degrees at most and mirrors nothing, so that left stays left: a
+    training too short to overfit learns sooner where things are.
+
     Args:
         patch_size: Voxels (z, y, x) in plan order; (1, y, x) for 2D.
         dimensions: 2 or 3.
+        strength: One of STRENGTHS.
+
+    Raises:
+        PlanError: There is no such strength.
 
     >>> plan_augmentation((40, 56, 40), 3).loaded_shape
     (73, 80, 64)
     """
+    if strength not in STRENGTHS:
+        raise PlanError(f"augmentation is {strength!r}; it must be {' or '.join(STRENGTHS)}")
+    mild = strength == "mild"
     depth, *edges = patch_size
     flat = dimensions == 3 and max(patch_size) / depth > FLAT
     if flat or dimensions == 2:
@@ -105,6 +117,8 @@ def plan_augmentation(patch_size: Shape, dimensions: int) -> Augmentation:
         rotation = (math.radians(15 if elongated else 180), 0.0, 0.0)
     else:
         rotation = (math.radians(30),) * 3
+    if mild:
+        rotation = tuple(min(angle, MILD_ROTATION) for angle in rotation)  # type: ignore[assignment]
     loaded = _rotated_extent(patch_size, rotation) / SMALLEST_SCALE
     y, x = int(loaded[1]), int(loaded[2])
     return Augmentation(
@@ -112,7 +126,7 @@ def plan_augmentation(patch_size: Shape, dimensions: int) -> Augmentation:
         loaded_shape=(depth if flat or dimensions == 2 else int(loaded[0]), y, x),
         rotation=rotation,
         flat=flat,
-        mirror_axes=(0, 1, 2) if dimensions == 3 else (1, 2),
+        mirror_axes=() if mild else (0, 1, 2) if dimensions == 3 else (1, 2),
     )
 
 

@@ -122,6 +122,26 @@ def test_range_of_rotation_follows_the_shape_of_the_patch(
     assert np.degrees(plan_augmentation(patch, dimensions).rotation) == pytest.approx(degrees)
 
 
+@pytest.mark.parametrize(
+    ("patch", "dimensions", "degrees"),
+    [
+        ((40, 56, 40), 3, (15, 15, 15)),
+        ((20, 50, 61), 3, (15, 0, 0)),
+        ((1, 100, 150), 2, (15, 0, 0)),
+    ],
+)
+def test_mild_augmentation_rotates_little_and_mirrors_nothing(
+    patch: Shape, dimensions: int, degrees: tuple[float, ...]
+) -> None:
+    mild, full = (plan_augmentation(patch, dimensions, s) for s in ("mild", "full"))
+    assert np.degrees(mild.rotation) == pytest.approx(degrees)
+    assert mild.mirror_axes == ()
+    assert mild.flat == full.flat
+    assert mild.loaded_shape != full.loaded_shape
+    with pytest.raises(PlanError, match="augmentation is 'wild'; it must be full or mild"):
+        plan_augmentation(patch, dimensions, "wild")
+
+
 def test_every_spatial_axis_is_mirrored() -> None:
     assert (VOLUME.mirror_axes, FLAT.mirror_axes, SLICE.mirror_axes) == (
         (0, 1, 2),
