@@ -19,6 +19,7 @@ from nnseg.volume import read_image, read_segmentation, simple_geometry, write
 
 BROKEN = "broken"  # the variant of PHANTOMS that is broken
 FILE_ENDING = ".nii.gz"
+DRIFT_MM = 0.1  # about a twentieth of a voxel: over rounding, and little enough to be mended
 SURPLUS = 7  # training cases that dataset.json counts and that are not there
 
 
@@ -141,14 +142,29 @@ def _blur(values: NDArray[Any]) -> None:
     values[:] = gaussian_filter(values, 1.0)
 
 
-def _move(path: Path, *, spacing: float = 1, shift_mm: float = 0) -> None:
-    """Rewrite a file with its spacing scaled, or its origin moved along x."""
+def _move(path: Path, *, spacing: float = 1, shift_mm: float = 0, mirror: bool = False) -> None:
+    """Rewrite a file with its z spacing scaled, its origin moved along x, or x pointing left."""
     segmentation, geometry = read_segmentation(path)
     z, y, x = geometry.spacing
     moved = simple_geometry(geometry.shape, (z * spacing, y, x))
     rows = [list(row) for row in moved.affine]
+    rows[0][0] *= -1 if mirror else 1
     rows[0][3] += shift_mm
     write(path, segmentation, replace(moved, affine=tuple(tuple(row) for row in rows)))
+
+
+def _move_case(**change: Any) -> Callable[[Path, str], None]:
+    """Give a plant that moves every file of a case alike."""
+
+    def plant(folder: Path, case_id: str) -> None:
+        for path in (*_images(folder, case_id), _label(folder, case_id)):
+            _move(path, **change)
+
+    return plant
+
+
+def _brighten(values: NDArray[Any]) -> None:
+    values *= 50
 
 
 def _crop_label(folder: Path, case_id: str) -> None:
@@ -193,8 +209,12 @@ _CASE_PLANTS: tuple[tuple[str, Callable[[Path, str], None], str], ...] = (
     ("label_grid", _crop_label, _LABEL),
     ("label_grid", lambda f, c: _move(_label(f, c), spacing=0.5), _LABEL),
     ("label_grid", lambda f, c: _move(_label(f, c), shift_mm=4), _LABEL),
+    ("label_grid", lambda f, c: _move(_label(f, c), shift_mm=DRIFT_MM), _LABEL),
     ("label_undeclared", lambda f, c: _change_label(f, c, _put(9)), _LABEL),
     ("label_not_integer", lambda f, c: _change_label(f, c, _blur), _LABEL),
     ("label_not_integer", lambda f, c: _change_label(f, c, _put(math.nan)), _LABEL),
     ("label_empty", lambda f, c: _change_label(f, c, _put(0, everywhere=True)), _LABEL),
+    ("intensity_outlier", lambda f, c: _change_image(f, c, _brighten, channel=1), _SECOND),
+    ("size_outlier", _move_case(spacing=6), _FIRST),
+    ("orientation_differs", _move_case(mirror=True), _FIRST),
 )

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from nnseg import __version__
 from nnseg.console import STOP, Parser, Progress, keep_traceback, show_log
-from nnseg.errors import DataError, NnsegError, StoppedError, UsageError
+from nnseg.errors import DataError, MissingError, NnsegError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
+    from nnseg.fingerprint import Fingerprint
     from nnseg.folders import Folders
     from nnseg.plan import Plan
     from nnseg.resume import EpochReport
@@ -92,6 +93,7 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> int:
     except SystemExit as ended:  # argparse's way of saying -h, --version or an error
         return int(ended.code or 0)
     show_log(quiet=args.quiet, verbose=args.verbose)
+    os.environ.setdefault("BLOSC_NTHREADS", "1")  # or it starts 4 threads for every array it writes
     try:
         args.run(args)
     except StoppedError as error:
@@ -120,27 +122,126 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> int:
 # ------------------------------------------------------------------------------ the commands
 
 
+def _init_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the dataset, without its number")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="GLOB",
+        help="a quoted pattern for each channel: 'scans/*_t1.nii.gz' 'scans/*_t2.nii.gz'",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", required=True, metavar="GLOB", help="of the label maps, quoted, too"
+    )
+    parser.add_argument("--id", type=_count, metavar="N", help="number of the dataset: the next")
+    parser.add_argument("--channels", metavar="NAME,...", help="names of the channels: CT,PET")
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        type=_label,
+        default=[],
+        metavar="NAME=INT",
+        help="names of labels: kidney=1 tumour=2; the others are called label_N",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--link", action="store_true", help="link the files (the default)")
+    how.add_argument("--copy", action="store_true", help="copy the files")
+    parser.add_argument("--dry-run", action="store_true", help="propose, and write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument("-np", "--workers", type=_count, metavar="N", help="files read at once")
+
+
+def run_init(args: Namespace) -> None:
+    from nnseg import pipeline, proposal
+
+    if len(args.labels) > 1:
+        raise UsageError(
+            f"--labels takes one pattern, not {len(args.labels)}; quote it ('masks/*.nii.gz'), so "
+            "that the shell leaves it as it is"
+        )
+    names = dict(args.label)
+    if len(names) < len(args.label):
+        raise UsageError("--label gives a name twice; give each label a name of its own")
+    progress = Progress(args.quiet or args.json)
+    made = pipeline.init(
+        _folders_of(args),
+        args.name,
+        args.images,
+        args.labels[0],
+        number=args.id,
+        channels=tuple(args.channels.split(",")) if args.channels else (),
+        label_names=names,
+        copy=args.copy,
+        save=not args.dry_run,
+        workers=args.workers,
+        on_progress=progress,
+    )
+    progress.close()
+    if args.json:
+        print(json.dumps(proposal.to_json(made) | {"written": not args.dry_run}))
+        return
+    print(proposal.describe(made))
+    what = "nothing was written" if args.dry_run else "copied" if args.copy else "linked"
+    print(f"{what}; then: nnseg doctor {made.dataset}")
+
+
 def _doctor_arguments(parser: ArgumentParser) -> None:
     _add_dataset(parser)
+    parser.add_argument("--fix", action="store_true", help="write a corrected copy beside it")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="of the copy; else DATASET_fixed"
+    )
+    _add_group_regex(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("-np", "--workers", type=_count, metavar="N", help="cases at once")
 
 
 def run_doctor(args: Namespace) -> None:
-    from nnseg import doctor, pipeline, record
+    from nnseg import pipeline, record
+    from nnseg.findings import count_errors, describe
 
     folders, dataset = _dataset_of(args)
+    progress = Progress(args.quiet or args.json)
+    if args.fix:
+        _mend(args, folders, dataset, progress)
+        return
+    if args.output:
+        raise UsageError("-o is the folder of the corrected copy; give --fix with it")
     findings = pipeline.examine(
-        folders, dataset, workers=args.workers, on_progress=Progress(args.quiet or args.json)
+        folders,
+        dataset,
+        group_regex=args.group_regex,
+        workers=args.workers,
+        on_progress=progress,
     )
+    progress.close()
     if args.json:
         listed = [record.to_json(finding) for finding in findings]
         print(json.dumps({"dataset": dataset, "findings": listed}))
     else:
-        print(doctor.describe(findings))
-    errors = sum(finding.severity == "error" for finding in findings)
-    if errors:
-        raise DataError(f"{dataset}: {errors} error{'s' * (errors > 1)}; mend as listed")
+        print(describe(findings))
+    if errors := count_errors(findings):
+        raise DataError(f"{dataset}: {errors}; mend as listed, or try --fix")
+
+
+def _mend(args: Namespace, folders: "Folders", dataset: str, progress: Progress) -> None:
+    from nnseg import pipeline, record
+    from nnseg.findings import count_errors
+    from nnseg.mend import describe_mending
+
+    if args.group_regex:
+        raise UsageError("--group-regex mends nothing; give it to nnseg plan, which makes folds")
+    mending = pipeline.mend(
+        folders, dataset, args.output, workers=args.workers, on_progress=progress
+    )
+    progress.close()
+    if args.json:
+        print(json.dumps({"dataset": dataset, **record.to_json(mending)}))
+    else:
+        print(describe_mending(mending))
+    if errors := count_errors(mending.findings_left):
+        raise DataError(f"{mending.copy or dataset}: {errors} left; mend as listed")
 
 
 def _plan_arguments(parser: ArgumentParser) -> None:
@@ -162,13 +263,13 @@ def _plan_arguments(parser: ArgumentParser) -> None:
 
 
 def run_plan(args: Namespace) -> None:
-    from nnseg import commit, pipeline, record
+    from nnseg import commit, planning, record
     from nnseg.plan import describe_plan, explain_plan
 
     if args.fingerprint or args.dataset_json or args.format == "nnunet":
         if not (args.fingerprint and args.dataset_json and args.format == "nnunet"):
             raise UsageError("--fingerprint, --dataset-json and --format nnunet belong together")
-        plans = pipeline.plan_as_nnunet(
+        plans = planning.plan_as_nnunet(
             args.fingerprint,
             args.dataset_json,
             planner=args.planner,
@@ -184,7 +285,7 @@ def run_plan(args: Namespace) -> None:
         return
     for folders, dataset in _datasets_of(args):
         progress = Progress(args.quiet or args.json)
-        result = _plan_one(args, folders, dataset, progress, save=not args.dry_run)
+        _, result = _plan_one(args, folders, dataset, progress, save=not args.dry_run)
         if args.json:
             print(record.dumps(result), end="")
         else:
@@ -204,18 +305,41 @@ def _plan_and_preprocess_arguments(parser: ArgumentParser) -> None:
     doing = parser.add_argument_group("preprocessing")
     _add_configurations(doing)
     doing.add_argument("--no_pp", action="store_true", help="plan only")
+    _add_dry_run(doing)
     doing.add_argument("-np", "-npfp", "--workers", type=_count, metavar="N", help="cases at once")
+    _add_apart(doing)
 
 
 def run_plan_and_preprocess(args: Namespace) -> None:
+    from nnseg import prepare
     from nnseg.plan import describe_plan
+    from nnseg.planning import DEFAULT_PLAN
 
     for folders, dataset in _datasets_of(args):
         progress = Progress(args.quiet)
-        result = _plan_one(args, folders, dataset, progress, save=True)
-        print(describe_plan(result))
-        if not args.no_pp:
-            _preprocess_one(args, folders, dataset, progress)
+        if args.no_pp or args.dry_run:
+            measured, result = _plan_one(args, folders, dataset, progress, save=not args.dry_run)
+            print(describe_plan(result))
+            if not args.no_pp:
+                _foretell(args, folders, result, measured)
+            continue
+        _, made = prepare.plan_and_preprocess(
+            folders,
+            dataset,
+            args.configurations,
+            name=args.plan or DEFAULT_PLAN,
+            planner=args.planner,
+            memory_gb=args.memory_gb,
+            target_spacing=_spacing(args.target_spacing),
+            group_regex=args.group_regex,
+            anew=args.clean,
+            workers=args.workers,
+            on_progress=progress,
+            say=progress.line,
+            apart=args.apart,
+        )
+        progress.close()
+        _tell_made(dataset, made)
 
 
 def _preprocess_arguments(parser: ArgumentParser) -> None:
@@ -223,11 +347,31 @@ def _preprocess_arguments(parser: ArgumentParser) -> None:
     _add_configurations(parser)
     _add_plan_name(parser)
     parser.add_argument("-np", "--workers", type=_count, metavar="N", help="cases at once")
+    _add_apart(parser)
+    _add_dry_run(parser)
 
 
 def run_preprocess(args: Namespace) -> None:
+    from nnseg import planning, prepare
+
     for folders, dataset in _datasets_of(args):
-        _preprocess_one(args, folders, dataset, Progress(args.quiet))
+        name = args.plan or planning.DEFAULT_PLAN
+        if args.dry_run:
+            _foretell(args, folders, planning.load_plan(folders, dataset, name), None)
+            continue
+        progress = Progress(args.quiet)
+        made = prepare.preprocess(
+            folders,
+            dataset,
+            args.configurations,
+            plan_name=name,
+            workers=args.workers,
+            on_progress=progress,
+            say=progress.line,
+            apart=args.apart,
+        )
+        progress.close()
+        _tell_made(dataset, made)
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
@@ -436,7 +580,8 @@ def run_predict(args: Namespace) -> None:
     elif args.dataset and args.configuration:
         folders, dataset = _dataset_of(args)
         model_folder = folders.model(dataset, plan_name, args.configuration)
-        chosen = trained_folds(model_folder, args.folds, kind)
+        command = f"nnseg train {dataset} {args.configuration}"
+        chosen = trained_folds(model_folder, args.folds, kind, command)
     else:
         raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
     progress = Progress(args.quiet)
@@ -503,6 +648,53 @@ def run_evaluate(args: Namespace) -> None:
         print(report.describe_summary(summary))
 
 
+def _fsck_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "datasets",
+        nargs="*",
+        metavar="DATASET",
+        help="ids, names or paths, or folders of predictions; all datasets if left out",
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="make preprocessed cases anew that are damaged, missing or out of date",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument("-np", "--workers", type=_count, metavar="N", help="cases at once")
+
+
+def run_fsck(args: Namespace) -> None:
+    from nnseg import fsck, pipeline, record
+    from nnseg.findings import Finding, count_errors, describe
+    from nnseg.folders import find_dataset
+
+    folders = _folders_of(args)
+    names = args.datasets or fsck.kept_datasets(folders)
+    if not names:
+        raise MissingError(f"nothing is kept in {folders.preprocessed} and {folders.results}")
+    shown: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name in names:
+        if fsck.holds_results(Path(name)):
+            found = fsck.examine_results(Path(name))
+        else:
+            roots, name = find_dataset(folders, name)
+            progress = Progress(args.quiet or args.json)
+            found = pipeline.fsck(
+                roots, name, redo=args.redo, workers=args.workers, on_progress=progress
+            )
+            progress.close()
+        shown[name] = {"files": found.files, "findings": record.to_json(found)["findings"]}
+        findings += found.findings
+        if not args.json:
+            print(f"{name}: {found.files} files examined\n{describe(found.findings)}")
+    if args.json:
+        print(json.dumps({"examined": shown}))
+    if errors := count_errors(findings):
+        raise DataError(f"{errors} in what is kept; mend as listed")
+
+
 def _import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="PLANS.JSON", help="made by nnU-Net v2")
     _add_dataset(parser, flag=True)
@@ -557,6 +749,7 @@ def run_demo(args: Namespace) -> None:
 Arguments = Callable[[ArgumentParser], None]
 COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
     "demo": (_demo_arguments, run_demo, "The whole job on built-in data, or on a raw dataset."),
+    "init": (_init_arguments, run_init, "Make a raw dataset from files as they lie."),
     "doctor": (_doctor_arguments, run_doctor, "List every problem of a raw dataset at once."),
     "plan": (_plan_arguments, run_plan, "Measure a dataset and plan its networks."),
     "preprocess": (_preprocess_arguments, run_preprocess, "Preprocess the cases of a dataset."),
@@ -568,6 +761,7 @@ COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
     "train": (_train_arguments, run_train, "Train one fold of a configuration, then validate it."),
     "predict": (_predict_arguments, run_predict, "Segment images with trained networks."),
     "evaluate": (_evaluate_arguments, run_evaluate, "Score predictions against their references."),
+    "fsck": (_fsck_arguments, run_fsck, "Find what is damaged among all that nnseg keeps."),
     "import": (_import_arguments, run_import, "Make a plan of ours from nnU-Net's plans.json."),
 }
 
@@ -624,7 +818,16 @@ def _add_planning(group: Any) -> None:
         metavar=("Z", "Y", "X"),
         help="mm, instead of the median's",
     )
+    _add_group_regex(group)
     _add_plan_name(group)
+
+
+def _add_group_regex(parser: Any) -> None:
+    parser.add_argument(
+        "--group-regex",
+        metavar="REGEX",
+        help="its first group, found in a case's id, is the patient; folds keep patients together",
+    )
 
 
 def _add_plan_name(parser: Any) -> None:
@@ -641,6 +844,16 @@ def _add_configurations(parser: Any) -> None:
     )
 
 
+def _add_apart(parser: Any) -> None:
+    text = "each case in a worker process, whose death costs the case and not the run"
+    parser.add_argument("--apart", action="store_true", help=text)
+
+
+def _add_dry_run(parser: Any) -> None:
+    text = "say what it takes of memory, disk and time, and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+
+
 def _add_device(parser: Any) -> None:
     parser.add_argument("-device", "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
@@ -648,10 +861,12 @@ def _add_device(parser: Any) -> None:
 
 def _plan_one(
     args: Namespace, folders: "Folders", dataset: str, progress: Progress, *, save: bool
-) -> "Plan":
-    from nnseg import pipeline
+) -> "tuple[Fingerprint, Plan]":
+    from nnseg import planning, prepare
+    from nnseg.splits import check_regex
 
-    measured = pipeline.up_to_date_fingerprint(
+    check_regex(folders, dataset, args.group_regex)
+    measured = prepare.up_to_date_fingerprint(
         folders,
         dataset,
         anew=args.clean,
@@ -660,32 +875,32 @@ def _plan_one(
         on_progress=progress,
     )
     progress.close()
-    return pipeline.plan(
+    result = planning.plan(
         folders,
         dataset,
-        name=args.plan or pipeline.DEFAULT_PLAN,
+        name=args.plan or planning.DEFAULT_PLAN,
         planner=args.planner,
         memory_gb=args.memory_gb,
         target_spacing=_spacing(args.target_spacing),
         measured=measured,
+        group_regex=args.group_regex,
         save=save,
     )
+    return measured, result
 
 
-def _preprocess_one(
-    args: Namespace, folders: "Folders", dataset: str, progress: "Progress"
+def _foretell(
+    args: Namespace, folders: "Folders", plan: "Plan", measured: "Fingerprint | None"
 ) -> None:
-    from nnseg import pipeline
+    from nnseg import prepare
 
-    made = pipeline.preprocess(
-        folders,
-        dataset,
-        args.configurations,
-        plan_name=args.plan or pipeline.DEFAULT_PLAN,
-        workers=args.workers,
-        on_progress=progress,
+    foretold = prepare.foretell(
+        folders, plan, args.configurations, measured=measured, workers=args.workers
     )
-    progress.close()
+    print(f"{plan.dataset}: preprocessing would take {foretold}; nothing was written")
+
+
+def _tell_made(dataset: str, made: dict[str, int]) -> None:
     for name, count in made.items():
         print(f"{dataset} {name}: {count} cases preprocessed, the others are up to date")
 
@@ -731,6 +946,16 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "positive whole number"  # argparse names it in its message
+
+
+def _label(text: str) -> tuple[str, int]:
+    name, _, value = text.rpartition("=")
+    if not name:
+        raise ValueError(text)
+    return name, int(value)
+
+
+_label.__name__ = "NAME=INT"
 
 
 def _seconds(text: str) -> float:

@@ -1,22 +1,39 @@
-"""Files that are whole or not there: temporary file, fsync, rename, fsync of the folder."""
+"""Files that are whole or not there: temporary file, fsync, rename, fsync of the folder.
+
+What a kill leaves of a temporary file is nobody's, and removed by the next process that writes into
+the folder: the name says which process of which host was at it.
+"""
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import re
 import shutil
+import socket
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from nnseg.errors import MachineError
 
-TEMPORARY = ".part-"  # every unfinished file's name starts so; `sweep` removes what a kill left
+TEMPORARY = ".part-"  # every unfinished file's name starts so
+WRITER = re.compile(r"\.part-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-.*", re.S)
+NAME_BYTES = 255  # the longest name of a file, on nearly every system
+FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}  # of a folder, on some network drives
+
+_PROCESS = uuid.uuid4().hex[:8]  # a later process may have the same number
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; on success it takes `path`'s place in one step.
+
+    With `durable` it is on the disk then; without, a loss of power may still take or damage it,
+    which only files may risk that a hash proves and a command makes again.
 
     The temporary name keeps the endings of `path`, for libraries that choose a format by them.
     After an error or a kill `path` is what it was before.
@@ -24,14 +41,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: The disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(path.parent)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "r+b") as file:  # Windows syncs none that is open for reading only
+                os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -39,30 +59,64 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `data` to `path`, whole or not at all; see `whole_file`."""
-    with whole_file(path) as temporary:
+    with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable, where the file system can."""
+    """Make renames in `folder` durable, where the system and its file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows cannot open a folder; its rename is durable enough
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
 def sweep(folder: Path) -> int:
-    """Remove unfinished files that a kill left in `folder`; give their number."""
+    """Remove all unfinished files in `folder`, where no other run may be writing; count them.
+
+    Raises:
+        MachineError: One of them cannot be removed.
+    """
     left = list(folder.glob(f"{TEMPORARY}*"))
     for path in left:
-        path.unlink(missing_ok=True)
+        remove(path)
     return len(left)
+
+
+def sweep_orphans(folder: Path) -> int:
+    """Remove the unfinished files in `folder` whose process surely runs no more; count them.
+
+    Raises:
+        MachineError: One of them cannot be removed.
+    """
+    left = [path for path in folder.glob(f"{TEMPORARY}*") if _is_orphan(path.name)]
+    for path in left:
+        remove(path)
+    return len(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        MachineError: It is there, but cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MachineError(
+            f"{path}: cannot be removed ({reason}); check the folder and its rights"
+        ) from error
 
 
 def sha256(path: Path) -> str:
@@ -76,9 +130,48 @@ def sha256(path: Path) -> str:
 
 def cannot_write(path: Path, error: OSError) -> MachineError:
     """Say why `path` could not be written and what would help."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(path.parent).free / 2**20
             return MachineError(f"{path}: the disk is full ({free:.0f} MiB free); make room")
     reason = error.strerror or str(error)
     return MachineError(f"{path}: cannot be written ({reason}); check the folder and its rights")
+
+
+def _temporary_name(name: str) -> str:
+    """Name the unfinished form of a file; of a name that gets too long, the end is kept."""
+    prefix = f"{TEMPORARY}{_host()}-{os.getpid()}-{_PROCESS}-{uuid.uuid4().hex[:8]}-"
+    return prefix + os.fsencode(name)[len(prefix) - NAME_BYTES :].decode(errors="ignore")
+
+
+@functools.cache
+def _host() -> str:
+    """Hash what tells where the number of a process means that process: machine and container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text("utf-8"))
+    with contextlib.suppress(OSError):  # two containers may bear the name of their host
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return f"{zlib.crc32(' '.join(parts).encode()):08x}"
+
+
+def _is_orphan(name: str) -> bool:
+    writer = WRITER.fullmatch(name)
+    if writer is None or writer["host"] != _host() or os.name == "nt":  # there, signal 0 is Ctrl-C
+        return False
+    if int(writer["pid"]) == os.getpid():
+        return writer["process"] != _PROCESS
+    try:
+        os.kill(int(writer["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@functools.lru_cache(maxsize=256)
+def _sweep_once(folder: Path) -> None:
+    """Sweep when this process first writes into `folder`: to list it each time takes too long."""
+    with contextlib.suppress(OSError, MachineError):
+        sweep_orphans(folder)

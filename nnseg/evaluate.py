@@ -169,8 +169,8 @@ def confusion_table(
 ) -> NDArray[np.int64]:
     """Count the voxels of each pair of labels, (reference label, predicted label).
 
-    Voxels whose reference is `labels.ignore` do not count. Every overlap score of the case can be
-    had from this table.
+    Rows and columns are in the order of `labels.values`. Voxels whose reference is
+    `labels.ignore` do not count. Every overlap score of the case can be had from this table.
 
     Args:
         prediction: (z, y, x).
@@ -185,8 +185,8 @@ def confusion_table(
             f"prediction {prediction.shape} and reference {reference.shape} differ in shape "
             "(z, y, x); predict the image that the reference was drawn on"
         )
-    _check_values("prediction", prediction, labels)
-    _check_values("reference", reference, labels)
+    prediction = _positions("prediction", prediction, labels)
+    reference = _positions("reference", reference, labels)
     size = len(labels.values)
     table = np.zeros(size * size, dtype=np.int64)
     step = max(1, SLAB_VOXELS * len(reference) // max(1, reference.size))
@@ -196,7 +196,7 @@ def confusion_table(
         table += np.bincount(pairs.ravel(), minlength=size * size)
     square = table.reshape(size, size)
     if labels.ignore is not None:
-        square[labels.ignore] = 0
+        square[-1] = 0  # it is the largest label
     return square
 
 
@@ -209,7 +209,7 @@ def score_table(table: NDArray[np.int64], labels: Labels) -> dict[str, Score]:
     """
     total = int(table.sum())
     scores = {}
-    for name, values in labels.foreground.items():
+    for name, values in labels.consecutive.foreground.items():
         rows = table[list(values)]
         tp = int(rows[:, list(values)].sum())
         fn = int(rows.sum()) - tp
@@ -426,14 +426,11 @@ def _mean(values: Sequence[float | None]) -> tuple[float | None, int]:
     return (float(np.mean(found)) if found else None), len(found)
 
 
-def _check_values(what: str, segmentation: Segmentation, labels: Labels) -> None:
-    largest = labels.values[-1]  # the labels are 0, 1, 2, ... without gaps
-    if segmentation.min(initial=0) < 0 or segmentation.max(initial=0) > largest:
-        unknown = sorted(set(np.unique(segmentation).tolist()) - set(labels.values))
-        raise DataError(
-            f"{what} holds the values {unknown[:10]}, which are no labels; they must be 0 to "
-            f"{largest}: correct the label map or the labels of dataset.json"
-        )
+def _positions(what: str, segmentation: Segmentation, labels: Labels) -> Segmentation:
+    try:
+        return labels.to_positions(segmentation)
+    except DataError as error:
+        raise DataError(f"{what} {error}") from None
 
 
 def _boxes(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnseg.axes import Image, Segmentation, Shape, Spacing, box_slices
+from nnseg.axes import Image, Segmentation, Shape, Spacing, three
 from nnseg.errors import DataError
-from nnseg.image.crop import bounding_box, cut, nonzero_mask
+from nnseg.image.crop import Cropped, crop_to_body
 from nnseg.image.intensity import CaseIntensity, Intensity, measure, pool
 
 
@@ -64,16 +64,19 @@ def measure_case(
 
     Source: method of nnU-Net v2; voxels outside the body's box never count as foreground.
     """
-    box = bounding_box(nonzero_mask(image))
-    cropped = cut(image, box)
-    foreground = segmentation[box_slices(box)] > 0
-    _, z, y, x = cropped.shape
+    return measure_cropped(case_id, crop_to_body(tuple(image), segmentation), spacing)
+
+
+def measure_cropped(case_id: str, case: Cropped, spacing: Spacing) -> CaseMeasurement:
+    """Measure a labelled case that is cut to its body; see `measure_case`."""
+    assert case.segmentation is not None, "only labelled cases are measured"
+    foreground = case.segmentation > 0
     return CaseMeasurement(
         case_id=case_id,
         spacing=spacing,
-        shape=(z, y, x),
-        relative_size=cropped[0].size / image[0].size,
-        intensities=tuple(measure(channel[foreground]) for channel in cropped),
+        shape=three(case.channels[0].shape),
+        relative_size=case.relative_size,
+        intensities=tuple(measure(channel[foreground]) for channel in case.channels),
     )
 
 

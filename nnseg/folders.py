@@ -118,7 +118,12 @@ def predicted_spec_file(predictions: Path) -> Path:
     return predictions / "dataset.json"
 
 
-def trained_folds(model: Path, chosen: Sequence[str] = (), kind: str = "final") -> tuple[Path, ...]:
+def trained_folds(
+    model: Path,
+    chosen: Sequence[str] = (),
+    kind: str = "final",
+    made_by: str = "nnseg train DATASET CONFIGURATION",
+) -> tuple[Path, ...]:
     """Give the folders of trained folds of a configuration's folder.
 
     Args:
@@ -126,6 +131,7 @@ def trained_folds(model: Path, chosen: Sequence[str] = (), kind: str = "final") 
         chosen: Folds as they are called, such as "0", "all" or "0_seed1". None chosen are all
             numbered folds that are trained; where there is none, `all`.
         kind: The checkpoint that each must have.
+        made_by: The command that makes them, but for the fold.
 
     Raises:
         MissingError: There is no trained fold, or not one that was chosen.
@@ -140,9 +146,10 @@ def trained_folds(model: Path, chosen: Sequence[str] = (), kind: str = "final") 
     missing = [name for name in wanted if name not in found]
     if missing:
         there = ", ".join(found) or "none"
+        lacking = missing if chosen else ["0"]
         raise MissingError(
-            f"{model}: fold {', '.join(missing if chosen else ['0'])} is not trained (trained: "
-            f"{there}); `nnseg train` makes it"
+            f"{model}: fold {', '.join(lacking)} is not trained (trained: {there}); "
+            f"`{made_by} {lacking[0]}` makes it"
         )
     return tuple(found[name] for name in dict.fromkeys(wanted))
 

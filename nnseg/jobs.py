@@ -5,10 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnseg.dataset import DatasetSpec, channel_fault, find_images, visible_files
+from nnseg.dataset import (
+    DatasetSpec,
+    channel_fault,
+    find_image_files,
+    find_label_maps,
+    one_label_map,
+    visible_files,
+)
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.folders import predicted_spec_file
-from nnseg.volume import ENDINGS
+from nnseg.volume import channel_counts, label_ending, split_ending
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +25,7 @@ class PredictionJob:
     """One case to predict."""
 
     case_id: str
-    images: tuple[Path, ...]  # a file for each channel
+    images: tuple[Path, ...]  # a file for each channel, or one for all
     target: Path  # the label map to write
     fault: str | None = None  # what is wrong with its files, if anything is
 
@@ -38,7 +45,7 @@ def find_prediction_jobs(
     """List the cases of `source` and the files that they go to, sorted by case.
 
     Args:
-        source: A folder of CASE_0000.nii.gz, ..., or the image of a one-channel model.
+        source: A folder of CASE_0000.nii.gz, ..., or one image that holds all channels.
         target: A folder; for one image also a file.
         spec: What the model was trained on: its channels and how files end.
 
@@ -51,14 +58,18 @@ def find_prediction_jobs(
         raise MissingError(f"{source} does not exist; give an image or a folder of images")
     if source.is_dir():
         return _jobs_of_folder(source, target, spec)
-    if len(spec.channels) != 1:
+    if len(spec.channels) not in channel_counts(source):
         raise UsageError(
             f"the model wants {len(spec.channels)} channels; give a folder with a file each"
         )
-    if not target.name.endswith(ENDINGS):
-        target = target / source.name
+    _, wanted = split_ending(target.name)
+    if not wanted:
+        stem, ending = split_ending(source.name)
+        target = target / f"{stem}{label_ending(ending)}"
+    elif label_ending(wanted) != wanted:
+        raise UsageError(f"{target}: JPEG does not keep values; give a .png file")
     _refuse_the_input(source, target)
-    case_id = target.name.removesuffix(spec.file_ending)
+    case_id, _ = split_ending(target.name)
     return (PredictionJob(case_id=case_id, images=(source,), target=target),)
 
 
@@ -66,7 +77,7 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     _refuse_the_input(source, target)
     if target.is_file():
         raise UsageError(f"{target} is a file; the images of a folder go into a folder")
-    found = find_images(source, spec)
+    found = find_image_files(source, spec)
     if not found:
         raise DataError(
             f"{source}: no file is named CASE_0000{spec.file_ending}; name the images so"
@@ -74,9 +85,9 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     jobs = [
         PredictionJob(
             case_id=case_id,
-            images=tuple(path for _, path in sorted(channels.items())),
-            target=target / f"{case_id}{spec.file_ending}",
-            fault=channel_fault(source, case_id, set(channels), spec),
+            images=tuple(files[0] for _, files in sorted(channels.items())),
+            target=target / f"{case_id}{spec.label_ending}",
+            fault=channel_fault(source, case_id, channels, spec),
         )
         for case_id, channels in found.items()
     ]
@@ -103,7 +114,8 @@ def _refuse_to_replace(folder: Path, targets: Iterable[Path]) -> None:
 def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[ScoringJob, ...]:
     """Pair the label maps of two folders, or two files, sorted by case.
 
-    A reference without a prediction is passed over, aloud.
+    Predictions end as `ending` says, in .png where that is JPEG's; references as label maps can. A
+    reference without a prediction is passed over, aloud.
 
     Raises:
         MissingError: `reference` or `prediction` does not exist.
@@ -112,22 +124,26 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
     for path in (reference, prediction):
         if not path.exists():
             raise MissingError(f"{path} does not exist; give two label maps or two folders")
+    ending = label_ending(ending)
     if prediction.is_file():
         case_id = prediction.name.removesuffix(ending)
         return (ScoringJob(case_id=case_id, reference=reference, prediction=prediction),)
+    references = find_label_maps(reference, ending)
     jobs = []
     for path in visible_files(prediction):
         if not path.name.endswith(ending):
             continue
-        truth = reference / path.name
-        if not truth.is_file():
-            raise DataError(f"{path}: {truth} does not exist; a prediction needs its reference")
         case_id = path.name.removesuffix(ending)
+        if case_id not in references:
+            raise DataError(
+                f"{path}: {reference / path.name} does not exist; a prediction needs its reference"
+            )
+        truth = one_label_map(case_id, references[case_id])
         jobs.append(ScoringJob(case_id=case_id, reference=truth, prediction=path))
     if not jobs:
         raise DataError(f"{prediction}: no file ends in {ending}; nothing to score")
-    references = {p.name for p in visible_files(reference) if p.name.endswith(ending)}
-    missing = references - {job.prediction.name for job in jobs}
+    missing = references.keys() - {job.case_id for job in jobs}
     if missing:
-        logger.warning("%d references have no prediction, such as %s", len(missing), min(missing))
+        first = references[min(missing)][0].name
+        logger.warning("%d references have no prediction, such as %s", len(missing), first)
     return tuple(jobs)

@@ -3,9 +3,12 @@
 A dataset has either *labels*, one softmax head for each label and the background, or *regions*
 (sets of labels that may overlap, such as whole tumour and tumour core), one sigmoid head each.
 The *ignore* label marks voxels that nobody annotated; it is never learnt and never predicted.
+
+The integers may have gaps. Label maps hold them as they are; what is trained on holds their
+*positions* among all values, 0, 1, 2, ..., and `Labels.consecutive` says what those mean.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from nnseg.errors import DataError
 
 IGNORE = "ignore"
 BACKGROUND = "background"
+LARGEST = 65535  # of the integers: the most that every format and a 16 bit picture can hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +30,8 @@ class Labels:
     earlier ones.
 
     Raises:
-        DataError: Background is not 0, the integers have gaps or two names, "ignore" is not the
-            largest or part of a region, or the class order does not fit.
+        DataError: Background is not 0, the integers have two names or cannot be held, "ignore" is
+            not the largest or part of a region, or the class order does not fit.
     """
 
     labels: dict[str, int | tuple[int, ...]]
@@ -42,8 +46,8 @@ class Labels:
         values = self.values
         if not self.foreground:
             raise DataError("labels has no foreground; name at least one label besides background")
-        if values != tuple(range(len(values))):
-            raise DataError(f"labels has the integers {list(values)}; they must be 0, 1, 2, ...")
+        if values[0] < 0 or values[-1] > LARGEST:
+            raise DataError(f"labels has the integers {list(values)}; use some of 0 to {LARGEST}")
         ignore = self.labels.get(IGNORE)
         if ignore is not None and ignore != values[-1]:
             raise DataError(f"labels.ignore is {ignore}; it must be the largest, {values[-1]}")
@@ -80,6 +84,29 @@ class Labels:
         return tuple(sorted(found))
 
     @property
+    def has_gaps(self) -> bool:
+        """Whether the integers are others than 0, 1, 2, ..., so that positions differ from them."""
+        return self.values[-1] != len(self.values) - 1
+
+    @property
+    def consecutive(self) -> "Labels":
+        """The same labels with positions for integers; these themselves where there are no gaps."""
+        if not self.has_gaps:
+            return self
+        position = {value: place for place, value in enumerate(self.values)}
+        order = self.regions_class_order
+        return replace(
+            self,
+            labels={
+                name: tuple(position[value] for value in entry)
+                if isinstance(entry, tuple)
+                else position[entry]
+                for name, entry in self.labels.items()
+            },
+            regions_class_order=None if order is None else tuple(position[v] for v in order),
+        )
+
+    @property
     def ignore(self) -> int | None:
         """The integer of unannotated voxels, or None."""
         entry = self.labels.get(IGNORE)
@@ -99,6 +126,40 @@ class Labels:
         """Number of output channels of a network for these labels."""
         return len(self.foreground) + (0 if self.has_regions else 1)
 
+    def to_positions(self, segmentation: Segmentation) -> Segmentation:
+        """Turn a label map into positions in `values`; without gaps it is given back unchanged.
+
+        Raises:
+            DataError: It holds values that are no labels.
+        """
+        largest = self.values[-1]
+        if segmentation.min(initial=0) < 0 or segmentation.max(initial=0) > largest:
+            raise self._unknown(segmentation)
+        if not self.has_gaps:
+            return segmentation
+        nowhere = len(self.values)
+        table = np.full(largest + 1, nowhere, dtype=smallest_integer_type(nowhere))
+        table[list(self.values)] = range(nowhere)
+        positions = table[segmentation]
+        if (positions == nowhere).any():
+            raise self._unknown(segmentation)
+        return positions
+
+    def from_positions(self, positions: Segmentation) -> Segmentation:
+        """Turn positions in `values` into a label map of the smallest type that holds them all."""
+        kind = smallest_integer_type(self.values[-1])
+        if not self.has_gaps:
+            return positions.astype(kind, copy=False)
+        return np.array(self.values, dtype=kind)[positions]
+
+    def _unknown(self, segmentation: Segmentation) -> DataError:
+        unknown = sorted(set(np.unique(segmentation).tolist()) - set(self.values))
+        wanted = f"one of {list(self.values)}" if self.has_gaps else f"0 to {self.values[-1]}"
+        return DataError(
+            f"holds the values {unknown[:10]}, which are no labels; they must be {wanted}: correct "
+            "the label map or the labels of dataset.json"
+        )
+
     def segment(self, logits: NDArray[np.float32]) -> Segmentation:
         """Turn logits (head, z, y, x) into a label map (z, y, x).
 
@@ -107,8 +168,7 @@ class Labels:
         """
         kind = smallest_integer_type(self.values[-1])
         if not self.has_regions:
-            # labels have no gaps: head i is label i
-            return np.asarray(logits.argmax(axis=0), dtype=kind)
+            return self.from_positions(logits.argmax(axis=0))  # a head for each position
         result = np.zeros(logits.shape[1:], dtype=kind)
         for head, label in zip(logits, self.regions_class_order or (), strict=True):
             result[head > 0] = label

@@ -1,16 +1,39 @@
-"""Work on many cases at once, and name all that failed together."""
+"""Work on many cases at once, and name all that failed together.
+
+Threads do it: numpy, BLAS, isal and Blosc2 let other threads run while they compute, and a thread
+costs nothing to start. Work that may exhaust the memory is done apart, in processes of its own,
+which the system can kill without ending the run: `nnseg.workers`.
+"""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from nnseg.errors import NnsegError
+from nnseg.errors import MachineError, NnsegError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, how much, of how much
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How much memory work may take: that of all items under way, and of each by its name."""
+
+    total: int  # bytes
+    needs: Mapping[str, int]  # bytes; a name that is missing needs nothing worth counting
+
+    def fits(self, name: str, under_way: Sequence[str]) -> bool:
+        """Say whether an item can join those under way; one alone is always let in."""
+        taken = sum(self.needs.get(other, 0) for other in under_way)
+        return not under_way or taken + self.needs.get(name, 0) <= self.total
+
+
+NO_BOUND = Room(total=0, needs={})
 
 
 def for_each(
@@ -20,36 +43,75 @@ def for_each(
     workers: int | None,
     what: str,
     on_progress: OnProgress | None,
+    room: Room = NO_BOUND,
 ) -> dict[str, T]:
     """Do `work` on every item, several at once; failures are listed together at the end.
 
     Whatever is no NnsegError, Ctrl-C included, ends the work: what waits is not begun, what runs is
-    waited for.
+    waited for. An item that does not fit into `room` beside those under way waits for them.
     """
+    workers = workers or cores()
     done: dict[str, T] = {}
     failed: dict[str, NnsegError] = {}
-    with ThreadPoolExecutor(workers or cores()) as pool:
+    waiting = list(reversed(items))
+    running: dict[Future[T], str] = {}
+    with ThreadPoolExecutor(workers) as pool, one_blas_thread(workers > 1 and len(items) > 1):
         try:
-            waiting = {pool.submit(work, item): name_of(item) for item in items}
-            for future in as_completed(waiting):
-                name = waiting[future]
-                try:
-                    done[name] = future.result()
-                except NnsegError as error:
-                    failed[name] = error
-                if on_progress:
-                    on_progress(what, len(done) + len(failed), len(items))
+            while waiting or running:
+                while (
+                    waiting
+                    and len(running) < workers
+                    and room.fits(name_of(waiting[-1]), list(running.values()))
+                ):
+                    item = waiting.pop()
+                    running[pool.submit(work, item)] = name_of(item)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    try:
+                        done[name] = future.result()
+                    except NnsegError as error:
+                        failed[name] = error
+                    except MemoryError as error:
+                        failed[name] = out_of_memory(error)
+                    if on_progress:
+                        on_progress(what, len(done) + len(failed), len(items))
         except BaseException:  # Ctrl-C among them, which strikes while this thread waits
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    raise_together(failed, len(items))
+    return done
+
+
+def raise_together(failed: Mapping[str, NnsegError], count: int) -> None:
+    """Raise what failed as one error, of the worst of their kinds; nothing where nothing did."""
     if len(failed) == 1:
-        name, only = failed.popitem()
+        ((name, only),) = failed.items()
         raise type(only)(f"case {name}: {only}")
     if failed:
         worst = max(failed.values(), key=lambda error: error.exit_code)
         listed = "".join(f"\n  case {name}: {failed[name]}" for name in sorted(failed))
-        raise type(worst)(f"{len(failed)} of {len(items)} cases failed:{listed}")
-    return done
+        raise type(worst)(f"{len(failed)} of {count} cases failed:{listed}")
+
+
+def out_of_memory(error: MemoryError) -> MachineError:
+    """Say that memory did not suffice, and what would help."""
+    return MachineError(f"the memory does not suffice ({error}); take fewer workers, as by -np 1")
+
+
+@contextmanager
+def one_blas_thread(limited: bool = True) -> Iterator[None]:
+    """Let BLAS compute in the thread that calls it, where several do, if `limited`.
+
+    Otherwise every thread of ours would start as many as there are cores, and all would wait for
+    each other.
+    """
+    if not limited:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def cores() -> int:

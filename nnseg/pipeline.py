@@ -8,24 +8,19 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from hashlib import sha256 as hash_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnseg import commit, doctor, record, report, store
-from nnseg.axes import Segmentation, Spacing
+from nnseg import commit, record, report, store
+from nnseg.axes import Segmentation
 from nnseg.dataset import (
     Case,
     DatasetSpec,
-    Fold,
-    check_folds,
-    extend_folds,
-    find_cases,
-    find_images,
-    make_folds,
+    find_training_cases,
     read_spec,
     select_fold,
     spec_to_json,
@@ -35,7 +30,6 @@ from nnseg.errors import (
     MachineError,
     MissingError,
     PartlyDoneError,
-    PlanError,
     StoppedError,
     UsageError,
 )
@@ -48,30 +42,45 @@ from nnseg.evaluate import (
     summarize,
     to_nnunet,
 )
-from nnseg.exchange import nnunet
-from nnseg.fingerprint import CaseMeasurement, Fingerprint, measure_case
-from nnseg.fingerprint import summarize as summarize_cases
 from nnseg.folders import (
     Folders,
     checkpoint_file,
-    is_folder_name,
     metrics_file,
     predicted_spec_file,
     progress_file,
     summary_file,
     validation_folder,
 )
+from nnseg.fsck import Examination
+from nnseg.fsck import examine as examine_kept
 from nnseg.jobs import ScoringJob, find_prediction_jobs, find_scoring_jobs
 from nnseg.labels import Labels
+from nnseg.layout import lay_out
 from nnseg.lock import locked
-from nnseg.parallel import OnProgress, cores, for_each
-from nnseg.plan import Configuration, Plan, make_plan
-from nnseg.preprocess import (
-    find_locations,
-    preprocess_case,
-    preprocessing_hash,
+from nnseg.mend import Mending
+from nnseg.mend import mend as write_mended
+from nnseg.parallel import OnProgress, for_each
+from nnseg.plan import Configuration, Plan
+from nnseg.planning import (
+    DEFAULT_PLAN,
+    import_plans,
+    load_plan,
+    plan,
+    plan_as_nnunet,
 )
+from nnseg.prepare import (
+    check,
+    examine,
+    fingerprint,
+    foretell,
+    plan_and_preprocess,
+    preprocess,
+    up_to_date_fingerprint,
+)
+from nnseg.preprocess import preprocessing_hash
+from nnseg.proposal import Proposal, propose
 from nnseg.runlog import logged_run
+from nnseg.splits import folds
 from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
 
 if TYPE_CHECKING:
@@ -81,332 +90,88 @@ if TYPE_CHECKING:
     from nnseg.resume import EpochReport, RunRecord
     from nnseg.train import Reserve, Task
 
+__all__ = [
+    "DEFAULT_PLAN",
+    "check",
+    "evaluate",
+    "examine",
+    "fingerprint",
+    "folds",
+    "foretell",
+    "fsck",
+    "import_plans",
+    "init",
+    "load_plan",
+    "mend",
+    "plan",
+    "plan_and_preprocess",
+    "plan_as_nnunet",
+    "predict",
+    "preprocess",
+    "read_summary",
+    "spec_for_evaluation",
+    "train",
+    "up_to_date_fingerprint",
+    "validate",
+    "validation_summary",
+]
+
 logger = logging.getLogger(__name__)
 
-DEFAULT_PLAN = "nnseg"
-PLANNED_BY = "nnseg plan"
 RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
 PLOT_EVERY = 30.0  # seconds; drawing takes a fifth of one
 MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 
 
-def fingerprint(
+def init(
     folders: Folders,
-    dataset: str,
+    name: str,
+    images: Sequence[str],
+    labels: str,
     *,
+    number: int | None = None,
+    channels: Sequence[str] = (),
+    label_names: Mapping[str, int] | None = None,
+    copy: bool = False,
     save: bool = True,
     workers: int | None = None,
     on_progress: OnProgress | None = None,
-) -> Fingerprint:
-    """Stage 1: examine the raw dataset, measure every case, write its fingerprint.
-
-    Raises:
-        MissingError: The dataset is not there.
-        DataError: The doctor found errors; all are in the message.
-    """
-    if not save:
-        return _measure_cases(folders, dataset, workers, on_progress)
-    path = folders.fingerprint_file(dataset)
-    with logged_run(path.parent, "fingerprint", {"dataset": dataset}) as run:
-        result = _measure_cases(folders, dataset, workers, on_progress)
-        record.save(result, path)
-        run.outputs.append(path)
-    return result
-
-
-def _measure_cases(
-    folders: Folders, dataset: str, workers: int | None, on_progress: OnProgress | None
-) -> Fingerprint:
-    check(folders, dataset, workers=workers, on_progress=on_progress)
-    spec = read_spec(folders.spec_file(dataset))
-    cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
-
-    def measure(case: Case) -> CaseMeasurement:
-        volume, segmentation = _read_case(case)
-        spacing = volume.geometry.spacing
-        return measure_case(case.case_id, volume.image, segmentation, spacing)
-
-    measured = for_each(measure, cases, _case_id, workers, "measuring", on_progress)
-    return summarize_cases([measured[case.case_id] for case in cases])
-
-
-def up_to_date_fingerprint(
-    folders: Folders,
-    dataset: str,
-    *,
-    anew: bool = False,
-    save: bool = True,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> Fingerprint:
-    """Give the fingerprint of a dataset: the one that is there if it is of the same cases.
-
-    The raw data are examined either way; `anew` measures them in any case.
-    """
-    path = folders.fingerprint_file(dataset)
-    if path.is_file() and not anew:
-        found = record.load(Fingerprint, path, PLANNED_BY)
-        check(folders, dataset, workers=workers, on_progress=on_progress)
-        if list(found.case_ids) == _case_ids(folders, dataset):
-            return found
-        logger.warning("the cases of %s have changed; they are measured anew", dataset)
-    return fingerprint(folders, dataset, save=save, workers=workers, on_progress=on_progress)
-
-
-def check(
-    folders: Folders,
-    dataset: str,
-    *,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> tuple[doctor.Finding, ...]:
-    """Examine the raw dataset and give the warnings; errors raise DataError, all at once."""
-    findings = examine(folders, dataset, workers=workers, on_progress=on_progress)
-    doctor.raise_for_errors(findings, dataset)
-    for finding in findings:
-        logger.warning("%s: %s; %s", finding.file, finding.found, finding.remedy)
-    return findings
-
-
-def examine(
-    folders: Folders,
-    dataset: str,
-    *,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> tuple[doctor.Finding, ...]:
-    """List every problem of the raw dataset: file, what was found, remedy."""
-    folder = folders.raw_folder(dataset)
-    if not folder.is_dir():
-        raise MissingError(f"{folder} does not exist; put the raw dataset there")
-
-    def tell(done: int, total: int) -> None:
-        if on_progress:
-            on_progress("examining", done, total)
-
-    return doctor.examine(folder, workers=workers or cores(), on_progress=tell)
-
-
-def plan(
-    folders: Folders,
-    dataset: str,
-    *,
-    name: str = DEFAULT_PLAN,
-    planner: str = "default",
-    memory_gb: float | None = None,
-    target_spacing: Spacing | None = None,
-    measured: Fingerprint | None = None,
-    save: bool = True,
-) -> Plan:
-    """Stage 2: plan `dataset` from its fingerprint, and write the plan and the folds.
+) -> Proposal:
+    """Make a raw dataset of files as they lie, by links or copies; see `propose` and `lay_out`.
 
     Args:
         folders: The data roots.
-        dataset: Its folder's name.
-        name: Of the plan; several live side by side.
-        planner: A name of PLANNERS.
-        memory_gb: What a training may take; None is the planner's own target.
-        target_spacing: mm, (z, y, x) of the files, instead of the median's.
-        measured: Its fingerprint; None reads the one that `fingerprint` wrote.
-        save: False plans without writing anything.
+        name: Of the dataset, without its number.
+        images: A pattern for each channel, such as `scans/*_t1.nii.gz`.
+        labels: The pattern of the label maps.
+        number: Of the dataset; None is the next after the highest that is there.
+        channels: Their names; left out, they are proposed.
+        label_names: Integers by name; a label that is not named is label_N.
+        copy: Copy the files instead of linking them.
+        save: False proposes without writing anything.
+        workers: Files read at once; None is one a core.
+        on_progress: Called after each label map.
 
     Raises:
-        MissingError: There is no fingerprint.
+        UsageError: A name, a number or a pattern cannot be meant, or the dataset is there already.
+        MissingError: A pattern matches nothing.
+        DataError: Files cannot be read, or a labelled case lacks a channel.
+        MachineError: The disk is full, or the folder cannot be written or hold links.
     """
-    spec = read_spec(folders.spec_file(dataset))
-    if measured is None:
-        measured = record.load(Fingerprint, folders.fingerprint_file(dataset), PLANNED_BY)
-    if planner != "default":
-        logger.warning("networks of planner %s are planned, but cannot be trained yet", planner)
-    result = make_plan(
-        spec,
-        measured,
-        dataset=dataset,
-        name=name,
-        planner=planner,
-        memory_gb=memory_gb,
-        target_spacing=target_spacing,
+    proposal = propose(
+        folders,
+        name,
+        images,
+        labels,
+        number=number,
+        channels=channels,
+        label_names=label_names,
+        workers=workers,
+        on_progress=on_progress,
     )
     if save:
-        arguments = {"planner": planner, "memory_gb": memory_gb, "target_spacing": target_spacing}
-        _save_plan(folders, result, "plan", {"dataset": dataset, "name": name, **arguments})
-    return result
-
-
-def import_plans(folders: Folders, dataset: str, plans_file: Path, *, name: str) -> Plan:
-    """Make a plan of ours from nnU-Net's plans.json for a dataset of ours."""
-    spec = read_spec(folders.spec_file(dataset))
-    result = nnunet.read_plans(record.read_json(plans_file), spec, name=name)
-    result = replace(result, dataset=dataset)
-    _save_plan(folders, result, "import", {"plans_file": str(plans_file), "name": name})
-    return result
-
-
-def _save_plan(folders: Folders, plan: Plan, command: str, arguments: dict[str, Any]) -> None:
-    """Write a plan, the folds beside it, and the record of the command that made them."""
-    path = folders.plan_file(plan.dataset, plan.name)
-    with logged_run(path.parent.parent, command, arguments) as run:
-        folds(folders, plan.dataset)
-        record.save(plan, path)
-        run.outputs.append(path)
-
-
-def plan_as_nnunet(
-    fingerprint_file: Path,
-    dataset_json: Path,
-    *,
-    planner: str = "default",
-    memory_gb: float | None = None,
-    target_spacing: Spacing | None = None,
-) -> dict[str, Any]:
-    """Plan from nnU-Net's own fingerprint and give the content of nnU-Net's plans.json."""
-    spec = read_spec(dataset_json)
-    measured = nnunet.read_fingerprint(record.read_json(fingerprint_file), str(fingerprint_file))
-    here = dataset_json.resolve().parent.name
-    result = make_plan(
-        spec,
-        measured,
-        dataset=here if is_folder_name(here) else "Dataset",
-        planner=planner,
-        memory_gb=memory_gb,
-        target_spacing=target_spacing,
-    )
-    reader = spec.others.get("overwrite_image_reader_writer")
-    return nnunet.plans_to_json(result, reader=reader)
-
-
-def folds(folders: Folders, dataset: str) -> tuple[Fold, ...]:
-    """Give the cross-validation folds: the user's splits_final.json, else our own, kept.
-
-    Raises:
-        DataError: The file names cases that the dataset lacks, or contradicts itself.
-    """
-    spec = read_spec(folders.spec_file(dataset))
-    cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
-    ids = [case.case_id for case in cases]
-    path, own = folders.splits_file(dataset), folders.user_splits_file(dataset)
-    source = own if own.is_file() else path
-    if source.is_file():
-        data = record.read_json(source)
-        if not isinstance(data, list):
-            raise DataError(f"{source}: must hold a list of folds")
-        result = tuple(
-            record.parse(Fold, fold, f"{source}: fold {i}") for i, fold in enumerate(data)
-        )
-        check_folds(result, ids, str(source))
-        without = set(ids) - {name for fold in result for name in (*fold.train, *fold.val)}
-        if without and source == own:
-            logger.warning("%s leaves out %d cases, such as %s", own, len(without), min(without))
-        elif without:
-            logger.warning("%d new cases join the folds, such as %s", len(without), min(without))
-            result = extend_folds(result, ids)
-    elif len(ids) == 1:
-        logger.warning("%s has one case: it can only be trained with fold `all`", dataset)
-        result = ()
-    else:
-        result = make_folds(ids)
-    content = [record.to_json(fold) for fold in result]
-    if not path.is_file() or record.read_json(path) != content:
-        commit.write_whole(path, record.json_text(content).encode())
-    return result
-
-
-def load_plan(folders: Folders, dataset: str, name: str = DEFAULT_PLAN) -> Plan:
-    """Read the plan called `name` of a dataset.
-
-    Raises:
-        MissingError: It has not been made.
-        PlanError: The file calls itself otherwise, as a copy does; then its data would be mixed up.
-    """
-    path = folders.plan_file(dataset, name)
-    found = record.load(Plan, path, f"{PLANNED_BY} -d {dataset}")
-    if (found.name, found.dataset) != (name, dataset):
-        raise PlanError(
-            f"{path}: calls itself plan {found.name} of {found.dataset}; write {name} and "
-            f"{dataset} into it"
-        )
-    return found
-
-
-def preprocess(
-    folders: Folders,
-    dataset: str,
-    configurations: Sequence[str] | None = None,
-    *,
-    plan_name: str = DEFAULT_PLAN,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> dict[str, int]:
-    """Stage 3: bring every case to what its network sees; cases that are up to date stay.
-
-    Args:
-        folders: The data roots.
-        dataset: Its folder's name.
-        configurations: Which of the plan's; None is all of them.
-        plan_name: The plan.
-        workers: Cases at once; None is one a core.
-        on_progress: Called after each case.
-
-    Returns:
-        For each configuration with data of its own, how many cases were made anew.
-
-    Raises:
-        DataError: Cases that could not be read, all listed; the others are done.
-    """
-    the_plan = load_plan(folders, dataset, plan_name)
-    spec = read_spec(folders.spec_file(dataset))
-    cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
-    chosen = [the_plan.configuration(name) for name in configurations or the_plan.configurations]
-    data = list(dict.fromkeys(configuration.data for configuration in chosen))
-    made: dict[str, int] = {}
-    above = folders.store(dataset, plan_name, data[0]).parent
-    with logged_run(above, "preprocess", {"dataset": dataset, "configurations": data}) as run:
-        run.inputs.append(folders.plan_file(dataset, plan_name))
-        run.facts["made"] = made
-        for name in data:
-            configuration = the_plan.configuration(name)
-            folder = folders.store(dataset, plan_name, name)
-
-            def make(
-                case: Case, configuration: Configuration = configuration, folder: Path = folder
-            ) -> bool:
-                return _preprocess_to_store(case, the_plan, configuration, folder)
-
-            with locked(folder, f"nnseg preprocess -d {dataset} -c {name}"):
-                store.clean(folder, [case.case_id for case in cases])
-                what = f"preprocessing {name}"
-                done = for_each(make, cases, _case_id, workers, what, on_progress)
-            made[name] = sum(done.values())
-    return made
-
-
-def _preprocess_to_store(
-    case: Case, the_plan: Plan, configuration: Configuration, folder: Path
-) -> bool:
-    """Preprocess a case unless its record proves that this has been done; say whether it was."""
-    if case.label is None:
-        raise DataError(f"case {case.case_id} has no label map; training needs one")
-    data_hash = preprocessing_hash(the_plan, configuration)
-    raw = [commit.sha256(path) for path in (*case.images, case.label)]
-    made_from = hash_of("\n".join([*raw, data_hash, str(store.FORMAT)]).encode()).hexdigest()
-    stored = store.find_case(folder, case.case_id)
-    if stored is not None and stored.made_from == made_from:
-        return False
-    volume, segmentation = _read_case(case)
-    result = preprocess_case(
-        volume.image, segmentation, volume.geometry.spacing, the_plan, configuration
-    )
-    assert result.segmentation is not None, "it was given"
-    store.save_case(
-        folder,
-        case.case_id,
-        result,
-        find_locations(result.segmentation, the_plan.labels),
-        patch_size=configuration.patch_size,
-        made_from=made_from,
-        data_hash=data_hash,
-    )
-    return True
+        lay_out(folders, proposal, copy=copy)
+    return proposal
 
 
 def train(
@@ -492,6 +257,7 @@ def train(
         if done and (summary_file(validation_folder(folder)).is_file() or not validate_after):
             return folder
         run = held.enter_context(logged_run(folder, "train", arguments | asdict(settings)))
+        run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
         if not done:
             execution = choose_execution(
                 earlier.execution.device if earlier else device,
@@ -623,7 +389,7 @@ def validate(
 
 def _validation_cases(folders: Folders, dataset: str, fold: str) -> list[Case]:
     spec = read_spec(folders.spec_file(dataset))
-    cases = find_cases(folders.images(dataset), folders.labels(dataset), spec)
+    cases = find_training_cases(folders, dataset, spec)
     split = select_fold(folds(folders, dataset), fold, [case.case_id for case in cases])
     return [case for case in cases if case.case_id in set(split.val)]
 
@@ -644,9 +410,9 @@ def _validate(
     for number, case in enumerate(cases):
         if stop():
             raise StoppedError("stopped in the validation; the same command does it anew")
-        volume, reference = _read_case(case)
+        volume, reference = _read_case(case, len(model.plan.channels))
         segmentation = model.predict(volume.image, volume.geometry.spacing)
-        target = out / f"{case.case_id}{model.plan.file_ending}"
+        target = out / f"{case.case_id}{model.spec.label_ending}"
         write(target, segmentation, volume.geometry)
         scored.append(
             CaseScores(
@@ -720,7 +486,7 @@ def predict(
                 if overwrite or not job.target.exists():
                     if job.fault:
                         raise DataError(job.fault)
-                    volume = read_image(job.images)
+                    volume = read_image(job.images, len(spec.channels))
                     segmentation = model.predict(
                         volume.image, volume.geometry.spacing, step=step, mirror=mirror
                     )
@@ -791,6 +557,77 @@ def evaluate(
     return result
 
 
+def fsck(
+    folders: Folders,
+    dataset: str,
+    *,
+    redo: bool = False,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Examination:
+    """Go over all that is kept of a dataset: preprocessed data, models, records of runs.
+
+    Args:
+        folders: The data roots.
+        dataset: Its folder's name.
+        redo: Remove preprocessed cases that are damaged and what cut-off writes left, make those
+            cases anew that are damaged, missing or out of date, and give what is found then.
+            Checkpoints stay as they are.
+        workers: Cases at once; None is one a core.
+        on_progress: Called after each case.
+
+    Raises:
+        MissingError: Nothing is kept of the dataset.
+        DataError: Cases could not be made anew, all listed; the others are done.
+    """
+    found = examine_kept(folders, dataset, workers=workers, on_progress=on_progress)
+    if not redo or not (found.remakes or found.unfinished):
+        return found
+    for folder in {path.parent for path in found.unfinished}:
+        commit.sweep_orphans(folder)
+    for remake in found.remakes:
+        folder = folders.store(dataset, remake.plan, remake.configuration)
+        with locked(folder, f"nnseg fsck {dataset} --redo"):
+            for case_id in remake.damaged:
+                store.remove_case(folder, case_id)
+    for name in dict.fromkeys(remake.plan for remake in found.remakes):
+        stale = [remake.configuration for remake in found.remakes if remake.plan == name]
+        preprocess(
+            folders, dataset, stale, plan_name=name, workers=workers, on_progress=on_progress
+        )
+    return examine_kept(folders, dataset, workers=workers, on_progress=on_progress)
+
+
+def mend(
+    folders: Folders,
+    dataset: str,
+    target: Path | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Mending:
+    """Write a corrected copy of the raw dataset, and leave the dataset as it is; see `nnseg.mend`.
+
+    Args:
+        folders: The data roots.
+        dataset: Its folder's name.
+        target: The copy's folder; None is DATASET_fixed beside the dataset.
+        workers: Files at once; None is one a core.
+        on_progress: Called after each case and file.
+
+    Raises:
+        MissingError: The dataset is not there.
+        UsageError: There is something at `target`, or it cannot be meant.
+        DataError: No case would be left.
+        MachineError: The disk does not suffice.
+    """
+    source = folders.raw_folder(dataset)
+    if not source.is_dir():
+        raise MissingError(f"{source} does not exist; put the raw dataset there")
+    place = target or folders.raw_folder(f"{dataset}_fixed")
+    return write_mended(source, place, workers=workers, on_progress=on_progress)
+
+
 def spec_for_evaluation(
     reference: Path, prediction: Path, dataset_json: Path | None
 ) -> DatasetSpec:
@@ -822,10 +659,10 @@ def validation_summary(fold_folder: Path) -> Summary:
     return read_summary(validation_folder(fold_folder), checkpoint.plan.labels)
 
 
-def _read_case(case: Case) -> tuple[Volume, Segmentation]:
+def _read_case(case: Case, channels: int) -> tuple[Volume, Segmentation]:
     """Read a labelled case: its volume and its label map, which must lie on the same grid."""
-    volume = read_image(case.images)
-    assert case.label is not None, "find_cases gave it a label"
+    volume = read_image(case.images, channels)
+    assert case.label is not None, "training cases have one"
     segmentation, geometry = read_segmentation(case.label)
     if fault := grid_fault(volume.geometry, geometry):
         raise DataError(f"{case.label}: lies on another grid than the image: {fault}")
@@ -838,7 +675,7 @@ def _case_id(case: Case) -> str:
 
 def _case_ids(folders: Folders, dataset: str) -> list[str]:
     spec = read_spec(folders.spec_file(dataset))
-    return list(find_images(folders.images(dataset), spec))
+    return [case.case_id for case in find_training_cases(folders, dataset, spec)]
 
 
 def _open_cases(

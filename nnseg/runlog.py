@@ -57,6 +57,17 @@ class _Warnings(logging.Handler):
         self.texts.append(entry.getMessage())
 
 
+class _LogFile(logging.FileHandler):
+    """A log that costs nothing but itself where it cannot be written."""
+
+    def handleError(self, entry: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        """Pass over it: logging would print a traceback, and the run goes on as it can."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged_run(
     folder: Path, command: str, arguments: dict[str, Any], name: str | None = None
@@ -77,7 +88,7 @@ def logged_run(
     handlers: list[logging.Handler] = [collected]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(
+        file = _LogFile(
             folder / ("log.txt" if name == "run" else f"{name}.log"), encoding="utf-8", delay=False
         )
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

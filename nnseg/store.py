@@ -1,15 +1,21 @@
 """Preprocessed cases on disk: compressed, chunked for patch reads, and each case whole or absent.
 
 A case is its arrays, one Blosc2 file each, and a JSON record with their hashes and its own, written
-last: a case without its record does not exist.
+last: a case without its record does not exist. Files are replaced, never changed, so that
+configurations with the same arrays of a case share them as hard links.
+
+Nothing waits here until the disk has written: after a power cut the hashes tell which cases are not
+whole, and the same command makes those anew.
 """
 
 import contextlib
 import hashlib
+import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +25,13 @@ from numpy.typing import NDArray
 
 from nnseg import record
 from nnseg.axes import Shape
-from nnseg.commit import sha256, sweep, write_whole
+from nnseg.commit import remove, sha256, sweep, whole_file, write_whole
 from nnseg.errors import DataError, MissingError
 from nnseg.preprocess import Placement, Preprocessed
 
-FORMAT = 1  # raised when files of an older version can no longer be used
-BLOCK_BYTES = 2**17  # fits the fastest cache
+FORMAT = 2  # raised when files of an older version can no longer be used
+BLOCK_BYTES = 2**15  # what is decompressed at once; fits the fastest cache
+BLOCK_DEPTH = 2  # slices: a patch of one slice reads one in vain, a thick patch next to none
 CHUNK_BYTES = 2**22
 
 ARRAYS = ("image", "segmentation", "mask", "locations")
@@ -39,13 +46,15 @@ class StoredCase:
     """The record of one preprocessed case.
 
     `made_from` is a hash of everything the arrays follow from: raw bytes, plan and format;
-    `data_hash` is the plan's share of it, `preprocessing_hash`. `locations` says how many voxels of
-    the one file of locations are each label's, in the order in which they stand there.
+    `data_hash` is the plan's share of it, `preprocessing_hash`. `arrays_from` is a hash of raw
+    bytes, format and `arrays_hash`: where it is equal, so are the arrays. `locations` says how many
+    voxels of the one file of locations are each label's, in the order in which they stand there.
     """
 
     case_id: str
     made_from: str
     data_hash: str
+    arrays_from: str
     placement: Placement
     files: dict[str, str]  # file name to SHA-256
     locations: dict[str, int]
@@ -86,9 +95,9 @@ def save_case(
     case: Preprocessed,
     locations: dict[str, NDArray[np.int64]],
     *,
-    patch_size: Shape,
     made_from: str,
     data_hash: str,
+    arrays_from: str,
 ) -> StoredCase:
     """Write one case; whatever was there under its name is replaced as one.
 
@@ -97,9 +106,12 @@ def save_case(
         case_id: Its name.
         case: What `preprocess_case` gave.
         locations: What `find_locations` gave.
-        patch_size: What will be read at once, plan order; decides the chunks.
-        made_from: Hash of the raw bytes, the plan and the format.
+        made_from: `origin` of the raw bytes and `data_hash`.
         data_hash: `preprocessing_hash` of the plan.
+        arrays_from: `origin` of the raw bytes and `arrays_hash`.
+
+    Raises:
+        MachineError: The disk is full or the folder cannot be written.
     """
     arrays: dict[str, NDArray[Any]] = {"image": case.image}
     if case.segmentation is not None:
@@ -108,30 +120,102 @@ def save_case(
         arrays["mask"] = case.mask.view(np.uint8)
     if locations:
         arrays["locations"] = np.concatenate(list(locations.values()))
-    (folder / f"{case_id}.json").unlink(missing_ok=True)  # from here on the old case is gone
+    _forget(folder, case_id)
     files = {}
     for name, array in arrays.items():
+        data = _compress(array)
         path = folder / _array_file(case_id, name)
-        write_whole(path, _compress(array, patch_size))
-        files[path.name] = sha256(path)
+        write_whole(path, data, durable=False)
+        files[path.name] = hashlib.sha256(data).hexdigest()
     stored = StoredCase(
         case_id=case_id,
         made_from=made_from,
         data_hash=data_hash,
+        arrays_from=arrays_from,
         placement=case.placement,
         files=files,
         locations={name: len(voxels) for name, voxels in locations.items()},
     )
-    data = record.to_json(stored)
-    text = record.json_text(data | {CHECKSUM: _checksum(data)})
-    write_whole(folder / f"{case_id}.json", text.encode())
+    _save_record(folder, stored)
     return stored
+
+
+def share_case(
+    source: Path, stored: StoredCase, folder: Path, *, made_from: str, data_hash: str
+) -> StoredCase:
+    """Give another configuration the arrays of a case, as links; as copies where links fail.
+
+    Args:
+        source: The folder where the case is.
+        stored: Its record there.
+        folder: Of the other configuration.
+        made_from: As for `save_case`, of the other configuration.
+        data_hash: As for `save_case`, of the other configuration.
+
+    Raises:
+        MachineError: The disk is full or the folder cannot be written.
+    """
+    shared = replace(stored, made_from=made_from, data_hash=data_hash)
+    _forget(folder, stored.case_id)
+    for name in stored.files:
+        with whole_file(folder / name, durable=False) as temporary:
+            try:
+                temporary.hardlink_to(source / name)
+            except OSError:
+                shutil.copyfile(source / name, temporary)
+    _save_record(folder, shared)
+    return shared
+
+
+def origin(raw: Iterable[str], data_hash: str) -> str:
+    """Give `made_from`: a hash of all that a case's arrays follow from.
+
+    Args:
+        raw: SHA-256 of its image files, in the order of the channels, and of its label map.
+        data_hash: `preprocessing_hash` of the plan, or `arrays_hash` for `arrays_from`.
+    """
+    return hashlib.sha256("\n".join([*raw, data_hash, str(FORMAT)]).encode()).hexdigest()
+
+
+def read_record(folder: Path, case_id: str) -> StoredCase:
+    """Read the record of a case, without looking at its arrays.
+
+    Raises:
+        MissingError: There is none.
+        DataError: It is damaged, or of another version or case.
+    """
+    path = folder / f"{case_id}.json"
+    data = record.read_json(path, MADE_BY)
+    found = data.pop(CHECKSUM, None) if isinstance(data, dict) else None
+    if found != _checksum(data):
+        raise _damaged(path)
+    if data.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: is of format {data.get('format')}, this version uses {FORMAT}; run "
+            f"`{MADE_BY}` again"
+        )
+    stored = record.parse(StoredCase, data, str(path))
+    if stored.case_id != case_id:
+        raise DataError(f"{path}: is the record of case {stored.case_id}; run `{MADE_BY}`")
+    return stored
+
+
+def has_record(folder: Path, case_id: str) -> bool:
+    """Say whether a case seems to be there; `find_case` proves it."""
+    return (folder / f"{case_id}.json").is_file()
+
+
+def seems_made(folder: Path, case_id: str, data_hash: str) -> bool:
+    """Say whether the record of a case is of such a plan; whether it is true is not looked at."""
+    with contextlib.suppress(MissingError, DataError):
+        return read_record(folder, case_id).data_hash == data_hash
+    return False
 
 
 def find_case(folder: Path, case_id: str) -> StoredCase | None:
     """Read the record of a case; None unless this version can use it and its files are whole."""
     try:
-        stored = _read_record(folder, case_id)
+        stored = read_record(folder, case_id)
         for name in stored.files:
             _check_file(folder, stored, name)
     except (MissingError, DataError):
@@ -146,7 +230,7 @@ def open_case(folder: Path, case_id: str, data_hash: str, *, in_memory: bool) ->
         MissingError: It has not been preprocessed.
         DataError: It was made from another plan, or its files are damaged or do not fit its record.
     """
-    stored = _read_record(folder, case_id)
+    stored = read_record(folder, case_id)
     if stored.data_hash != data_hash:
         raise DataError(
             f"case {case_id} in {folder} was preprocessed from another plan; run `{MADE_BY}` again"
@@ -183,16 +267,22 @@ def clean(folder: Path, case_ids: Iterable[str]) -> None:
     named: set[str] = set()
     for path in folder.glob("*.json"):
         try:
-            stored = _read_record(folder, path.name.removesuffix(".json"))
+            stored = read_record(folder, path.name.removesuffix(".json"))
         except DataError:
             continue
         if stored.case_id in keep:
             named.update(stored.files)
         else:
-            path.unlink()
+            remove(path)
     for path in folder.glob("*.b2nd"):
         if ARRAY_FILE.fullmatch(path.name) and path.name not in named:
-            path.unlink()
+            remove(path)
+
+
+def remove_case(folder: Path, case_id: str) -> None:
+    """Remove a case, its record first: from then on it does not exist."""
+    for name in (f"{case_id}.json", *(_array_file(case_id, array) for array in ARRAYS)):
+        remove(folder / name)
 
 
 def bytes_in_memory(folder: Path, case_ids: Iterable[str], channels: int) -> int:
@@ -200,26 +290,9 @@ def bytes_in_memory(folder: Path, case_ids: Iterable[str], channels: int) -> int
     total = 0
     for case_id in case_ids:
         with contextlib.suppress(MissingError, DataError):
-            z, y, x = _read_record(folder, case_id).placement.shape_resampled
+            z, y, x = read_record(folder, case_id).placement.shape_resampled
             total += z * y * x * (4 * channels + 2)
     return total
-
-
-def _read_record(folder: Path, case_id: str) -> StoredCase:
-    path = folder / f"{case_id}.json"
-    data = record.read_json(path, MADE_BY)
-    found = data.pop(CHECKSUM, None) if isinstance(data, dict) else None
-    if found != _checksum(data):
-        raise _damaged(path)
-    if data.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: is of format {data.get('format')}, this version uses {FORMAT}; run "
-            f"`{MADE_BY}` again"
-        )
-    stored = record.parse(StoredCase, data, str(path))
-    if stored.case_id != case_id:
-        raise DataError(f"{path}: is the record of case {stored.case_id}; run `{MADE_BY}`")
-    return stored
 
 
 def _array_file(case_id: str, name: str) -> str:
@@ -251,7 +324,7 @@ def _check_arrays(folder: Path, stored: StoredCase, arrays: dict[str, Any]) -> N
 
 
 def _checksum(data: Any) -> str:
-    return hashlib.sha256(record.json_text(data).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _check_file(folder: Path, stored: StoredCase, name: str) -> None:
@@ -266,31 +339,56 @@ def _damaged(path: Path) -> DataError:
     return DataError(f"{path}: is damaged (its SHA-256 changed); run `{MADE_BY}`")
 
 
-def _compress(array: NDArray[Any], patch_size: Shape) -> bytes:
+def _forget(folder: Path, case_id: str) -> None:
+    """Remove the record of a case: from here on the old case is gone."""
+    remove(folder / f"{case_id}.json")
+
+
+def _save_record(folder: Path, stored: StoredCase) -> None:
+    data = record.to_json(stored)
+    text = record.json_text(data | {CHECKSUM: _checksum(data)})
+    write_whole(folder / f"{stored.case_id}.json", text.encode(), durable=False)
+
+
+def _compress(array: NDArray[Any]) -> bytes:
     import blosc2
 
-    parameters = {
-        "codec": blosc2.Codec.LZ4,
-        "clevel": 5,
-        "filters": [blosc2.Filter.SHUFFLE],
-        "nthreads": 1,
-    }
-    spatial = array.shape[-3:] if array.ndim >= 3 else array.shape
-    patch = patch_size if len(spatial) == 3 else spatial
-    lead = (1,) * (array.ndim - len(spatial))
-    block = _fit(spatial, patch, BLOCK_BYTES // array.itemsize)
-    chunk = _fit(spatial, patch, CHUNK_BYTES // array.itemsize)
-    chunk = tuple(max(c, b) for c, b in zip(chunk, block, strict=True))
+    lead, spatial = array.shape[:-3], array.shape[-3:]
+    block, chunk = _blocks(spatial, array.itemsize)
     packed = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=lead + chunk, blocks=lead + block, cparams=parameters
+        np.ascontiguousarray(array),
+        chunks=(*(1 for _ in lead), *chunk),
+        blocks=(*(1 for _ in lead), *block),
+        cparams={
+            "codec": blosc2.Codec.LZ4,
+            "clevel": 5,
+            "filters": [blosc2.Filter.SHUFFLE],
+            "nthreads": 1,
+        },
+        dparams={"nthreads": 1},
+        contiguous=True,
     )
     return cast(bytes, packed.to_cframe())
 
 
-def _fit(shape: tuple[int, ...], patch: tuple[int, ...], voxels: int) -> tuple[int, ...]:
-    """Shrink `patch`, halving its longest edge, until it has at most `voxels` voxels."""
-    edge = [max(1, min(n, p)) for n, p in zip(shape, patch, strict=True)]
-    while np.prod(edge) > voxels:
+def _blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Give the block and the chunk of an array: one rule for the patches of all configurations.
+
+    The patch of a 2D network is one slice, that of a 3D one as thick as wide. So blocks are flat,
+    and small enough that neither reads much in vain; chunks are whole blocks.
+    """
+    if len(shape) < 3:
+        return shape, shape
+    block = _fit((min(BLOCK_DEPTH, shape[0]), *shape[1:]), BLOCK_BYTES // itemsize)
+    chunk = _fit(shape, CHUNK_BYTES // itemsize)
+    whole = (-(-max(c, b) // b) * b for c, b in zip(chunk, block, strict=True))
+    return block, tuple(min(n, w) for n, w in zip(shape, whole, strict=True))
+
+
+def _fit(shape: tuple[int, ...], voxels: int) -> tuple[int, ...]:
+    """Halve the longest edge of a box until it has at most `voxels` voxels."""
+    edge = [max(1, n) for n in shape]
+    while math.prod(edge) > voxels:
         longest = edge.index(max(edge))
         edge[longest] = (edge[longest] + 1) // 2
     return tuple(edge)

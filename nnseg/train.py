@@ -269,7 +269,7 @@ def train_epoch(
 @torch.no_grad()
 def validate_epoch(task: Task, state: TrainState) -> tuple[float, dict[str, float | None]]:
     """Score patches of the validation cases: mean loss, and the pseudo Dice of each label."""
-    labels = task.plan.labels
+    labels = task.plan.labels.consecutive
     state.network.eval()
     losses, counts = [], []
     for image, segmentation, _ in make_batches(
@@ -297,7 +297,7 @@ def step_loss(task: Task, network: Any, image: Tensor, segmentation: Tensor) -> 
         LOSSES[task.settings.loss],
         outputs,
         segmentation,
-        task.plan.labels,
+        task.plan.labels.consecutive,
         task.configuration.batch_dice,
         weights,
     )

@@ -40,6 +40,7 @@ def undone(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Take back what a command does to the process."""
     for name in ("NNSEG_ROOT", "nnseg_raw", "nnseg_preprocessed", "nnseg_results"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BLOSC_NTHREADS", "1")
     root = logging.getLogger("nnseg")
     level, kept = root.level, list(root.handlers)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -255,6 +256,8 @@ def test_a_bug_is_one_line_and_a_log(
         (["plan", "--format", "nnunet"], "belong together"),
         (["plan"], "give a dataset"),
         (["demo", "--budget", "10s"], "budget of 10 s is too short"),
+        (["doctor", "1", "-o", "copy"], "give --fix with it"),
+        (["doctor", "1", "--fix", "--group-regex", "(x)"], "--group-regex mends nothing"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -294,6 +297,69 @@ def test_the_doctors_json_is_one_object_and_nothing_else(
     assert {"rule", "found", "remedy"} <= finding.keys()
 
 
+def test_the_doctor_writes_a_corrected_copy_beside_the_dataset(
+    run: Run, raw: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(raw, tmp_path / "root"))
+    source, copy = root / "raw" / DATASET, root / "raw" / f"{DATASET}_fixed"
+    stray = source / "labelsTr" / "notes.txt"
+    stray.touch()
+    code, out, _ = run("doctor", "1", "--fix", "--root", root)
+    assert code == 0
+    assert "mended   labelsTr/notes.txt: left out" in out
+    assert out.splitlines()[-1] == f"corrected copy: {copy}"
+    assert stray.exists()
+    assert run("doctor", copy)[0] == 0
+
+    bad = next((source / "imagesTr").iterdir())
+    bad.write_bytes(b"nothing")
+    other = tmp_path / "other"
+    code, out, err = run("doctor", source, "--fix", "-o", other, "--json")
+    assert code == 3
+    assert f"{other}: 1 error left" in err
+    shown = json.loads(out)
+    assert (shown["dataset"], shown["copy"]) == (DATASET, str(other))
+    assert [mend["file"] for mend in shown["mended"]] == ["labelsTr/notes.txt"]
+    (left,) = shown["left"]
+    assert left["finding"]["file"].endswith(bad.name)
+    assert "cannot be made up" in left["reason"]
+    assert run("doctor", source, "--fix", "-o", other)[0] == 2
+
+
+def test_folds_by_patient_are_made_on_request_and_judged_by_the_doctor(
+    run: Run, fresh: Path
+) -> None:
+    raw, splits = fresh / "raw" / DATASET, fresh / "preprocessed" / DATASET / "splits_final.json"
+    code, out, _ = run("doctor", "1", "--group-regex", "2d_00(.)", "--root", fresh)
+    assert (code, out) == (0, "nothing wrong was found\n")
+    code, out, _ = run("doctor", "1", "--group-regex", "(2d)", "--root", fresh)
+    assert code == 0
+    assert "the folds of this dataset part the cases of 1 of 1 patients" in out
+    for path in [*raw.glob("imagesTr/*"), *raw.glob("labelsTr/*")]:
+        number = int(path.name[5])
+        path.rename(path.with_name(f"p{number // 2}_{number}{path.name[6:]}"))
+    splits.unlink()
+    argv = ("-d", "1", "--group-regex", r"(p\d)", "-np", "1", "--root", fresh)
+    assert run("plan", *argv)[0] == 0
+    folds = json.loads(splits.read_text())
+    assert [fold["val"] for fold in folds] == [["p1_2", "p1_3"], ["p0_0", "p0_1"]]
+    splits.unlink()
+    assert run("plan_and_preprocess", *argv, "-c", "2d")[0] == 0
+    assert json.loads(splits.read_text()) == folds
+
+
+@pytest.mark.parametrize(
+    "command", [("doctor", "1"), ("plan", "1"), ("plan_and_preprocess", "-d", "1")]
+)
+def test_a_bad_expression_is_exit_code_2_and_names_the_place(
+    run: Run, planned: Path, command: tuple[str, ...]
+) -> None:
+    code, out, err = run(*command, "--group-regex", "(2d", "--root", planned)
+    assert (code, out) == (2, "")
+    assert "unterminated subpattern at position 0" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_a_device_that_is_not_there_is_exit_code_4(
     run: Run, trained: Path, tmp_path: Path, command: str
@@ -320,7 +386,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
         (("preprocess", "-d", "1"), "`nnseg plan"),
         (predict, f"`nnseg train {DATASET} 2d 0`"),
         ((*predict, "-f", "3"), f"`nnseg train {DATASET} 2d 3`"),
-        (("predict", "-i", root, "-o", tmp_path, "-m", tmp_path), "`nnseg train` makes it"),
+        (("predict", "-i", root, "-o", tmp_path, "-m", tmp_path), "`nnseg train DATASET "),
         (("doctor", "77"), "no dataset 77"),
         (("train", "1", "2d", "0", "--val"), "`nnseg train Dataset001_Flat 2d 0` makes it"),
     ):
@@ -451,6 +517,140 @@ def test_the_plan_is_printed_as_a_record_and_not_written_if_asked(
     assert code == 0
     assert path.is_file()
     path.unlink()
+
+
+def test_what_it_takes_is_told_before_and_a_dry_run_writes_nothing(
+    run: Run, raw: Path, planned: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    (root / "raw").mkdir(parents=True)
+    (root / "raw" / DATASET).symlink_to(raw / "raw" / DATASET)
+    takes = r"4 cases, \d at once: about \d+ MB of memory, \d+ MB of disk and \d+ s"
+    argv = ("plan_and_preprocess", "-d", "1", "--root", root)
+    code, out, _ = run(*argv, "--dry-run")
+    assert code == 0
+    assert "2d" in out
+    assert re.search(rf"{DATASET}: preprocessing would take {takes}; nothing was written", out)
+    assert not (root / "preprocessed").exists()
+    code, out, _ = run(*argv)
+    assert code == 0
+    assert re.search(rf"^preprocessing 2d: {takes}$", out, re.M)
+    assert f"{DATASET} 2d: 4 cases preprocessed" in out
+    shutil.rmtree(root / "preprocessed" / DATASET / "nnseg")
+    code, out, _ = run("preprocess", "1", "--dry-run", "--root", root)
+    assert code == 0
+    assert re.search(rf"would take {takes}; nothing was written", out)
+    assert not (root / "preprocessed" / DATASET / "nnseg").exists()
+    code, out, _ = run("preprocess", "1", "--apart", "-np", "1", "--root", root)
+    assert code == 0
+    assert re.search(rf"^preprocessing 2d: {takes}$", out, re.M)
+    assert f"{DATASET} 2d: 4 cases preprocessed" in out
+    code, out, _ = run("preprocess", "1", "--root", root)  # there is nothing to do, or to tell
+    assert out == f"{DATASET} 2d: 0 cases preprocessed, the others are up to date\n"
+
+
+def test_a_disk_without_room_is_exit_code_4_with_both_figures(
+    run: Run, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(fresh / "preprocessed" / DATASET / "nnseg")
+    left = shutil.disk_usage(fresh)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: left)
+    for dry in ((), ("--dry-run",)):
+        code, out, err = run("preprocess", "1", *dry, "--root", fresh)
+        assert (code, out) == (4, "")
+        assert re.search(r"needs about \d+ MB of disk, and 1 MB are free; make room", err)
+    assert not (fresh / "preprocessed" / DATASET / "nnseg").exists()
+
+
+# ---------------------------------------------------------------- files in, files kept
+
+
+def test_a_dataset_is_made_from_files_as_they_lie_after_it_has_been_shown(
+    run: Run, raw: Path, tmp_path: Path
+) -> None:
+    data = raw / "raw" / DATASET
+    argv = (
+        *("init", "Flat", "--images", data / "imagesTr" / "*_0000.nii.gz"),
+        *("--labels", data / "labelsTr" / "*.nii.gz", "--label", "organ=1", "--root", tmp_path),
+    )
+    code, out, _ = run(*argv, "--dry-run")
+    assert code == 0
+    assert out.startswith("Dataset001_Flat: 4 cases")
+    assert out.endswith("nothing was written; then: nnseg doctor Dataset001_Flat\n")
+    assert list(tmp_path.iterdir()) == []
+    code, out, err = run(*argv, "--json", "--copy", "--id", "7", "--channels", "MR")
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert (made["dataset"], made["written"]) == ("Dataset007_Flat", True)
+    assert made["dataset_json"]["channel_names"] == {"0": "MR"}
+    assert made["dataset_json"]["labels"]["organ"] == 1
+    assert run("doctor", "7", "--root", tmp_path)[0] == 0
+    code, out, _ = run(*argv)
+    assert (code, out.splitlines()[-1]) == (0, "linked; then: nnseg doctor Dataset008_Flat")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["a.nii", "b.nii", "--labels", "*.nii"], "'a.nii' has no wildcard"),
+        (["*.nii", "--labels", "a.nii", "b.nii"], "--labels takes one pattern, not 2; quote it"),
+        (["*.nii", "--labels", "*", "--label", "organ"], "invalid NAME=INT value: 'organ'"),
+        (["*.nii", "--labels", "*", "--label", "a=1", "a=2"], "--label gives a name twice"),
+        (["*.nii", "--labels", "*", "--id", "0"], "invalid positive whole number value: '0'"),
+        (["*.nii", "--labels", "*", "--copy", "--link"], "not allowed with argument"),
+    ],
+)
+def test_patterns_and_labels_that_cannot_be_meant_are_exit_code_2(
+    run: Run, tmp_path: Path, words: list[str], text: str
+) -> None:
+    code, _, err = run("init", "Flat", "--images", *words, "--root", tmp_path)
+    assert code == 2
+    assert text in err
+
+
+def test_what_is_kept_is_examined_and_made_anew_on_request(run: Run, fresh: Path) -> None:
+    code, out, err = run("fsck", "--root", fresh)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(rf"{DATASET}: \d+ files examined\nnothing wrong was found\n", out)
+    store = fresh / "preprocessed" / DATASET / "nnseg" / "2d"
+    damaged = min(store.glob("*.image.b2nd"))
+    os.truncate(damaged, 50)
+    code, out, err = run("fsck", "1", "--root", fresh)
+    assert code == 3
+    assert err == "nnseg: 1 error in what is kept; mend as listed\n"
+    assert f"{damaged.name}: is damaged: its 50 bytes" in out
+    code, out, _ = run("fsck", "1", "--json", "--root", fresh)
+    assert code == 3
+    findings = json.loads(out)["examined"][DATASET]["findings"]
+    (finding,) = [finding for finding in findings if finding["severity"] == "error"]
+    assert finding["file"].endswith(damaged.name)
+    assert {"found", "remedy", "rule", "case_id"} <= finding.keys()
+    assert run("fsck", DATASET, "--redo", "--root", fresh)[0] == 0
+    assert damaged.stat().st_size > 50
+
+
+def test_a_trained_fold_and_predictions_are_examined_too(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(trained, tmp_path / "root"))
+    assert run("fsck", "--root", root)[0] == 0
+    fold = root / "results" / DATASET / "nnseg" / "2d" / "fold_0"
+    images, predicted = root / "raw" / DATASET / "imagesTs", tmp_path / "predicted"
+    assert run("predict", "-i", images, "-o", predicted, "-m", fold, *CPU)[0] == 0
+    assert run("fsck", predicted)[0] == 0
+    os.truncate(min(predicted.glob("*.nii.gz")), 50)
+    os.truncate(min(fold.glob("checkpoint_final-*")), 50)
+    code, out, _ = run("fsck", predicted, "1", "--root", root)
+    assert code == 3
+    assert out.count(" is damaged: its 50 bytes ") == 2
+    assert "run `nnseg predict` again" in out
+    assert "train this fold anew with --overwrite" in out
+
+
+def test_where_nothing_is_kept_there_is_nothing_to_examine(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("fsck", "--root", tmp_path)
+    assert (code, out) == (5, "")
+    assert "nothing is kept in" in err
 
 
 # ---------------------------------------------------------------- quick to start

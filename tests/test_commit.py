@@ -1,7 +1,10 @@
 import errno
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 from hashlib import sha256 as hash_of
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,15 @@ from typing import Any
 import pytest
 
 from nnseg import commit
-from nnseg.commit import sha256, sweep, whole_file, write_whole
+from nnseg.commit import (
+    remove,
+    sha256,
+    sweep,
+    sweep_orphans,
+    sync_folder,
+    whole_file,
+    write_whole,
+)
 from nnseg.errors import MachineError
 
 
@@ -106,6 +117,9 @@ def test_a_full_disk_is_told_with_the_space_that_is_left(
     monkeypatch.setattr(Path, "write_bytes", fail_with(errno.ENOSPC))
     with pytest.raises(MachineError, match=r"file: the disk is full \(3 MiB free\); make room"):
         write_whole(tmp_path / "file", b"new")
+    monkeypatch.setattr(Path, "write_bytes", fail_with(errno.EDQUOT))
+    with pytest.raises(MachineError, match="the disk is full"):
+        write_whole(tmp_path / "file", b"new")
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -140,6 +154,98 @@ def test_sweeping_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> N
     assert sweep(tmp_path) == 2
     assert names(tmp_path) == [".keep", "file"]
     assert sweep(tmp_path) == 0
+
+
+def unfinished(folder: Path, name: str = "file") -> Path:
+    """Leave behind what a process that was killed while it wrote does; give it."""
+    code = "import os, sys; from pathlib import Path; from nnseg.commit import whole_file\n"
+    code += "with whole_file(Path(sys.argv[1])) as path: path.touch(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(folder / name)]).returncode == 9
+    return next(path for path in folder.glob(f"{commit.TEMPORARY}*") if path.name.endswith(name))
+
+
+def test_what_a_process_that_is_gone_left_is_removed_by_the_next_that_writes_there(
+    tmp_path: Path,
+) -> None:
+    left = unfinished(tmp_path)
+    with whole_file(tmp_path / "other") as temporary:
+        assert not left.exists()
+        temporary.touch()
+    assert names(tmp_path) == ["other"]
+
+
+def test_only_what_surely_nobody_writes_is_an_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = unfinished(tmp_path)
+    start, host, pid, process, rest = left.name.split("-", 4)
+    living = [
+        f"{start}-{host}-{os.getppid()}-{process}-{rest}",  # another process, which runs
+        f"{start}-{int(host, 16) ^ 1:08x}-{pid}-{process}-{rest}",  # of another host
+        f"{start}-1234-file",  # not named by `whole_file`
+        "file",
+    ]
+    for name in living:
+        (tmp_path / name).touch()
+    (tmp_path / f"{start}-{host}-{os.getpid()}-{process}-{rest}").touch()  # had our number
+    (tmp_path / f"{start}-{host}-{2**70}-{process}-{rest}").touch()  # no process can have it
+    with whole_file(tmp_path / "ours") as temporary:
+        temporary.touch()
+        assert sweep_orphans(tmp_path) == 0  # the first write had removed them
+        assert names(tmp_path) == sorted([*living, temporary.name])
+    commit._host.cache_clear()
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    left = unfinished(tmp_path)
+    assert sweep_orphans(tmp_path) == 0
+    commit._host.cache_clear()
+
+
+def test_an_orphan_that_cannot_be_removed_does_not_keep_a_file_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = unfinished(tmp_path)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == left:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    write_whole(tmp_path / "file", b"new")
+    assert names(tmp_path) == [left.name, "file"]
+    with pytest.raises(
+        MachineError, match=r"-file: cannot be removed \(Permission denied\); check"
+    ):
+        sweep(tmp_path)
+
+
+def test_removing_a_file_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        remove(tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "a" + "ü" * 123 + ".nii.gz"])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, name: str) -> None:
+    assert len(name.encode()) > 253
+    with whole_file(tmp_path / name) as temporary:
+        assert temporary.name.endswith(name[-7:])
+        temporary.write_bytes(b"one")
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_knows_no_sync_is_left_alone_and_one_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", fail_with(number))
+    if number == errno.EINVAL:
+        sync_folder(tmp_path)
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            sync_folder(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])

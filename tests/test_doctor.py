@@ -10,8 +10,8 @@ import pytest
 
 from nnseg import doctor
 from nnseg.broken import planted_faults
-from nnseg.doctor import Finding, describe, examine, raise_for_errors
-from nnseg.errors import DataError
+from nnseg.doctor import examine, examine_each, in_threads, survey
+from nnseg.findings import Finding, describe, raise_for_errors
 from nnseg.phantom import write_dataset
 from nnseg.volume import read_segmentation, simple_geometry, write
 
@@ -84,13 +84,16 @@ def test_the_order_of_findings_does_not_depend_on_threads(tmp_path: Path) -> Non
 
 def test_each_file_is_read_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = doctor.read_array
 
-    def counted(path: Path) -> Any:
-        seen.append(path.name)
-        return real(path)
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def read(path: Path, **arguments: Any) -> Any:
+            seen.append(path.name)
+            return real(path, **arguments)
 
-    monkeypatch.setattr(doctor, "read_array", counted)
+        return read
+
+    monkeypatch.setattr(doctor, "read_array", counted(doctor.read_array))
+    monkeypatch.setattr(doctor, "read_channels", counted(doctor.read_channels))
     examine(dataset)
     assert sorted(seen) == ["a.nii.gz", "a_0000.nii.gz", "b.nii.gz", "b_0000.nii.gz"]
 
@@ -151,11 +154,11 @@ def test_a_wrong_part_of_dataset_json_does_not_hide_other_faults(dataset: Path) 
 
 def test_files_of_a_format_that_cannot_be_read_are_one_finding_in_all(dataset: Path) -> None:
     for path in dataset.glob("*Tr/*"):
-        path.rename(path.with_name(path.name.replace(".nii.gz", ".png")))
-    declare(dataset, file_ending=".png")
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".svg")))
+    declare(dataset, file_ending=".svg")
     (finding,) = examine(dataset)
     assert finding.file == "dataset.json"
-    assert "'.png', which cannot be read" in finding.found
+    assert "'.svg', which cannot be read" in finding.found
 
 
 def test_a_missing_labels_folder_is_not_repeated_for_each_case(dataset: Path) -> None:
@@ -184,7 +187,7 @@ def test_no_image_at_all_is_an_error(dataset: Path) -> None:
     assert rules(examine(dataset)) == [("no_cases", "imagesTr")]
 
 
-@pytest.mark.parametrize("name", ["c.nii.gz", "c_000.nii.gz", "c_0000.nii", "c_0000.nii.gz.part"])
+@pytest.mark.parametrize("name", ["c.nii.gz", "c_000.nii.gz", "c_0000.nii.gz.part", "c_0000.txt"])
 def test_an_image_whose_name_is_not_understood_is_named(dataset: Path, name: str) -> None:
     (dataset / "imagesTr" / name).touch()
     (finding,) = examine(dataset)
@@ -340,44 +343,114 @@ def test_a_users_own_sound_folds_are_no_finding(dataset: Path) -> None:
     assert examine(dataset) == ()
 
 
-def found(number: int, severity: Any = "error") -> Finding:
-    return Finding(rule="r", severity=severity, file=f"f{number}", found="is x", remedy="do y")
+def write_colours(path: Path, colours: np.ndarray[Any, Any]) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colours).save(path)
 
 
-def test_findings_are_described_in_a_line_each() -> None:
-    lines = describe([found(1), found(2, "warning")]).splitlines()
-    assert lines == ["error    f1: is x; do y", "warning  f2: is x; do y"]
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A dataset of two grey pictures saved in colours, whose blue is missing in the second."""
+    folder = tmp_path / "Dataset002_Cells"
+    for number, case in enumerate("ab"):
+        grey = np.arange(20, dtype=np.uint8).reshape(4, 5) + number
+        colours = np.stack([grey, grey, grey * (1 - number)], axis=-1)
+        write_colours(folder / "imagesTr" / f"{case}_0000.png", colours)
+        write_colours(folder / "labelsTr" / f"{case}.png", (grey > 9) + np.uint8(grey > 15))
+    declare(folder, channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png")
+    return folder
 
 
-def test_warnings_do_not_refuse_a_dataset() -> None:
-    raise_for_errors([found(1, "warning")], "D")
+def test_colours_of_one_picture_may_be_alike_or_missing(pictures: Path) -> None:
+    assert examine(pictures) == ()
 
 
-def test_errors_refuse_a_dataset_in_one_short_line() -> None:
-    with pytest.raises(DataError) as caught:
-        raise_for_errors([found(number) for number in range(9)], "D")
-    message = str(caught.value)
-    assert message.startswith("D: 9 errors: f0: is x; do y | f1")
-    assert message.endswith("| and 6 more; `nnseg doctor D` lists all")
-    assert "\n" not in message
-    with pytest.raises(
-        DataError, match=r"^D: 1 error: f1: is x; do y; `nnseg doctor D` lists all$"
-    ):
-        raise_for_errors([found(1), found(2, "warning")], "D")
+def test_a_picture_of_one_colour_is_constant(pictures: Path) -> None:
+    write_colours(pictures / "imagesTr" / "a_0000.png", np.full((4, 5, 3), (7, 8, 9), np.uint8))
+    (finding,) = examine(pictures)
+    assert (finding.rule, finding.found) == ("channel_constant", "every voxel is 7, 8, 9")
+
+
+def test_only_a_whole_case_without_errors_is_visited(dataset: Path) -> None:
+    for case in "cd":
+        for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+            shutil.copy(dataset / part / f"a{ending}", dataset / part / f"{case}{ending}")
+    declare(dataset, channel_names={"0": "T1", "1": "T2"}, numTraining=4)
+    images = dataset / "imagesTr"
+    for number, case in enumerate("abc"):  # d lacks its second channel
+        second = np.ones(SHAPE) * np.arange(5) + number
+        write(images / f"{case}_0001.nii.gz", second, GRID)
+    relabel(dataset, "b", lambda values: values.fill(0.5))
+    visited = examine_each(dataset, lambda case: case, in_threads(1, None)).visited
+    assert sorted(visited) == ["a", "c"]
+    case = visited["c"]
+    assert case.images == (images / "c_0000.nii.gz", images / "c_0001.nii.gz")
+    assert case.channels[1].tolist() == second.tolist()
+    assert (case.labels.shape, case.geometry.spacing) == (SHAPE, GRID.spacing)
+
+
+def test_ignored_voxels_are_no_foreground_of_a_label_maps_thumbnail(dataset: Path) -> None:
+    def mass(folder: Path) -> float:
+        look = survey(folder, None, in_threads(1, None)).cases[0].look
+        assert look is not None
+        assert look.label_thumbnail is not None
+        return float(look.label_thumbnail.mean())
+
+    assert mass(dataset) == pytest.approx((6 + 20) / 60, abs=0.02)
+    declare(dataset, labels={"background": 0, "head": 1, "ignore": 2})
+    assert mass(dataset) == pytest.approx(6 / 60, abs=0.02)
+
+
+def test_a_case_that_differs_from_the_others_is_a_warning(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "2d", cases=8)
+    path = tmp_path / "imagesTr" / "2d_003_0000.nii.gz"
+    image, geometry = read_segmentation(path)
+    write(path, image.astype(np.int32) * 100, geometry)
+    assert rules(examine(tmp_path)) == [("intensity_outlier", "imagesTr/2d_003_0000.nii.gz")]
+
+
+def test_a_ct_without_negative_values_is_a_warning(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "ct", cases=2)
+    path = tmp_path / "imagesTr" / "ct_001_0000.nii.gz"
+    image, geometry = read_segmentation(path)
+    assert image.min() < -500
+    write(path, image.astype(np.uint16), geometry)
+    (finding,) = examine(tmp_path)
+    assert (finding.rule, finding.file) == ("ct_unsigned", "imagesTr/ct_001_0000.nii.gz")
+    assert "read as unsigned" in finding.found
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "Dataset004_Hippocampus",
-        "Dataset027_ACDC",
         "Dataset083_MSLesion4ch",
         "Dataset101_CTOrgans",
+        "Dataset118_DSB2018Nuclei",
+        "Dataset120_VNCssTEM",
         "Dataset130_SpinalCordGM",
     ],
 )
 def test_real_datasets_have_no_finding(shared: Path, name: str) -> None:
     assert examine(shared / "data" / name, workers=1) == ()
+
+
+def test_of_real_hearts_only_the_two_frames_of_each_patient_are_noticed(shared: Path) -> None:
+    (finding,) = examine(shared / "data" / "Dataset027_ACDC", workers=1)
+    assert (finding.rule, finding.severity) == ("patient_parted", "warning")
+    assert "15 of 20 patients" in finding.found
+
+
+def test_the_folds_by_patient_of_real_hearts_part_nobody(shared: Path, tmp_path: Path) -> None:
+    source, folder = shared / "data" / "Dataset027_ACDC", tmp_path / "Dataset027_ACDC"
+    folder.mkdir()
+    shutil.copy(source / "dataset.json", folder)
+    shutil.copy(source / "splits_by_patient.json", folder / "splits_final.json")
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).symlink_to(source / part)
+    assert examine(folder, workers=1) == ()
 
 
 def real_broken(shared: Path, folder: Path) -> Path:

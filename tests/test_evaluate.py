@@ -71,6 +71,28 @@ def test_counts_are_those_of_masks_drawn_label_by_label(labels: Labels) -> None:
         assert found[name].n_ref == (r & counted).sum()
 
 
+GAPS = Labels(
+    labels={"background": 0, "whole": (7, 255, 300), "core": (255, 300), "ignore": 999},
+    regions_class_order=(7, 255),
+)
+
+
+def test_labels_with_gaps_score_as_their_positions_do_under_the_users_values() -> None:
+    positions = GAPS.consecutive
+    prediction, reference = label_map(1, 3), label_map(2, 4)
+    with_gaps = [GAPS.from_positions(each) for each in (prediction, reference)]
+    found = score_case(*with_gaps, GAPS, SPACING)
+    assert found == score_case(prediction, reference, positions, SPACING)
+    table = confusion_table(*with_gaps, GAPS)
+    np.testing.assert_array_equal(table, confusion_table(prediction, reference, positions))
+    summary = summarize([case("a", **found)], GAPS)
+    assert list(to_nnunet(summary, GAPS)["mean"]) == ["(7, 255, 300)", "(255, 300)"]
+    with pytest.raises(
+        DataError, match=r"prediction holds the values \[2\], .* one of \[0, 7, 255"
+    ):
+        confusion_table(np.full(SHAPE, 2), with_gaps[1], GAPS)
+
+
 def test_dice_and_iou_follow_from_the_counts() -> None:
     found = score(tp=6, fp=1, fn=3)
     assert found.dice == 12 / 16

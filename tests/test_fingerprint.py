@@ -127,12 +127,14 @@ VARIANTS = {  # dataset.json and label maps of their own for the images of anoth
     "Dataset029_ACDCRegions": ("Dataset027_ACDC", "labelsTr"),
     "Dataset102_CTOrgans117": ("Dataset101_CTOrgans", "labelsTr_117"),
 }
-NIFTI_DATASETS = sorted(
+DATASETS = sorted(
     {
         "Dataset004_Hippocampus",
         "Dataset027_ACDC",
         "Dataset083_MSLesion4ch",
         "Dataset101_CTOrgans",
+        "Dataset118_DSB2018Nuclei",
+        "Dataset120_VNCssTEM",
         "Dataset130_SpinalCordGM",
         *VARIANTS,
     }
@@ -151,9 +153,10 @@ PEER_PLANS: dict[str, dict[str, Any]] = {
 @cache
 def measure_dataset(raw: Path, labels: str) -> Fingerprint:
     cases = []
-    for case in find_cases(raw / "imagesTr", raw / labels, read_spec(raw / "dataset.json")):
+    spec = read_spec(raw / "dataset.json")
+    for case in find_cases(raw / "imagesTr", raw / labels, spec):
         assert case.label is not None
-        volume = read_image(case.images)
+        volume = read_image(case.images, len(spec.channels))
         segmentation, _ = read_segmentation(case.label)
         spacing = volume.geometry.spacing
         cases.append(measure_case(case.case_id, volume.image, segmentation, spacing))
@@ -172,7 +175,7 @@ def nearly(value: Any) -> Any:
     return pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("dataset", NIFTI_DATASETS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_our_own_fingerprint_leads_to_the_peers_fingerprint_and_plans(
     dataset: str, shared: Path
 ) -> None:

@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MissingError, UsageError
@@ -41,6 +43,37 @@ def test_a_case_with_other_channels_is_a_job_with_a_fault(tmp_path: Path) -> Non
     assert "case a: " in first.fault
     assert "lacks a_0001.nii.gz" in first.fault
     assert second.fault is None
+
+
+def test_two_files_for_one_channel_are_the_fault_of_their_case(tmp_path: Path) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz", "a_0000.mha", "b_0000.mha")
+    first, second = find_prediction_jobs(images, tmp_path / "out", ONE)
+    assert first.fault is not None
+    assert "a_0000.mha and" in first.fault
+    assert second.fault is None
+    assert second.target == tmp_path / "out" / "b.nii.gz"
+
+
+def picture(path: Path, *colours: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((4, 5, *colours), np.uint8)).save(path)
+    return path
+
+
+RGB = DatasetSpec(channels=("R", "G", "B"), labels=LABELS, num_training=0, file_ending=".jpg")
+
+
+def test_a_picture_may_hold_all_channels_and_jpegs_are_predicted_as_png(tmp_path: Path) -> None:
+    image = picture(tmp_path / "in" / "a_0000.jpg", 3)
+    (job,) = find_prediction_jobs(image.parent, tmp_path / "out", RGB)
+    assert (job.images, job.fault) == ((image,), None)
+    assert job.target == tmp_path / "out" / "a.png"
+    (alone,) = find_prediction_jobs(image, tmp_path / "out", RGB)
+    assert (alone.case_id, alone.target) == ("a_0000", tmp_path / "out" / "a_0000.png")
+    with pytest.raises(UsageError, match="the model wants 1 channels"):
+        find_prediction_jobs(image, tmp_path / "out", ONE)
+    with pytest.raises(UsageError, match=r"seg\.jpg: JPEG does not keep values; give a \.png"):
+        find_prediction_jobs(image, tmp_path / "seg.jpg", RGB)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +139,24 @@ def test_two_files_are_one_pair_whatever_their_names(tmp_path: Path) -> None:
     folder = touch(tmp_path, "truth.nii.gz", "found.nii.gz")
     (job,) = find_scoring_jobs(folder / "truth.nii.gz", folder / "found.nii.gz", ".nii.gz")
     assert (job.case_id, job.reference.name) == ("found", "truth.nii.gz")
+
+
+def test_references_may_end_as_label_maps_can_and_predictions_as_the_dataset_says(
+    tmp_path: Path,
+) -> None:
+    truth = touch(tmp_path / "truth", "a.mha", "b.png", "b.json")
+    found = touch(tmp_path / "found", "a.nii.gz", "b.nii.gz", "progress.png")
+    jobs = find_scoring_jobs(truth, found, ".nii.gz")
+    assert [job.reference.name for job in jobs] == ["a.mha", "b.png"]
+    touch(truth, "a.nii.gz")
+    with pytest.raises(DataError, match=r"case a: .*a\.mha and .*a\.nii\.gz both claim"):
+        find_scoring_jobs(truth, found, ".nii.gz")
+
+
+def test_predictions_of_jpeg_images_are_png(tmp_path: Path) -> None:
+    truth, found = touch(tmp_path / "truth", "a.png"), touch(tmp_path / "found", "a.png")
+    (job,) = find_scoring_jobs(truth, found, ".jpg")
+    assert (job.case_id, job.prediction) == ("a", found / "a.png")
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ PLAIN = Labels(labels={"background": 0, "liver": 1, "kidney": 2})
 REGIONS = Labels(
     labels={"background": 0, "whole": (1, 2), "core": 2, "ignore": 3}, regions_class_order=(1, 2)
 )
+GAPS = Labels(labels={"background": 0, "liver": 255, "kidney": 1, "vein": 5})
+GAPPED_REGIONS = Labels(
+    labels={"background": 0, "whole": (1, 300), "core": 300, "ignore": 400},
+    regions_class_order=(1, 300),
+)
 
 
 @pytest.mark.parametrize(
@@ -17,7 +22,14 @@ REGIONS = Labels(
         ({"background": 1, "liver": 0}, None, "labels.background is 1; it must be 0"),
         ({"background": 0}, None, "labels has no foreground"),
         ({"background": 0, "ignore": 1}, None, "labels has no foreground"),
-        ({"background": 0, "liver": 1, "kidney": 3}, None, r"integers \[0, 1, 3\]"),
+        ({"background": 0, "liver": -1}, None, r"integers \[-1, 0\]; use some of 0 to 65535"),
+        ({"background": 0, "liver": 65536}, None, r"integers \[0, 65536\]; use some of 0 to 65535"),
+        (
+            {"background": 0, "ignore": 7, "liver": 9},
+            None,
+            "ignore is 7; it must be the largest, 9",
+        ),
+        ({"background": 0, "whole": (1, 5), "core": 5}, (1, 2), r"regions_class_order has \[2\]"),
         ({"background": 0, "ignore": 1, "liver": 2}, None, "ignore is 1; it must be the largest"),
         ({"background": 0, "liver": 1, "hepar": 1}, None, "share an integer"),
         ({"background": 0, "whole": (), "core": 1}, None, r"labels.whole is \[\]"),
@@ -74,3 +86,65 @@ def test_later_regions_paint_over_earlier_ones_and_half_is_not_enough() -> None:
     logits[1, 0, 0, 0] = 1
     logits[1, 0, 1, 2] = 0  # a probability of exactly 0.5
     assert REGIONS.segment(logits).tolist() == [[[2, 1, 1], [0, 0, 0]]]
+
+
+def test_labels_with_gaps_are_learnt_by_their_positions() -> None:
+    assert GAPS.values == (0, 1, 5, 255)
+    assert GAPS.has_gaps
+    assert GAPS.heads == 4
+    assert GAPS.consecutive == Labels(labels={"background": 0, "liver": 3, "kidney": 1, "vein": 2})
+    assert GAPPED_REGIONS.consecutive == Labels(
+        labels={"background": 0, "whole": (1, 2), "core": 2, "ignore": 3},
+        regions_class_order=(1, 2),
+    )
+    assert list(GAPS.consecutive.labels) == list(GAPS.labels)
+
+
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS])
+def test_labels_without_gaps_are_their_own_positions(labels: Labels) -> None:
+    segmentation = np.array([[[0, 1, 2]]], np.int16)
+    assert not labels.has_gaps
+    assert labels.consecutive is labels
+    assert labels.to_positions(segmentation) is segmentation
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int64])
+def test_positions_and_values_lead_to_each_other(kind: type) -> None:
+    segmentation = np.array([[[0, 5, 255], [1, 1, 0]]], kind)
+    positions = GAPS.to_positions(segmentation)
+    assert positions.tolist() == [[[0, 2, 3], [1, 1, 0]]]
+    assert positions.dtype == np.uint8
+    again = GAPS.from_positions(positions)
+    np.testing.assert_array_equal(again, segmentation)
+    assert again.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        (
+            PLAIN,
+            [0, 3, -1],
+            r"holds the values \[-1, 3\], which are no labels; they must be 0 to 2",
+        ),
+        (GAPS, [0, 2, 255], r"holds the values \[2\], .* must be one of \[0, 1, 5, 255\]: correct"),
+        (GAPS, [256, 0, 1], r"holds the values \[256\]"),
+        (GAPS, [-5, 0, 1], r"holds the values \[-5\]"),
+    ],
+)
+def test_a_value_that_is_no_label_has_no_position(
+    labels: Labels, values: list[int], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        labels.to_positions(np.array([[values]], np.int32))
+
+
+def test_what_is_predicted_has_the_users_values() -> None:
+    logits = np.eye(4, dtype=np.float32).reshape(4, 1, 2, 2)
+    segmentation = GAPS.segment(logits)
+    assert segmentation.tolist() == [[[0, 1], [5, 255]]]
+    assert segmentation.dtype == np.uint8
+    logits = np.array([[1, 1, -1], [-1, 1, -1]], np.float32).reshape(2, 1, 1, 3)
+    segmentation = GAPPED_REGIONS.segment(logits)
+    assert segmentation.tolist() == [[[1, 300, 0]]]
+    assert segmentation.dtype == np.uint16

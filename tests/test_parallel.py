@@ -1,11 +1,13 @@
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from nnseg import parallel
 from nnseg.errors import DataError, MachineError, NnsegError
-from nnseg.parallel import cores, for_each
+from nnseg.parallel import Room, cores, for_each, one_blas_thread
 
 
 def double(item: int) -> int:
@@ -80,6 +82,61 @@ def test_no_more_workers_run_than_allowed() -> None:
     assert most[0] <= 3
 
 
+def test_what_does_not_fit_beside_others_waits_for_them() -> None:
+    lock, running, seen = threading.Lock(), list[str](), list[tuple[str, ...]]()
+    pause = threading.Event()
+
+    def work(item: str) -> None:
+        with lock:
+            running.append(item)
+            seen.append(tuple(sorted(running)))
+        pause.wait(0.02)
+        with lock:
+            running.remove(item)
+
+    room = Room(total=10, needs={"big": 9, "huge": 99, "small": 1, "tiny": 1, "third": 1})
+    items = ["big", "small", "tiny", "huge", "third"]
+    done = for_each(work, items, str, 3, "working", None, room)
+    assert set(done) == set(items)
+    assert all("huge" not in names or names == ("huge",) for names in seen)  # over all, so alone
+    assert all(sum(room.needs[name] for name in names) <= 10 or len(names) == 1 for names in seen)
+
+
+def test_room_lets_one_alone_in_and_counts_the_unknown_as_nothing() -> None:
+    room = Room(total=10, needs={"a": 8, "b": 3, "c": 99})
+    assert room.fits("c", [])
+    assert not room.fits("b", ["a"])
+    assert room.fits("unknown", ["a"])
+
+
+def test_memory_that_does_not_suffice_fails_the_case_and_not_the_run() -> None:
+    def work(item: int) -> int:
+        if item == 1:
+            raise MemoryError("unable to allocate 9 GiB")
+        return item
+
+    reached: list[int] = []
+    with pytest.raises(MachineError, match=r"case 1: the memory does not suffice \(unable .*-np 1"):
+        for_each(work, [0, 1, 2], str, 1, "working", lambda *step: reached.append(step[1]))
+    assert reached == [1, 2, 3]
+
+
+def threads_of_blas() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_where_several_of_ours_compute() -> None:
+    np.ones((2, 2)) @ np.ones((2, 2))  # loads it
+    before = threads_of_blas()
+    seen = for_each(lambda _: threads_of_blas(), [1, 2], str, 2, "working", None)
+    assert seen == {"1": [1] * len(before), "2": [1] * len(before)}
+    assert threads_of_blas() == before
+    alone = for_each(lambda _: threads_of_blas(), [1], str, 2, "working", None)
+    assert alone == {"1": before}
+    with one_blas_thread(limited=False):
+        assert threads_of_blas() == before
+
+
 def test_this_machine_has_a_core() -> None:
     assert cores() >= 1
 
@@ -92,11 +149,11 @@ def test_ctrl_c_while_waiting_begins_nothing_more(monkeypatch: pytest.MonkeyPatc
         begun.append(item)
         struck.wait(10)
 
-    def strike(waiting: Any) -> Any:
+    def strike(waiting: Any, **_: Any) -> Any:
         struck.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parallel, "as_completed", strike)
+    monkeypatch.setattr(parallel, "wait", strike)
     with pytest.raises(KeyboardInterrupt):
         for_each(work, range(1000), str, 1, "working", None)
     assert len(begun) < 1000

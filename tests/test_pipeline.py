@@ -147,9 +147,7 @@ def test_each_step_names_the_one_that_is_missing_before_it(tmp_path: Path) -> No
     pipeline.plan(folders, FLAT)
     with pytest.raises(MissingError, match=f"`nnseg preprocess -d {FLAT} -c 2d` makes it"):
         train(folders, FLAT, "2d")
-    with pytest.raises(
-        MissingError, match=r"fold 0 is not trained \(trained: none\); `nnseg train` makes it"
-    ):
+    with pytest.raises(MissingError, match="`nnseg train DATASET CONFIGURATION 0` makes it"):
         trained_folds(folders.model(FLAT, "nnseg", "2d"))
 
 

@@ -55,6 +55,7 @@ RECORDS: list[Any] = [
         case_id="a",
         made_from="1",
         data_hash="2",
+        arrays_from="3",
         placement=PLACEMENT,
         files={"a.image.b2nd": "3"},
         locations={"whole": 12, "left/right": 3},

@@ -74,14 +74,14 @@ def test_a_run_that_fails_leaves_its_exit_code_and_message(
 
 
 def test_warnings_and_errors_are_kept_and_everything_is_in_the_log(tmp_path: Path) -> None:
-    with logged_run(tmp_path, "plan", {"dataset": 4}):
+    with logged_run(tmp_path, "train", {"dataset": 4}):
         logger.info("as always")
         logger.warning("%d cases give %d folds", 3, 3)
         logger.error("case b: bad")
     logger.warning("too late")
     assert report_in(tmp_path).warnings == ("3 cases give 3 folds", "case b: bad")
     log = (tmp_path / "log.txt").read_text()
-    assert "INFO nnseg: plan {'dataset': 4}" in log
+    assert "INFO nnseg: train {'dataset': 4}" in log
     assert "INFO nnseg.anything: as always" in log
     assert "WARNING nnseg.anything: 3 cases give 3 folds" in log
     assert "too late" not in log
@@ -140,3 +140,11 @@ def test_the_report_is_plain_json(tmp_path: Path) -> None:
         pass
     data = json.loads((tmp_path / "run.json").read_text())
     assert data["arguments"] == {"lr": 0.01, "budget": None}
+
+
+def test_a_command_that_shares_its_folder_with_others_has_files_of_its_own(tmp_path: Path) -> None:
+    with logged_run(tmp_path, "plan", {"dataset": 4}):
+        logger.info("as always")
+    assert record.load(RunReport, tmp_path / "run_plan.json").command == "plan"
+    assert "as always" in (tmp_path / "run_plan.log").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run_plan.json", "run_plan.log"]

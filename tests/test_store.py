@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 
 from nnseg import store
+from nnseg.axes import Shape
 from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.preprocess import Placement, Preprocessed
-from nnseg.store import StoredCase, bytes_in_memory, clean, find_case, open_case, save_case
+from nnseg.store import (
+    StoredCase,
+    bytes_in_memory,
+    clean,
+    find_case,
+    has_record,
+    open_case,
+    save_case,
+    share_case,
+)
 
 SHAPE = (5, 30, 41)
 PLACEMENT = Placement(
@@ -46,7 +56,7 @@ LOCATIONS = {
 
 
 def save(folder: Path, case: Preprocessed | None = None, case_id: str = "a", **changes: Any) -> Any:
-    options = {"patch_size": (4, 16, 24), "made_from": "raw", "data_hash": "plan"} | changes
+    options = {"made_from": "raw", "data_hash": "plan", "arrays_from": "arrays"} | changes
     return save_case(folder, case_id, case or make_case(), LOCATIONS, **options)
 
 
@@ -92,25 +102,17 @@ def test_each_array_is_a_file_and_no_name_of_a_label_is_part_of_one(tmp_path: Pa
 
 
 def test_a_case_without_any_label_has_no_locations(tmp_path: Path) -> None:
-    options: Any = {"patch_size": (4, 16, 24), "made_from": "raw", "data_hash": "plan"}
+    options = {"made_from": "raw", "data_hash": "plan", "arrays_from": "arrays"}
     save_case(tmp_path, "a", make_case(), {}, **options)
     assert "a.locations.b2nd" not in names(tmp_path)
     assert reopen(tmp_path).locations == {}
 
 
-@pytest.mark.parametrize(
-    ("patch", "block", "chunk"),
-    [((4, 16, 24), (4, 16, 24), (4, 16, 24)), ((64, 64, 64), SHAPE, SHAPE)],
-)
-def test_a_patch_read_by_slicing_equals_the_array(
-    tmp_path: Path, patch: Any, block: Any, chunk: Any
-) -> None:
+def test_a_patch_read_by_slicing_equals_the_array(tmp_path: Path) -> None:
     case = make_case()
-    save(tmp_path, case, patch_size=patch)
+    save(tmp_path, case)
     found = reopen(tmp_path, in_memory=False)
     assert isinstance(found.image, blosc2.NDArray)
-    assert found.image.blocks == (1, *block)
-    assert found.image.chunks == (1, *chunk)
     rng = np.random.default_rng(1)
     for _ in range(20):
         start = [int(rng.integers(0, n)) for n in SHAPE]
@@ -122,18 +124,29 @@ def test_a_patch_read_by_slicing_equals_the_array(
         np.testing.assert_array_equal(found.mask[where], case.mask[where])
 
 
-def test_blocks_and_chunks_are_halved_along_their_longest_edge_to_fit(tmp_path: Path) -> None:
-    large = np.zeros((1, 70, 130, 200), dtype=np.float32)
+@pytest.mark.parametrize(
+    ("shape", "block", "chunk", "block_of_labels"),
+    [
+        # 2^15 bytes hold 8192 voxels of 4 bytes, 2^22 bytes 1 048 576
+        ((70, 130, 200), (2, 65, 50), (70, 130, 100), (2, 130, 100)),
+        ((5, 30, 41), (2, 30, 41), (5, 30, 41), (2, 30, 41)),
+        ((1, 90, 130), (1, 90, 65), (1, 90, 130), (1, 90, 130)),
+    ],
+)
+def test_blocks_are_two_slices_deep_and_chunks_whole_blocks(
+    tmp_path: Path, shape: Shape, block: Shape, chunk: Shape, block_of_labels: Shape
+) -> None:
+    large = np.zeros((2, *shape), dtype=np.float32)
     case = replace(
-        make_case(), image=large, segmentation=np.zeros((70, 130, 200), np.uint8),
-        mask=np.ones((70, 130, 200), np.bool_),
-        placement=replace(PLACEMENT, shape_resampled=(70, 130, 200)),
+        make_case(), image=large, segmentation=np.zeros(shape, np.uint8),
+        mask=np.ones(shape, np.bool_), placement=replace(PLACEMENT, shape_resampled=shape),
     )  # fmt: skip
-    save(tmp_path, case, patch_size=(64, 128, 192))
+    options = {"made_from": "raw", "data_hash": "plan", "arrays_from": "arrays"}
+    save_case(tmp_path, "a", case, {}, **options)
     found = reopen(tmp_path, in_memory=False)
-    assert found.image.blocks == (1, 32, 32, 24)  # 2^17 bytes hold 32 768 voxels of 4 bytes
-    assert found.image.chunks == (1, 64, 128, 96)  # 2^22 bytes hold 1 048 576
-    assert found.segmentation.blocks == (32, 64, 48)
+    assert found.image.blocks == (1, *block)
+    assert found.image.chunks == (1, *chunk)
+    assert found.segmentation.blocks == block_of_labels
 
 
 def test_the_same_case_is_the_same_bytes(tmp_path: Path) -> None:
@@ -156,17 +169,18 @@ def test_a_case_is_absent_while_it_is_being_replaced(
 ) -> None:
     save(tmp_path)
     written = 0
-    write_whole = store.write_whole
+    write = Path.write_bytes
 
-    def fail_later(path: Path, data: bytes) -> None:
+    def fail_later(self: Path, data: bytes) -> int:
         nonlocal written
         written += 1
         if written > step:
-            raise MachineError("the disk is full")
-        write_whole(path, data)
+            write(self, data[: len(data) // 2])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(self, data)
 
-    monkeypatch.setattr(store, "write_whole", fail_later)
-    with pytest.raises(MachineError):
+    monkeypatch.setattr(Path, "write_bytes", fail_later)
+    with pytest.raises(MachineError, match="cannot be written"):
         save(tmp_path, made_from="new raw")
     assert find_case(tmp_path, "a") is None
     with pytest.raises(MissingError):
@@ -174,6 +188,50 @@ def test_a_case_is_absent_while_it_is_being_replaced(
     monkeypatch.undo()
     save(tmp_path, make_case(), made_from="new raw")
     same(reopen(tmp_path), make_case())
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def share(tmp_path: Path, **changes: Any) -> StoredCase:
+    stored = find_case(tmp_path / "one", "a")
+    assert stored is not None
+    options = {"made_from": "raw too", "data_hash": "other plan"} | changes
+    return share_case(tmp_path / "one", stored, tmp_path / "two", **options)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_case_is_shared_as_links_or_where_they_fail_as_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    case = make_case()
+    first = save(tmp_path / "one", case)
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not linked:
+        monkeypatch.setattr(Path, "hardlink_to", fail)
+    second = share(tmp_path)
+    assert find_case(tmp_path / "two", "a") == second
+    assert (second.made_from, second.data_hash) == ("raw too", "other plan")
+    assert (second.arrays_from, second.files) == (first.arrays_from, first.files)
+    same(open_case(tmp_path / "two", "a", "other plan", in_memory=True), case)
+    for name in first.files:
+        assert (tmp_path / "one" / name).samefile(tmp_path / "two" / name) is linked
+
+
+def test_a_shared_case_is_replaced_without_a_change_to_the_other(tmp_path: Path) -> None:
+    case = make_case()
+    save(tmp_path / "one", case)
+    share(tmp_path)
+    save(tmp_path / "one", make_case(channels=1, whole=True))
+    same(open_case(tmp_path / "two", "a", "other plan", in_memory=True), case)
+
+
+def test_a_case_that_is_shared_replaces_what_was_there(tmp_path: Path) -> None:
+    save(tmp_path / "two", make_case(channels=1, whole=True))
+    save(tmp_path / "one")
+    share(tmp_path)
+    same(open_case(tmp_path / "two", "a", "other plan", in_memory=True), make_case())
 
 
 def test_a_full_disk_is_told_and_leaves_no_case(
@@ -254,7 +312,7 @@ def test_a_case_of_another_format_is_made_anew(
 ) -> None:
     save(tmp_path)
     monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
-    with pytest.raises(DataError, match=r"a\.json: is of format 1, this version uses 2; run"):
+    with pytest.raises(DataError, match=r"a\.json: is of format 2, this version uses 3; run"):
         reopen(tmp_path)
     assert find_case(tmp_path, "a") is None
 
@@ -266,7 +324,9 @@ def test_a_case_without_labels_cannot_be_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_record_says_what_its_case_was_made_from(tmp_path: Path) -> None:
+    assert not has_record(tmp_path, "a")
     stored = save(tmp_path)
+    assert has_record(tmp_path, "a")
     assert find_case(tmp_path, "a") == stored
     assert (stored.made_from, stored.data_hash) == ("raw", "plan")
     assert stored.placement == PLACEMENT

@@ -1,17 +1,62 @@
 """Cut an image to the region that holds data, and put arrays back where they came from."""
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Box, Image, Mask, Shape, box_slices
+from nnseg.axes import Box, Mask, Segmentation, Shape, box_slices
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def nonzero_mask(image: Image) -> Mask:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cropped:
+    """A case cut to the box of its body, image order; its arrays may be views."""
+
+    channels: tuple[NDArray[Any], ...]  # each (z, y, x), of any real type
+    segmentation: Segmentation | None  # (z, y, x)
+    mask: Mask | None  # (z, y, x); None where the body fills the box
+    box: Box
+    shape: Shape  # voxels before cropping
+
+    @property
+    def relative_size(self) -> float:
+        """The volume of the box, as a share of the volume before."""
+        return self.channels[0].size / float(np.prod(self.shape))
+
+    @property
+    def bytes(self) -> int:
+        """What the arrays take."""
+        arrays = (*self.channels, self.segmentation, self.mask)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+def crop_to_body(channels: Sequence[NDArray[Any]], segmentation: Segmentation | None) -> Cropped:
+    """Cut a case to the smallest box around its body.
+
+    Args:
+        channels: Each (z, y, x), finite. An image (channel, z, y, x) is a sequence of them.
+        segmentation: (z, y, x), or None; it has no say in where the body is.
+    """
+    mask: Mask | None = nonzero_mask(channels)
+    assert mask is not None, "it was just made"
+    box = bounding_box(mask)
+    shape = cast(Shape, mask.shape)
+    mask = cut(mask, box)
+    return Cropped(
+        channels=tuple(cut(channel, box) for channel in channels),
+        segmentation=None if segmentation is None else cut(segmentation, box),
+        mask=None if mask.all() else mask,
+        box=box,
+        shape=shape,
+    )
+
+
+def nonzero_mask(channels: Sequence[NDArray[Any]]) -> Mask:
     """Mark the voxels that hold data: some channel is not 0, or it is a hole among such voxels.
 
     A hole is background that no path through voxel faces joins to the border of the volume, so
@@ -20,13 +65,13 @@ def nonzero_mask(image: Image) -> Mask:
     Source: the crop of nnU-Net, Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
 
     Args:
-        image: (channel, z, y, x).
+        channels: Each (z, y, x). An image (channel, z, y, x) is a sequence of them.
 
     Returns:
         (z, y, x).
     """
-    mask: Mask = image[0] != 0
-    for channel in image[1:]:
+    mask: Mask = channels[0] != 0
+    for channel in channels[1:]:
         if mask.all():
             break
         mask |= channel != 0

@@ -6,11 +6,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 65536  # a case's distribution is kept as at most so many values; holds any 16-bit scan
+_COUNTED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,11 @@ class CaseIntensity:
     max: float
 
 
-def measure(values: NDArray[np.float32]) -> CaseIntensity:
+def measure(values: NDArray[Any]) -> CaseIntensity:
     """Summarize the foreground voxels of one channel of one case.
 
     Args:
-        values: 1-D, finite, in any order.
+        values: 1-D, finite, in any order, of any real type; float32 is what is looked at.
     """
     if values.size == 0:
         empty = np.empty(0, dtype=np.float32)
@@ -54,13 +56,20 @@ def measure(values: NDArray[np.float32]) -> CaseIntensity:
             values=empty, weights=np.empty(0, dtype=np.int64), mean=0.0, std=0.0, min=0.0, max=0.0
         )
     kept, weights = _distribution(values)
+    if kept.size < MAX_VALUES:  # then it is exact, and there is less to go over
+        exact = kept.astype(np.float64)
+        mean = float((exact * weights).sum() / values.size)
+        std = float(np.sqrt((np.square(exact - mean) * weights).sum() / values.size))
+    else:
+        mean = float(values.mean(dtype=np.float64))
+        std = float(values.std(dtype=np.float64))
     return CaseIntensity(
         values=kept,
         weights=weights,
-        mean=float(values.mean(dtype=np.float64)),
-        std=float(values.std(dtype=np.float64)),
-        min=float(values.min()),
-        max=float(values.max()),
+        mean=mean,
+        std=std,
+        min=float(np.float32(values.min())),
+        max=float(np.float32(values.max())),
     )
 
 
@@ -102,15 +111,18 @@ def pool(cases: Sequence[CaseIntensity]) -> Intensity:
     )
 
 
-def _distribution(
-    values: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _distribution(values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Give at most MAX_VALUES ascending values and the number of voxels that each stands for."""
-    low = float(values.min())
-    if float(values.max()) - low < MAX_VALUES and (values == np.rint(values)).all():
-        counts = np.bincount((values - np.float32(low)).astype(np.int64))  # no sorting needed
-        steps = np.flatnonzero(counts)
-        return (steps + low).astype(np.float32), counts[steps]
+    if values.dtype.itemsize > 2 or values.dtype.kind not in "iu":
+        values = values.astype(np.float32, copy=False)
+    low, high = float(values.min()), float(values.max())
+    if high - low < MAX_VALUES and _are_whole(values):  # no sorting needed
+        counts = np.zeros(int(high - low) + 1, dtype=np.int64)
+        for start in range(0, values.size, _COUNTED_AT_ONCE):  # as large integers
+            steps = values[start : start + _COUNTED_AT_ONCE].astype(np.int64) - int(low)
+            counts += np.bincount(steps, minlength=counts.size)
+        found = np.flatnonzero(counts)
+        return (found + low).astype(np.float32), counts[found]
 
     ordered = np.sort(values)
     starts = np.flatnonzero(np.diff(ordered, prepend=np.float32(np.nan)) != 0)
@@ -119,6 +131,10 @@ def _distribution(
     # Each kept value is the middle of a run of equally many voxels, give or take one.
     edges = np.arange(MAX_VALUES + 1) * ordered.size // MAX_VALUES
     return ordered[(edges[:-1] + edges[1:]) // 2], np.diff(edges)
+
+
+def _are_whole(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
 
 
 def _quantile(values: NDArray[np.float32], reached: NDArray[np.float64], share: float) -> float:

@@ -19,7 +19,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from nnseg.axes import Image, Mask, Segmentation, Shape, Spacing
 from nnseg.errors import PlanError
@@ -88,16 +87,19 @@ def resample_image(
         order_along: Of the spline along `axis`; 0 takes the nearest slice.
 
     Returns:
-        (channel, z, y, x); `image` itself if it has the shape already.
+        (channel, z, y, x); `image` itself if it has the shape already. Besides the two there is
+        never more than some planes of one channel in memory, but for an `order_along` over 0.
     """
     if image.shape[1:] == shape:
         return image
     result = np.empty((image.shape[0], *shape), dtype=np.float32)
     for channel, resized in zip(image, result, strict=True):
         if axis is None:
-            resized[...] = _resize(channel, shape, (0, 1, 2), order)
+            _resize(channel, resized, order)
         else:
-            resized[...] = _resize_slices(channel, shape, axis, order, order_along)
+            _resize_slices(
+                np.moveaxis(channel, axis, 0), np.moveaxis(resized, axis, 0), order, order_along
+            )
     return result
 
 
@@ -178,6 +180,8 @@ def _places(size: int, new_size: int) -> NDArray[np.float64]:
 @lru_cache(maxsize=64)
 def _response(size: int, new_size: int, order: int) -> NDArray[np.float64]:
     """Give the matrix (output, input) of one axis: what scipy answers to a 1 at each input."""
+    from scipy import ndimage  # slow to import, and many a case is not resampled at all
+
     places = _places(size, new_size)[None]
     columns = [
         ndimage.map_coordinates(one, places, order=order, mode="nearest") for one in np.eye(size)
@@ -189,7 +193,7 @@ def _response(size: int, new_size: int, order: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def _bands(size: int, new_size: int, order: int) -> tuple[_Band, ...]:
-    matrix = _response(size, new_size, order)
+    matrix = np.eye(size) if size == new_size else _response(size, new_size, order)
     edges = range(0, new_size, _BAND_ROWS)
     bands = []
     for start, stop in pairwise((*edges, new_size)):
@@ -224,57 +228,75 @@ def _replaced(shape: Sequence[int], axis: int, size: int) -> Shape:
     return z, y, x
 
 
-def _resize(volume: Volume, shape: Shape, within: tuple[int, ...], order: int) -> Volume:
-    """Resize along the axes `within`; the values stay in their range over these axes."""
-    changed = [axis for axis in within if volume.shape[axis] != shape[axis]]
-    if not changed:
-        return volume
-    low = volume.min(axis=within, keepdims=True)
-    high = volume.max(axis=within, keepdims=True)
-    # About the middle of the range float32 rounds relative to the range, whatever the offset.
-    middle = low / 2 + high / 2
-    result: Volume = np.subtract(volume, middle, order="C")  # matrix products want C order
-    for axis in sorted(changed, key=lambda axis: shape[axis] / volume.shape[axis]):
-        result = _multiply(result, axis, _bands(volume.shape[axis], shape[axis], order))
-    result += middle
-    np.clip(result, low, high, out=result)
-    return result
+def _resize(volume: Volume, result: Volume, order: int) -> None:
+    """Fill `result` with `volume` at its shape, a run of planes at a time."""
+    low, high = volume.min(keepdims=True), volume.max(keepdims=True)
+    for band in _bands(volume.shape[0], result.shape[0], order):
+        # About the middle of the range float32 rounds relative to the range, whatever the offset.
+        planes = np.subtract(volume[band.inputs], low / 2 + high / 2, order="C")
+        if volume.shape[0] != result.shape[0]:
+            rows = planes.reshape(planes.shape[0], -1)
+            planes = np.matmul(band.weights, rows).reshape(-1, *planes.shape[1:])
+        _resize_planes(planes, result[band.outputs], order, low, high)
 
 
-def _multiply(volume: Volume, axis: int, bands: tuple[_Band, ...]) -> Volume:
-    """Apply the matrix of one axis."""
-    z, y, x = volume.shape
-    shape = _replaced(volume.shape, axis, bands[-1].outputs.stop)
-    result = np.empty(shape, dtype=np.float32)
+def _resize_planes(planes: Volume, result: Volume, order: int, low: Volume, high: Volume) -> None:
+    """Fill `result` with `planes` resized in y and x; they are centred between `low` and `high`."""
+    grids = [(axis, planes.shape[axis], result.shape[axis]) for axis in (1, 2)]
+    for axis, size, new_size in sorted(grids, key=lambda grid: grid[2] / grid[1]):
+        if size != new_size:
+            planes = _multiply(planes, axis, _bands(size, new_size, order))
+    planes += low / 2 + high / 2
+    np.clip(planes, low, high, out=result)
+
+
+def _multiply(planes: Volume, axis: int, bands: tuple[_Band, ...]) -> Volume:
+    """Apply the matrix of axis 1 or 2; `planes` are in C order."""
+    z, y, x = planes.shape
+    result = np.empty(_replaced(planes.shape, axis, bands[-1].outputs.stop), dtype=np.float32)
     for band in bands:
-        if axis == 0:
-            planes, rows = volume.reshape(z, y * x), result.reshape(shape[0], y * x)
-            np.matmul(band.weights, planes[band.inputs], out=rows[band.outputs])
-        elif axis == 1:
-            np.matmul(band.weights, volume[:, band.inputs], out=result[:, band.outputs])
+        if axis == 1:
+            np.matmul(band.weights, planes[:, band.inputs], out=result[:, band.outputs])
         else:
-            lines, rows = volume.reshape(z * y, x), result.reshape(z * y, shape[2])
+            lines, rows = planes.reshape(z * y, x), result.reshape(z * y, -1)
             np.matmul(lines[:, band.inputs], band.weights.T, out=rows[:, band.outputs])
     return result
 
 
-def _resize_slices(volume: Volume, shape: Shape, axis: int, order: int, order_along: int) -> Volume:
-    """Resize the slices across `axis` in their plane, then go along the axis."""
-    size, new_size = volume.shape[axis], shape[axis]
-    within = tuple(other for other in range(3) if other != axis)
-    if order_along == 0 and new_size < size:  # slices that nobody takes need no work
-        volume = volume.take(_nearest(size, new_size), axis=axis)
-    resized = _resize(volume, _replaced(shape, axis, volume.shape[axis]), within, order)
-    if resized.shape == shape:
-        return resized
-    if order_along == 0:
-        return resized.take(_nearest(size, new_size), axis=axis)
-    middle = resized.min() / 2 + resized.max() / 2
-    along = _multiply(
-        np.subtract(resized, middle, order="C"), axis, _bands(size, new_size, order_along)
-    )
-    along += middle
-    return along
+def _resize_slices(volume: Volume, result: Volume, order: int, order_along: int) -> None:
+    """Resize the slices across the first axis in their plane, then go along the axis."""
+    size, new_size = volume.shape[0], result.shape[0]
+    if order_along == 0 or size == new_size:
+        nearest = _nearest(size, new_size)  # ascending
+        used = np.unique(nearest)  # slices that nobody takes need no work
+        height = max(1, _SLAB_VOXELS // max(volume[0].size, result[0].size))
+        for start in range(0, used.size, height):
+            chosen = used[start : start + height]
+            planes = np.empty((chosen.size, *result.shape[1:]), dtype=np.float32)
+            _resize_each(volume, chosen, planes, order)
+            taken = slice(*np.searchsorted(nearest, (chosen[0], chosen[-1] + 1)))
+            result[taken] = planes[np.searchsorted(chosen, nearest[taken])]
+        return
+    whole = np.empty((size, *result.shape[1:]), dtype=np.float32)
+    _resize_each(volume, np.arange(size), whole, order)
+    middle = whole.min() / 2 + whole.max() / 2
+    whole -= middle
+    for band in _bands(size, new_size, order_along):
+        rows = whole[band.inputs].reshape(band.weights.shape[1], -1)
+        np.add(
+            np.matmul(band.weights, rows).reshape(-1, *result.shape[1:]),
+            middle,
+            out=result[band.outputs],
+        )
+
+
+def _resize_each(volume: Volume, chosen: NDArray[np.intp], result: Volume, order: int) -> None:
+    """Fill `result` with the `chosen` slices, each of which keeps its own range."""
+    planes: Volume = np.ascontiguousarray(volume[chosen])
+    low = planes.min(axis=(1, 2), keepdims=True)
+    high = planes.max(axis=(1, 2), keepdims=True)
+    planes -= low / 2 + high / 2
+    _resize_planes(planes, result, order, low, high)
 
 
 def _join_slices(segmentation: NDArray[Label], axis: int, new_size: int) -> NDArray[Label]:
@@ -295,15 +317,18 @@ def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> ND
     segmentation = np.ascontiguousarray(segmentation)
     pairs = [_pairs(size, new_size) for size, new_size in grids]
     firsts = [pair.inputs[0] for pair in pairs]
-    mixed = _mixed_cells(segmentation, [axis for axis, (a, b) in enumerate(grids) if a != b])
+    changed = [axis for axis, (size, new_size) in enumerate(grids) if size != new_size]
 
     result = np.empty(shape, dtype=segmentation.dtype)
     depth = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], depth):
         rows = slice(start, start + depth)
-        slab = [firsts[0][rows], firsts[1], firsts[2]]
-        result[rows] = _expand(segmentation, slab)
-        open_voxels = np.flatnonzero(_expand(mixed, slab)) + start * shape[1] * shape[2]
+        below = int(firsts[0][rows][0])
+        part = segmentation[below : int(firsts[0][rows][-1]) + 2]  # its cells reach one further
+        slab = [firsts[0][rows] - below, firsts[1], firsts[2]]
+        result[rows] = _expand(part, slab)
+        mixed = _expand(_mixed_cells(part, changed), slab)
+        open_voxels = np.flatnonzero(mixed) + start * shape[1] * shape[2]
         for at in range(0, open_voxels.size, _CHUNK_VOXELS):
             chunk = open_voxels[at : at + _CHUNK_VOXELS]
             places = np.unravel_index(chunk, shape)

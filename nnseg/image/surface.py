@@ -18,7 +18,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from nnseg.axes import Mask, Spacing
 
@@ -138,6 +137,8 @@ def _distances(start: Mask, end: Mask, spacing: Spacing) -> NDArray[np.float64]:
         return distances
     points = np.argwhere(start & ~end)
     targets = np.argwhere(end)
+    from scipy.spatial import cKDTree  # slow to import, and most commands measure no distance
+
     tree = cKDTree(targets * spacing, balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(points * spacing)
     # From whole steps, not from the tree: n voxels are then n * spacing to the last bit, and a

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ from skimage.transform import resize
 
 from nnseg.axes import Image, Segmentation, Shape, Spacing
 from nnseg.errors import PlanError
+from nnseg.image import resample
 from nnseg.image.resample import (
     resample_image,
     resample_segmentation,
@@ -147,7 +149,7 @@ shapes = st.tuples(*[st.integers(1, 9)] * 3)
 axes = st.sampled_from(AXES)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(shapes, shapes, axes, st.sampled_from([0, 1, 3]), st.floats(-1e6, 1e6, width=32))
 def test_constants_stay_constant(
     shape: Shape, new_shape: Shape, axis: int | None, order: int, value: float
@@ -156,7 +158,7 @@ def test_constants_stay_constant(
     assert (resample_image(image, new_shape, axis, order) == np.float32(value)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(shapes, shapes)
 def test_axes_can_be_resampled_one_after_another(shape: Shape, new_shape: Shape) -> None:
     image = noise((1, *shape))
@@ -169,7 +171,72 @@ def test_axes_can_be_resampled_one_after_another(shape: Shape, new_shape: Shape)
     assert np.abs(at_once - stepwise).max() < 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+permutations = st.permutations((0, 1, 2))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(shapes, shapes, axes, st.sampled_from([0, 1, 2, 3, 4, 5]), seeds)
+def test_any_image_equals_that_of_skimage(
+    shape: Shape, new_shape: Shape, axis: int | None, order: int, seed: int
+) -> None:
+    image = noise((1, *shape), seed)
+    expected = reference_image(image, new_shape, axis, order, 0)
+    error = np.abs(resample_image(image, new_shape, axis, order) - expected)
+    assert error.max() < 2e-6 * max(np.ptp(image), 1e-3)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shapes, shapes, axes, st.sampled_from([0, 1, 3]), permutations, seeds)
+def test_the_order_of_axes_does_not_matter(
+    shape: Shape,
+    new_shape: Shape,
+    axis: int | None,
+    order: int,
+    permutation: list[int],
+    seed: int,
+) -> None:
+    image = noise((1, *shape), seed)
+    plain = resample_image(image, new_shape, axis, order)
+    turned = resample_image(
+        image.transpose(0, *(one + 1 for one in permutation)),
+        tuple(new_shape[one] for one in permutation),
+        None if axis is None else permutation.index(axis),
+        order,
+    )
+    assert np.abs(turned - plain.transpose(0, *(one + 1 for one in permutation))).max() < 1e-5
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shapes, st.sampled_from([None, 0]), st.sampled_from([0, 1, 3]), seeds)
+def test_the_own_shape_changes_nothing_even_beside_an_axis_that_changes(
+    shape: Shape, axis: int | None, order: int, seed: int
+) -> None:
+    image = noise((1, *shape), seed)
+    assert resample_image(image, shape, axis, order) is image
+    twice = resample_image(image, (shape[0], shape[1], 2 * shape[2]), axis, order)
+    for z in range(shape[0]):  # what does not change along z can be done slice by slice
+        one = resample_image(image[:, z : z + 1], (1, shape[1], 2 * shape[2]), axis, order)
+        low, high = one.min(), one.max()
+        assert np.abs(twice[:, z].clip(low, high) - one[:, 0]).max() < 1e-5
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(shapes, shapes, axes, seeds)
+def test_any_label_map_equals_that_of_skimage(
+    shape: Shape, new_shape: Shape, axis: int | None, seed: int
+) -> None:
+    labels = blobs(shape, seed)
+    result = resample_segmentation(labels, new_shape, axis)
+    if axis is None:
+        expected = resized_labels(labels, new_shape)
+    else:
+        flat = by_slices(labels, new_shape, axis, lambda one, to: resized_labels(one, to))
+        expected = along(flat, new_shape, 0)
+    assert np.array_equal(result, expected)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(shapes, shapes, axes)
 def test_one_label_stays_one_label(shape: Shape, new_shape: Shape, axis: int | None) -> None:
     labels = np.full(shape, 7, dtype=np.uint8)
@@ -236,6 +303,45 @@ def test_a_label_map_larger_than_a_slab_is_whole(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("nnseg.image.resample._SLAB_VOXELS", 500)
     monkeypatch.setattr("nnseg.image.resample._CHUNK_VOXELS", 7)
     assert np.array_equal(resample_segmentation(labels, (17, 12, 19), None), at_once)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("order_along", [0, 1])
+def test_an_image_larger_than_a_slab_is_whole(
+    monkeypatch: pytest.MonkeyPatch, axis: int | None, order_along: int
+) -> None:
+    image = noise((2, 23, 20, 21))
+    shapes = [(31, 12, 29), (9, 30, 21), (23, 33, 10)]
+    at_once = [resample_image(image, shape, axis, 3, order_along) for shape in shapes]
+    monkeypatch.setattr(resample, "_SLAB_VOXELS", 900)
+    monkeypatch.setattr(resample, "_BAND_ROWS", 5)
+    resample._bands.cache_clear()
+    for shape, expected in zip(shapes, at_once, strict=True):
+        result = resample_image(image, shape, axis, 3, order_along)
+        assert np.abs(result - expected).max() < 1e-5
+    resample._bands.cache_clear()
+
+
+@pytest.mark.parametrize(("axis", "new_shape"), [(None, (900, 50, 52)), (0, (1700, 50, 52))])
+def test_a_long_image_needs_little_memory_besides_its_result(
+    monkeypatch: pytest.MonkeyPatch, axis: int | None, new_shape: Shape
+) -> None:
+    monkeypatch.setattr(resample, "_SLAB_VOXELS", 2**17)
+    monkeypatch.setattr(resample, "_CHUNK_VOXELS", 2**11)
+    image = noise((1, 1200, 40, 44))
+    labels = (image[0] > 1).astype(np.int8)
+    tracemalloc.start()
+    for resized, original, times in (
+        (lambda: resample_image(image, new_shape, axis), image, 1),
+        (lambda: resample_segmentation(labels, new_shape, axis), labels, 2),
+    ):
+        resized()  # the matrices of the axes stay in memory
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = resized()
+        peak = tracemalloc.get_traced_memory()[1] - before
+        assert peak < times * result.nbytes + 0.2 * original.nbytes + 2e6, original.dtype
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("order", "order_along"), [(3, 0), (1, 3)])

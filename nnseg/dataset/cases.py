@@ -1,0 +1,236 @@
+"""The cases of a raw dataset: which files belong to each.
+
+A case has a file CASE_0000, CASE_0001, ... for each channel, or, as nnU-Net has it for pictures,
+one file CASE_0000 that holds them all. Files may end in whatever we read, whatever the others of
+the dataset end in; or the map `dataset` of dataset.json lists them.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnseg.dataset.spec import DatasetSpec
+from nnseg.errors import DataError, MissingError
+from nnseg.folders import Folders
+from nnseg.volume import (
+    ENDINGS,
+    LABEL_ENDINGS,
+    SEVERAL_CHANNELS,
+    channel_counts,
+    side_files,
+    split_ending,
+)
+
+logger = logging.getLogger(__name__)
+
+CHANNEL_FILE = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One subject: an image file for each channel, or one for all, and its label map if it has one.
+
+    The label map is there for training and None for an image to predict.
+    """
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the case is read from: images, label map, and what these need beside."""
+        named = self.images if self.label is None else (*self.images, self.label)
+        sides = [side for path in named for side in side_files(path)]
+        return tuple(dict.fromkeys((*named, *sides)))  # channels may share a spacing file
+
+
+def find_image_files(folder: Path, spec: DatasetSpec) -> dict[str, dict[int, tuple[Path, ...]]]:
+    """List the image files of a folder: case id to channel number to files, ids sorted.
+
+    There should be one file for a channel; `channel_fault` says where there are more. Hidden files
+    are passed over, with a line in the log. Other files are not listed here; `doctor` names them.
+    """
+    found: dict[str, dict[int, tuple[Path, ...]]] = {}
+    for path in visible_files(folder):
+        match = CHANNEL_FILE.fullmatch(_stem(path, spec.file_ending, ENDINGS) or "")
+        if match:
+            channels = found.setdefault(match["case_id"], {})
+            number = int(match["channel"])
+            channels[number] = (*channels.get(number, ()), path)
+    return dict(sorted(found.items()))
+
+
+def find_label_maps(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
+    """List the label maps of a folder: case id to files, of which there should be one; ids sorted.
+
+    Any file counts that ends in `ending`, the usual one, or as label maps can.
+    """
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in visible_files(folder):
+        case_id = _stem(path, ending, LABEL_ENDINGS)
+        if case_id:
+            found[case_id] = (*found.get(case_id, ()), path)
+    return dict(sorted(found.items()))
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """List the files of `folder` by name, without hidden ones such as ._x and .DS_Store."""
+    if not folder.is_dir():
+        raise MissingError(f"{folder} does not exist; put the dataset's files there")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    hidden = [path for path in files if path.name.startswith(".")]
+    if hidden:
+        logger.info("%s: %d hidden files passed over (%s)", folder, len(hidden), hidden[0].name)
+    return [path for path in files if not path.name.startswith(".")]
+
+
+def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Case, ...]:
+    """List the cases of a folder of images, sorted by id; see `find_training_cases`.
+
+    Args:
+        images: The folder of image files.
+        labels: The folder of label maps; None for images without them.
+        spec: Says how many channels there are and how files usually end.
+
+    Raises:
+        MissingError: A folder does not exist.
+        DataError: No case at all, or a case lacks a channel or its label map, or has two files for
+            one of them.
+    """
+    found = find_image_files(images, spec)
+    if not found:
+        raise DataError(
+            f"{images}: no file is named CASE_0000{spec.file_ending}; name them so, one file for "
+            "each channel"
+        )
+    maps = {} if labels is None else find_label_maps(labels, spec.label_ending)
+    cases = []
+    for case_id, channels in found.items():
+        if fault := channel_fault(images, case_id, channels, spec):
+            raise DataError(fault)
+        label = None
+        if labels is not None:
+            wanted = labels / f"{case_id}{spec.label_ending}"
+            label = one_label_map(case_id, maps.get(case_id, ()) or (wanted,))
+            if not label.is_file():
+                raise DataError(
+                    f"case {case_id}: {label} does not exist; add it or remove the image"
+                )
+        ordered = tuple(files[0] for _, files in sorted(channels.items()))
+        cases.append(Case(case_id=case_id, images=ordered, label=label))
+    return tuple(cases)
+
+
+def find_training_cases(folders: Folders, dataset: str, spec: DatasetSpec) -> tuple[Case, ...]:
+    """List the labelled cases of a dataset, sorted by id: those that dataset.json lists, or all.
+
+    Raises:
+        MissingError: A folder or a listed file does not exist.
+        DataError: As `find_cases`.
+    """
+    if spec.listed is None:
+        return find_cases(folders.images(dataset), folders.labels(dataset), spec)
+    cases = listed_cases(folders.raw_folder(dataset), spec)
+    if not cases:
+        raise DataError(f"{folders.spec_file(dataset)}: dataset is empty; list cases, or remove it")
+    for case in cases:
+        for path in (*case.images, *((case.label,) if case.label else ())):
+            if not path.is_file():
+                raise MissingError(
+                    f"case {case.case_id}: {path}, which dataset.json lists, does not exist; "
+                    "correct the path or restore the file"
+                )
+        if fault := _count_fault(case.case_id, case.images, spec):
+            raise DataError(fault)
+    return cases
+
+
+def listed_cases(folder: Path, spec: DatasetSpec) -> tuple[Case, ...]:
+    """Give the cases of the map `dataset`, sorted by id; whether their files exist is not asked."""
+    return tuple(
+        Case(
+            case_id=case_id,
+            images=tuple(folder / image for image in case.images),
+            label=folder / case.label,
+        )
+        for case_id, case in sorted((spec.listed or {}).items())
+    )
+
+
+def one_label_map(case_id: str, files: Sequence[Path]) -> Path:
+    """Give the label map of a case; DataError where several files claim to be it."""
+    if len(files) > 1:
+        raise DataError(f"case {case_id}: {_both(files)}")
+    return files[0]
+
+
+def channel_fault(
+    folder: Path, case_id: str, channels: Mapping[int, Sequence[Path]], spec: DatasetSpec
+) -> str | None:
+    """Say which channel files of a case are missing, double or too many; None if all is well.
+
+    All is well with one file for each channel, and with one file CASE_0000 that holds them all.
+
+    Args:
+        folder: For the message.
+        case_id: The case.
+        channels: Its files by channel number, as `find_image_files` gives them.
+        spec: Says what channels there are.
+    """
+    for files in channels.values():
+        if len(files) > 1:
+            return f"case {case_id}: {_both(files)}"
+    if set(channels) == {0}:
+        fault = _count_fault(case_id, channels[0], spec)
+        if fault is None or split_ending(channels[0][0].name)[1].lower() in SEVERAL_CHANNELS:
+            return fault
+    wanted = set(range(len(spec.channels)))
+    missing = [f"{case_id}_{i:04d}{spec.file_ending}" for i in sorted(wanted - set(channels))]
+    extra = [channels[i][0].name for i in sorted(set(channels) - wanted)]
+    parts = []
+    if missing:
+        parts.append(f"lacks {', '.join(missing)}")
+    if extra:
+        parts.append(f"has {', '.join(extra)}, which dataset.json does not declare")
+    if not parts:
+        return None
+    return f"case {case_id}: {folder} {' and '.join(parts)}; channels are {list(spec.channels)}"
+
+
+def _stem(path: Path, usual: str, endings: Sequence[str]) -> str | None:
+    """Give a file's name before its ending; None if that is neither the usual one nor another."""
+    if path.name.endswith(usual):
+        return path.name.removesuffix(usual)
+    stem, ending = split_ending(path.name)
+    return stem if ending.lower() in endings else None
+
+
+def _count_fault(case_id: str, images: Sequence[Path], spec: DatasetSpec) -> str | None:
+    """Say why these files cannot hold the channels, a file for each or one for all; or None.
+
+    What each file of several holds is for reading to say.
+    """
+    wanted = len(spec.channels)
+    if len(images) == wanted:
+        return None
+    found = f"has {len(images)} image files"
+    if len(images) == 1:
+        try:
+            counts = channel_counts(images[0])
+        except (DataError, MissingError) as error:
+            return f"case {case_id}: {error}"
+        if wanted in counts:
+            return None
+        found = f"{images[0]} holds {max(counts)}"
+    return (
+        f"case {case_id}: {found} for the {wanted} channels {list(spec.channels)}; give a file for "
+        "each, or one that holds them all"
+    )
+
+
+def _both(files: Sequence[Path]) -> str:
+    names = " and ".join(str(path) for path in files)
+    return f"{names} both claim to be the same file of it; remove one"

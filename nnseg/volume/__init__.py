@@ -1,0 +1,53 @@
+"""Image files to arrays and back; this package alone knows that files are x first."""
+
+from nnseg.volume.formats import (
+    ENDINGS,
+    LABEL_ENDINGS,
+    SEVERAL_CHANNELS,
+    Volume,
+    channel_counts,
+    count_not_finite,
+    label_ending,
+    read_array,
+    read_channels,
+    read_image,
+    read_segmentation,
+    read_stored,
+    side_files,
+    split_ending,
+    write,
+)
+from nnseg.volume.geometry import (
+    FAR_CORNER,
+    SLICE_OF_2D,
+    Geometry,
+    NiftiGrid,
+    flat_geometry,
+    grid_fault,
+    simple_geometry,
+)
+
+__all__ = [
+    "ENDINGS",
+    "FAR_CORNER",
+    "LABEL_ENDINGS",
+    "SEVERAL_CHANNELS",
+    "SLICE_OF_2D",
+    "Geometry",
+    "NiftiGrid",
+    "Volume",
+    "channel_counts",
+    "count_not_finite",
+    "flat_geometry",
+    "grid_fault",
+    "label_ending",
+    "read_array",
+    "read_channels",
+    "read_image",
+    "read_segmentation",
+    "read_stored",
+    "side_files",
+    "simple_geometry",
+    "split_ending",
+    "write",
+]

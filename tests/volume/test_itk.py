@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnseg.errors import DataError
+from nnseg.volume import read_array, read_image, simple_geometry, write
+
+SHAPE = (3, 4, 5)
+SPACING = (3.0, 2.0, 1.0)
+LABEL = np.arange(60, dtype=np.int16).reshape(SHAPE)
+
+
+def test_a_colour_nrrd_is_refused(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 2)), isVector=True), str(path))
+    with pytest.raises(DataError, match="2 values a voxel"):
+        read_image([path])
+
+
+def test_a_4d_nrrd_is_refused(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4, 5)), isVector=False), str(path))
+    with pytest.raises(DataError, match="has 4 dimensions and 1 values a voxel; split it"):
+        read_image([path])
+
+
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.complex64)), str(path))
+    with pytest.raises(DataError, match=r"2 values a voxel|voxels of type complex64"):
+        read_image([path])
+
+
+DETACHED = [
+    "data file: {}",
+    "Data File: {}",
+    "datafile: {}",
+    " data file: {}",
+    "type: short\rdata file: {}",
+]
+
+
+@pytest.mark.parametrize("line", DETACHED)
+def test_a_nrrd_header_that_names_another_file_is_refused(tmp_path: Path, line: str) -> None:
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(LABEL.tobytes())
+    fields = "type: short\ndimension: 3\nsizes: 5 4 3\nencoding: raw\nendian: little\n"
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(f"NRRD0004\n{fields}\n".encode() + LABEL.tobytes())
+    np.testing.assert_array_equal(read_array(path)[0], LABEL)
+    for name in (secret.name, str(secret)):
+        text = f"NRRD0004\n{fields}{line.format(name)}\n\n"
+        path.write_bytes(text.encode() + LABEL.tobytes())
+        with pytest.raises(DataError, match=r"a\.nrrd: its header names another file"):
+            read_array(path)
+
+
+def test_words_like_those_of_a_detached_header_among_the_voxels_are_no_fault(
+    tmp_path: Path,
+) -> None:
+    voxels = b"\ndata file: x\n".ljust(60, b"\0")
+    values = np.frombuffer(voxels, np.uint8).reshape(SHAPE)
+    fields = "type: uchar\ndimension: 3\nsizes: 5 4 3\nencoding: raw\n"
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(f"NRRD0004\n{fields}# data file: none\n\n".encode() + voxels)
+    np.testing.assert_array_equal(read_array(path)[0], values)
+
+
+META = "ObjectType = Image\nNDims = 3\nDimSize = 5 4 3\nElementType = MET_SHORT\n"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "ElementDataFile = {}\nElementDataFile = LOCAL\n",
+        "ElementDataFile: {}\nElementDataFile = LOCAL\n",
+        " ElementDataFile = {}\nElementDataFile = LOCAL\n",
+        "ElementDataFile = LOCAL\nElementDataFile = {}\n",
+        "ElementDataFile = LIST\n{}\nElementDataFile = LOCAL\n",
+    ],
+)
+def test_a_meta_image_header_that_names_another_file_is_refused(
+    tmp_path: Path, ending: str
+) -> None:
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(LABEL.tobytes())
+    path = tmp_path / "a.mha"
+    path.write_bytes(f"{META}ElementDataFile = LOCAL\n".encode() + LABEL.tobytes())
+    np.testing.assert_array_equal(read_array(path)[0], LABEL)
+    for name in (secret.name, str(secret)):
+        path.write_bytes(f"{META}{ending.format(name)}".encode() + LABEL.tobytes())
+        with pytest.raises(DataError, match=r"a\.mha: its header names another file"):
+            read_array(path)
+
+
+def test_a_meta_image_without_its_voxels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mha"
+    path.write_bytes(f"{META}ElementDataFile = secret.raw\n".encode())
+    with pytest.raises(DataError, match="has no MetaImage header with the voxels after it"):
+        read_array(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_header_that_announces_more_than_deflate_can_hold_is_refused(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"a{ending}"
+    write(path, np.zeros((3, 4, 5), np.uint8), simple_geometry((3, 4, 5), (3.0, 2.0, 1.0)))
+    path.write_bytes(path.read_bytes().replace(b"5 4 3", b"5000 400 300"))
+    with pytest.raises(DataError, match="header announces 600000000 bytes; more than can be meant"):
+        read_array(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_voxels_that_unpack_to_far_more_than_announced_are_refused(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"a{ending}"
+    write(path, np.zeros((30, 40, 50), np.uint8), simple_geometry((30, 40, 50), (3.0, 2.0, 1.0)))
+    path.write_bytes(path.read_bytes().replace(b"50 40 30", b"5 4 3"))
+    with pytest.raises(DataError, match="unpacks to more than its header announces"):
+        read_array(path)
