@@ -108,8 +108,8 @@ def compare(folder: Path, peer: str, work: Work, repeats: int) -> Row:
         return measure(argv, env={"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"})
 
     first, second = alternate(
-        lambda: run(sys.executable, OURS, "ours", 3),
-        lambda: run(peer, PEERS, "peer", 1),
+        lambda: run(sys.executable, OURS, "ours", 1 if work.labels else 3),
+        lambda: run(peer, PEERS, "peer", 1 if work.labels else 3),
         repeats,
         warm_up=False,
     )

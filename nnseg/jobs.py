@@ -102,7 +102,8 @@ def _refuse_the_input(source: Path, target: Path) -> None:
 
 def _refuse_to_replace(folder: Path, targets: Iterable[Path]) -> None:
     """Refuse to write over files that no prediction made, such as a dataset's own labels."""
-    if (folder / "run.json").exists() or any(folder.glob("run_*_of_*.json")):
+    marks = ("run.json", "log.txt", "run_*_of_*.json", "run_*_of_*.log")  # logs from the start
+    if any(True for mark in marks for _ in folder.glob(mark)):
         return
     for path in (predicted_spec_file(folder), *targets):
         if path.exists():
@@ -125,6 +126,8 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
         if not path.exists():
             raise MissingError(f"{path} does not exist; give two label maps or two folders")
     ending = label_ending(ending)
+    if prediction.is_file() != reference.is_file():
+        raise UsageError(f"{reference} and {prediction}: give two label maps or two folders")
     if prediction.is_file():
         case_id = prediction.name.removesuffix(ending)
         return (ScoringJob(case_id=case_id, reference=reference, prediction=prediction),)

@@ -29,6 +29,7 @@ from nnseg.errors import (
     DataError,
     MachineError,
     MissingError,
+    NnsegError,
     PartlyDoneError,
     StoppedError,
     UsageError,
@@ -59,7 +60,7 @@ from nnseg.layout import lay_out
 from nnseg.lock import locked
 from nnseg.mend import Mending
 from nnseg.mend import mend as write_mended
-from nnseg.parallel import OnProgress, for_each
+from nnseg.parallel import OnProgress, for_each, raise_together
 from nnseg.plan import Configuration, Plan
 from nnseg.planning import (
     DEFAULT_PLAN,
@@ -253,6 +254,8 @@ def train(
             device=device,
             precision=precision,
         )
+        if earlier is not None and settings.budget_seconds is None:  # --c need not repeat it
+            settings = replace(settings, budget_seconds=earlier.settings.budget_seconds)
         done = earlier is not None and earlier.finished
         if done and (summary_file(validation_folder(folder)).is_file() or not validate_after):
             return folder
@@ -287,6 +290,7 @@ def train(
             run.facts["execution"] = asdict(finished.execution)
             run.facts["epochs"] = finished.course.epochs
             run.facts["seconds"] = finished.seconds
+            device, precision = finished.execution.device, finished.execution.precision
         if validate_after:
             model = load_model((folder,), device=device, precision=precision)
             val_cases = _validation_cases(folders, dataset, fold)
@@ -334,23 +338,25 @@ def _train_task(
 def _validation_reserve(task: "Task") -> "Reserve":
     """Foretell the seconds of the full-volume validation from one tile, or as many as go at once.
 
-    They are measured once, beside a training step; as steps get slower or faster, so will tiles.
+    They are measured once. As the epochs get slower or faster than the first, so will tiles.
     """
     from nnseg.predict import count_tiles, tile_seconds
 
     patch = task.configuration.patch_size
     tiles = sum(count_tiles(case.shape, patch) for case in task.val_cases)
     voxels = sum(math.prod(case.placement.shape) for case in task.val_cases)
-    measured: list[tuple[float, float]] = []  # seconds of a tile, and of a step at that time
+    rest = voxels * task.plan.labels.heads * RESTORE_SECONDS
+    measured: list[float] = []  # seconds of a tile
+    paces: list[float] = []  # seconds of a step, epoch by epoch
 
     def reserve(network: Any, mirror_axes: tuple[int, ...], step_seconds: float) -> float:
-        if not measured:
+        if measured:  # the first step was a probe, whose seconds are of another kind
+            paces.append(step_seconds)
+        else:
             image = task.val_cases[0].image
-            tile = tile_seconds(network, image, patch, task.execution, mirror_axes)
-            measured.append((tile, step_seconds))
-        tile, step_then = measured[0]
-        rest = voxels * task.plan.labels.heads * RESTORE_SECONDS
-        return (tiles * tile + rest) * step_seconds / step_then
+            measured.append(tile_seconds(network, image, patch, task.execution, mirror_axes))
+        slower = paces[-1] / paces[0] if paces else 1.0
+        return (tiles * measured[0] + rest) * slower
 
     return reserve if task.val_cases else lambda *_: 0.0
 
@@ -406,6 +412,7 @@ def _validate(
     labels = model.plan.labels
     out = validation_folder(folder)
     out.mkdir(exist_ok=True)
+    summary_file(out).unlink(missing_ok=True)  # it would be of other predictions until the end
     scored = []
     for number, case in enumerate(cases):
         if stop():
@@ -452,7 +459,7 @@ def predict(
 
     Args:
         model: What `load_model` gave.
-        source: A folder of CASE_0000.nii.gz, ... or one file (of a one-channel model).
+        source: A folder of CASE_0000.nii.gz, ... or one file that holds all channels.
         target: A folder; a file if `source` is one.
         step: Distance of tiles, as a share of their edge.
         mirror: Average over mirrored images, too.
@@ -469,6 +476,8 @@ def predict(
         PartlyDoneError: Some cases failed; they are listed and the others are done.
         UsageError: `target` is `source`.
     """
+    if parts > 1 and source.is_file():
+        raise UsageError(f"{source} is one image; -num_parts shares out a folder of them")
     spec = model.spec
     jobs = find_prediction_jobs(source, target, spec)[part::parts]
     folder = target if source.is_dir() else jobs[0].target.parent
@@ -477,6 +486,7 @@ def predict(
         name = f"{jobs[0].case_id}.run"
     arguments = {"source": str(source), "target": str(target), "step": step, "mirror": mirror}
     written: dict[str, Path] = {}
+    failed: dict[str, NnsegError] = {}
     with logged_run(folder, "predict", arguments, name=name) as run:
         run.facts["execution"] = asdict(model.execution)
         for number, job in enumerate(jobs):
@@ -497,16 +507,16 @@ def predict(
                 run.outputs.append(job.target)
             except (DataError, MissingError, MachineError) as error:
                 run.cases[job.case_id] = str(error)
+                failed[job.case_id] = error
             if on_progress:
                 on_progress("predicting", number + 1, len(jobs))
         if source.is_dir():
             text = record.json_text(spec_to_json(spec))
             commit.write_whole(predicted_spec_file(folder), text.encode())
-        failed = {name: text for name, text in run.cases.items() if text != "done"}
-        if failed:
-            listed = "".join(f"\n  case {name}: {text}" for name, text in failed.items())
-            error_kind = PartlyDoneError if written else DataError
-            raise error_kind(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
+        if failed and written:
+            listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
+            raise PartlyDoneError(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
+        raise_together(failed, len(jobs))
     return written
 
 

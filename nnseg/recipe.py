@@ -15,7 +15,7 @@ from nnseg.model.schedule import SCHEDULES
 
 logger = logging.getLogger(__name__)
 
-BUDGET_EPOCHS = 40  # a budget is cut into so many epochs at most
+BUDGET_EPOCHS = 40  # an epoch is about this part of a budget
 SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
 LONG_PACE, SHORT_PACE = (0.01, 0.99), (0.1, 0.9)  # learning rate and momentum
 SHORT_TRAINING = 5000  # steps of a budget
@@ -26,8 +26,8 @@ COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win i
 class TrainSettings:
     """What a user may choose of a training; the defaults are nnU-Net's.
 
-    With `budget_seconds` the number of epochs, and unless they are given the iterations of an
-    epoch, follow from how long a step takes.
+    With `budget_seconds`, `epochs` and the two numbers of iterations are upper limits; what fits
+    follows from how long a step takes.
 
     Raises:
         UsageError: A value that cannot be meant.
@@ -147,7 +147,7 @@ def fit_budget(course: Course, settings: TrainSettings, step_seconds: float, lef
         course,
         epochs=epochs,
         iterations=iterations,
-        validation_iterations=max(2, min(settings.validation_iterations, iterations // 7)),
+        validation_iterations=min(settings.validation_iterations, max(2, iterations // 7)),
     )
 
 

@@ -1,7 +1,7 @@
 """What a training leaves to go on from, and whether a call may go on with it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnseg import record
@@ -70,7 +70,8 @@ def find_run(
 
     Args:
         folder: Of the fold.
-        settings: What this call asks for; they must be those of the run.
+        settings: What this call asks for; they must be those of the run, but for the budget where
+            `resume` is True.
         plan_hash: Of the plan as it is.
         split_hash: Of the fold's cases as they are.
         resume: True only goes on; None goes on or starts.
@@ -96,9 +97,9 @@ def find_run(
         logger.warning("the run before is kept in %s", aside)
         return None
     found = record.load(RunRecord, path)
-    changed = changed_settings(found.settings, settings)
     if resume:
-        changed = [text for text in changed if not text.startswith("budget_seconds")]
+        settings = replace(settings, budget_seconds=found.settings.budget_seconds)
+    changed = changed_settings(found.settings, settings)
     if changed:
         raise UsageError(
             f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same "

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from nnseg.findings import Notes
 from nnseg.volume import Geometry
+from nnseg.volume.geometry import Matrix
 
 Thumbnail: TypeAlias = NDArray[np.float32]  # (z, y, x), 12 x 12 x 12
 Looks: TypeAlias = Sequence["Look"]
@@ -276,9 +278,14 @@ def _note_orientations(notes: Notes, looks: Looks) -> None:
 
 def axis_codes(geometry: Geometry) -> str:
     """Give the world directions nearest to the voxel axes x, y, z: R or L, A or P, S or I."""
+    return _axis_codes(geometry.affine)
+
+
+@lru_cache(maxsize=1024)  # most cases of a dataset have one affine
+def _axis_codes(affine: Matrix) -> str:
     from nibabel.orientations import aff2axcodes
 
-    return "".join(code or "?" for code in aff2axcodes(np.array(geometry.affine)))
+    return "".join(code or "?" for code in aff2axcodes(np.array(affine)))
 
 
 def _note_mirrored(notes: Notes, looks: Looks) -> None:

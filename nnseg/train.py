@@ -175,7 +175,7 @@ def train(
             save_state(task, state)
             raise StoppedError(
                 f"stopped in epoch {state.epoch + 1} of {state.course.epochs}, everything is "
-                "saved; the same command goes on"
+                "saved; the same command goes on (without --overwrite)"
             )
         state.seconds = clock()
         best = max(

@@ -166,5 +166,8 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file ends in \.nii\.gz; nothing to score"):
         find_scoring_jobs(truth, found, ".nii.gz")
     touch(found, "a.nii.gz")
+    for pair in ((truth, found / "a.nii.gz"), (found / "a.nii.gz", truth)):
+        with pytest.raises(UsageError, match="give two label maps or two folders"):
+            find_scoring_jobs(*pair, ".nii.gz")
     with pytest.raises(DataError, match="a prediction needs its reference"):
         find_scoring_jobs(truth, found, ".nii.gz")

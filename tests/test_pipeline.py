@@ -230,7 +230,7 @@ def test_a_budget_leaves_time_for_every_tile_of_the_validation(
 
     def remember(task: Any, *, reserve: Any, **_: Any) -> None:
         tiles = sum(predict.count_tiles(case.shape, (1, 32, 24)) for case in task.val_cases)
-        for step in (0.5, 1.0):
+        for step in (0.5, 0.4, 0.8):  # of the probe, then of two epochs
             asked.append((tiles, reserve(None, (1, 2), step)))
         raise StoppedError("that is all")
 
@@ -238,9 +238,10 @@ def test_a_budget_leaves_time_for_every_tile_of_the_validation(
     monkeypatch.setattr("nnseg.predict.tile_seconds", lambda *_: 10.0)
     with pytest.raises(StoppedError):
         train(prepared, FLAT, "2d", settings=dataclasses.replace(SHORT, budget_seconds=999.0))
-    (tiles, first), (_, second) = asked
+    (tiles, first), (_, anchored), (_, second) = asked
     assert tiles > 2
     assert first == pytest.approx(10 * tiles, rel=0.01)
+    assert anchored == first
     assert second == pytest.approx(2 * first)  # the machine has become slower
 
 
@@ -404,7 +405,7 @@ def test_if_every_image_is_bad_nothing_is_partly_done(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "cut_0000.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="1 of 1 cases failed:\n  case cut: "):
+    with pytest.raises(DataError, match=r"case cut: .*is damaged"):
         pipeline.predict(model, tmp_path / "in", tmp_path / "out")
 
 
@@ -467,6 +468,36 @@ def test_files_that_no_prediction_made_are_not_replaced(
     with pytest.raises(UsageError, match="no prediction of ours made it"):
         pipeline.predict(model, images, tmp_path, mirror=False)
     assert mine.read_bytes() == b"mine"
+
+
+def test_one_image_cannot_be_shared_out(
+    flat: Folders, model: inference.Model, tmp_path: Path
+) -> None:
+    image = sorted((flat.raw_folder(FLAT) / "imagesTs").iterdir())[0]
+    with pytest.raises(UsageError, match="is one image; -num_parts shares out a folder"):
+        pipeline.predict(model, image, tmp_path / "out", part=1, parts=2)
+
+
+def test_a_prediction_that_was_killed_goes_on(
+    flat: Folders, model: inference.Model, tmp_path: Path
+) -> None:
+    images = flat.raw_folder(FLAT) / "imagesTs"
+    with pytest.raises(StoppedError):
+        pipeline.predict(model, images, tmp_path, mirror=False, stop=stop_after(2))
+    (tmp_path / "run.json").unlink()  # a kill would not have let it be written
+    written = pipeline.predict(model, images, tmp_path, mirror=False, overwrite=False)
+    assert len(written) == 3
+
+
+def test_a_validation_that_is_stopped_leaves_no_scores_of_other_predictions(
+    prepared: Folders,
+) -> None:
+    folder = train(prepared, FLAT, "2d")
+    with pytest.raises(StoppedError):
+        pipeline.validate(prepared, FLAT, "2d", "0", stop=lambda: True, **CPU)
+    assert not (folder / "validation" / "summary.json").exists()
+    train(prepared, FLAT, "2d")
+    assert (folder / "validation" / "summary.json").is_file()
 
 
 def test_one_image_goes_into_a_folder_under_its_own_name(

@@ -58,7 +58,7 @@ class Row:
         return max(run.bytes for run in self.peers) / max(run.bytes for run in self.ours)
 
     def describe(self) -> str:
-        """Give the row as lines for people and as one of docs/benchmarks.md's table."""
+        """Give the row as a line of the table in docs/benchmarks.md."""
         sides = []
         for runs in (self.ours, self.peers):
             seconds = [run.seconds for run in runs]

@@ -30,6 +30,7 @@ Label = TypeVar("Label", bound=np.integer[Any])
 
 _BAND_ROWS = 32  # outputs that share a matrix product; fewer save work, more use the cache better
 _NEGLIGIBLE = 1e-9  # of the range; spline weights fall below it about 15 voxels away
+_ROUNDING = 1e-5  # more than float32 errs in a sum of eight weights
 _SLAB_VOXELS = 2**22
 _CHUNK_VOXELS = 2**14
 
@@ -332,9 +333,8 @@ def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> ND
         for at in range(0, open_voxels.size, _CHUNK_VOXELS):
             chunk = open_voxels[at : at + _CHUNK_VOXELS]
             places = np.unravel_index(chunk, shape)
-            labels, weights = _corners(segmentation, pairs, places)
             closest = segmentation[tuple(nearest[axis][places[axis]] for axis in range(3))]
-            result.reshape(-1)[chunk] = _highest(labels, weights, closest)
+            result.reshape(-1)[chunk] = _resolve(segmentation, pairs, places, closest)
     return result
 
 
@@ -356,23 +356,67 @@ def _expand(array: NDArray[Any], indices: Sequence[NDArray[np.intp]]) -> NDArray
     return array
 
 
-def _corners(
+def _resolve(
+    segmentation: NDArray[Label],
+    pairs: Sequence[_Pairs],
+    places: Sequence[NDArray[np.intp]],
+    closest: NDArray[Label],
+) -> NDArray[Label]:
+    """Choose the label of some voxels of the result, whose nearest voxels have those of `closest`.
+
+    A label with over half of the weight is the highest, however the rest is shared out, and of two
+    labels one has less than half. What rounding could turn round, and cells of more labels, are
+    left to the arithmetic that follows scipy's.
+    """
+    labels = _corner_labels(segmentation, pairs, places)
+    score = np.zeros(closest.size, dtype=np.float32)
+    for corner, weight in zip(labels, _corner_weights(pairs, places, np.float32), strict=True):
+        score += (corner == closest) * weight
+    chosen: NDArray[Label] = np.array(closest)
+    doubtful = np.flatnonzero(score < 0.5 + _ROUNDING)
+    few, here = labels[:, doubtful], closest[doubtful]
+    low, high = few.min(axis=0), few.max(axis=0)
+    clear = ((few == low) | (few == high)).all(axis=0) & ((here == low) | (here == high))
+    clear &= score[doubtful] < 0.5 - _ROUNDING
+    chosen[doubtful[clear]] = np.where(here == low, high, low)[clear]
+    rest = doubtful[~clear]
+    if rest.size:
+        places = [place[rest] for place in places]
+        weights = np.stack(list(_corner_weights(pairs, places, np.float64)))
+        chosen[rest] = _highest(labels[:, rest], weights, closest[rest])
+    return chosen
+
+
+def _corner_labels(
     segmentation: NDArray[Label], pairs: Sequence[_Pairs], places: Sequence[NDArray[np.intp]]
-) -> tuple[NDArray[Label], NDArray[np.float64]]:
-    """Give labels and weights (corner, voxel) of the cells around some voxels of the result."""
+) -> NDArray[Label]:
+    """Give the labels (corner, voxel) of the cells around some voxels of the result."""
     flat = segmentation.reshape(-1)
     _, y, x = segmentation.shape
-    strides = (y * x, x, 1)
-    offsets, weights = [], []
-    for pair, stride, place in zip(pairs, strides, places, strict=True):
-        offsets.append((pair.inputs * stride)[:, place])
-        weights.append(pair.weights[:, place])
-    corners = [
-        (flat[offsets[0][i] + offsets[1][j] + offsets[2][k]],
-         weights[0][i] * weights[1][j] * weights[2][k])
-        for i, j, k in product(range(2), repeat=3)
-    ]  # fmt: skip
-    return np.stack([label for label, _ in corners]), np.stack([weight for _, weight in corners])
+    offsets = [
+        (pair.inputs * stride).take(place, axis=1)
+        for pair, stride, place in zip(pairs, (y * x, x, 1), places, strict=True)
+    ]
+    labels = np.empty((8, places[0].size), dtype=segmentation.dtype)
+    for number, (i, j) in enumerate(product(range(2), repeat=2)):
+        row = offsets[0][i] + offsets[1][j]
+        for k in range(2):
+            flat.take(row + offsets[2][k], out=labels[2 * number + k], mode="clip")
+    return labels
+
+
+def _corner_weights(
+    pairs: Sequence[_Pairs], places: Sequence[NDArray[np.intp]], kind: type[np.floating[Any]]
+) -> Iterator[NDArray[np.floating[Any]]]:
+    """Go through the weights of the corners, in the order of `_corner_labels`."""
+    z, y, x = (
+        pair.weights.astype(kind, copy=False).take(place, axis=1)
+        for pair, place in zip(pairs, places, strict=True)
+    )
+    for i, j in product(range(2), repeat=2):
+        plane = z[i] * y[j]
+        for k in range(2):
+            yield plane * x[k]
 
 
 def _highest(

@@ -28,10 +28,14 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
     [0, 20, 40, 60]
     >>> tile_starts(40, 40, 0.5)
     [0]
+    >>> tile_starts(4, 1, 0.5)
+    [0, 1, 2, 3]
     """
     if not 0 < step <= 1:
         raise PlanError(f"the tile step is {step}; it must be over 0 and at most 1")
-    count = ceil((size - tile) / (tile * step)) + 1
+    count = (
+        ceil((size - tile) / max(1, tile * step)) + 1
+    )  # no voxel needs two tiles that start there
     if count == 1:
         return [0]
     distance = (size - tile) / (count - 1)
