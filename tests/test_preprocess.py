@@ -14,6 +14,7 @@ from nnseg.dataset import DatasetSpec, find_cases, read_spec
 from nnseg.errors import DataError
 from nnseg.exchange.nnunet import read_plans
 from nnseg.fingerprint import Fingerprint
+from nnseg.image.crop import crop_to_body
 from nnseg.image.intensity import Intensity
 from nnseg.image.resample import resample_image
 from nnseg.labels import Labels
@@ -21,11 +22,14 @@ from nnseg.plan import Configuration, Plan, make_plan
 from nnseg.preprocess import (
     ANNOTATED,
     LOCATIONS,
+    arrays_hash,
     find_locations,
+    normalize_case,
     planned_spacing,
     preprocess_case,
     preprocessing_hash,
     restore,
+    same_normalization,
 )
 from nnseg.volume import read_image, read_segmentation
 
@@ -274,6 +278,23 @@ def test_the_arrays_that_were_given_stay_as_they_were() -> None:
     np.testing.assert_array_equal(segmentation, labels_before)
 
 
+def test_a_cropped_case_stays_as_it_was_for_the_next_configuration() -> None:
+    image: Image = np.ones((1, 5, 6, 7), dtype=np.float32)
+    image[0, :, 0, 0] = 0
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[2, 0, 0] = 1  # labelled, so it counts as body of what is made of the case
+    cropped = crop_to_body(image, labels)
+    assert cropped.mask is not None
+    mask, before = cropped.mask.copy(), image.copy()
+    plan, configuration = make(use_mask=True)
+    found = normalize_case(cropped, SPACING, plan, configuration)
+    assert found.labels is not None
+    assert (found.labels == -1).sum() == 4
+    np.testing.assert_array_equal(cropped.mask, mask)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(cropped.segmentation, labels)
+
+
 @pytest.mark.parametrize(("count", "kind"), [(256, np.uint8), (257, np.uint16)])
 def test_label_maps_take_the_smallest_type_of_the_plans_labels(count: int, kind: type) -> None:
     labels = {"background": 0, **{f"part {i}": i for i in range(1, count)}}
@@ -366,6 +387,31 @@ def changed(plan: Plan, configuration: Configuration, field: str, value: Any) ->
 def test_the_hash_of_a_plan_follows_what_its_arrays_follow_from(field: str, value: Any) -> None:
     plan, configuration = make()
     assert changed(plan, configuration, field, value) != preprocessing_hash(plan, configuration)
+
+
+@pytest.mark.parametrize("kind", ["resample_image", "resample_segmentation"])
+def test_arrays_follow_the_rules_of_resampling_only_where_something_is_resampled(
+    kind: str,
+) -> None:
+    plan, configuration = make((1.5, 1.0, 0.75))
+    rule = replace(getattr(configuration, kind), order=0)
+    other = replace(configuration, **{kind: rule})
+    for spacing, same in (((1.5, 1.0, 0.75), True), ((3.0, 1.0, 0.75), False)):
+        hashes = {arrays_hash(plan, one, spacing, SHAPE) for one in (configuration, other)}
+        assert (len(hashes) == 1) is same
+
+
+def test_arrays_of_2d_and_3d_are_one_where_the_slices_lie_as_planned() -> None:
+    plan, full = make((1.5, 1.0, 0.75))
+    flat = replace(full, spacing=(None, 1.0, 0.75))
+    for spacing, same in (((1.5000001, 1.0, 0.75), True), ((3.0, 1.0, 0.75), False)):
+        hashes = {arrays_hash(plan, one, spacing, SHAPE) for one in (full, flat)}
+        assert (len(hashes) == 1) is same
+    scaled = replace(full, normalization=("ct",))
+    assert arrays_hash(plan, full, SPACING, SHAPE) != arrays_hash(plan, scaled, SPACING, SHAPE)
+    assert same_normalization(full, flat)
+    assert not same_normalization(full, scaled)
+    assert not same_normalization(full, replace(full, use_mask=(True,)))
 
 
 @pytest.mark.parametrize("kind", ["resample_image", "resample_segmentation"])

@@ -156,6 +156,19 @@ def test_the_same_case_is_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_the_bytes_are_the_same_whether_or_not_blosc_is_kept_to_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = []
+    for number, count in enumerate((None, "1")):  # the command line sets it
+        if count is None:
+            monkeypatch.delenv("BLOSC_NTHREADS", raising=False)
+        else:
+            monkeypatch.setenv("BLOSC_NTHREADS", count)
+        hashes.append(save(tmp_path / str(number)).files)
+    assert hashes[0] == hashes[1]
+
+
 def test_a_case_replaces_what_was_there_under_its_name(tmp_path: Path) -> None:
     save(tmp_path)
     case = make_case(channels=1, whole=True)

@@ -66,6 +66,10 @@ def die(folder, times, number, item):
     time.sleep(0.02)
     return item
 
+def hang(folder, item):
+    (folder / f"pid{item}").write_text(str(os.getpid()))
+    time.sleep(300)
+
 def room(item):
     began = time.monotonic()
     time.sleep(0.1)
@@ -240,20 +244,18 @@ def test_workers_end_when_their_parent_is_killed(tasks: Any, tmp_path: Path) -> 
         "from functools import partial\n"
         "from nnseg.workers import for_each_apart\n"
         "import tasks_of_workers\n"
-        f"work = partial(tasks_of_workers.die, Path({str(tmp_path)!r}), 0, 9)\n"
-        "for_each_apart(work, range(10000), str, 2, 'x', None)\n"
+        f"work = partial(tasks_of_workers.hang, Path({str(tmp_path)!r}))\n"
+        "for_each_apart(work, [0, 1], str, 2, 'x', None)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
-    starts = tmp_path / "starts"
     deadline = time.monotonic() + 60
-    while not (starts.exists() and len(starts.read_text().splitlines()) > 4):
+    pids: set[int] = set()
+    while len(pids) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+        pids = {int(text) for path in tmp_path.glob("pid*") if (text := path.read_text())}
     parent.kill()
     parent.wait()
-    pids = {
-        int(line.split()[1]) for line in starts.read_text().splitlines() if line.count(" ") == 2
-    }
     while any(running(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
