@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,13 +29,8 @@ from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import Preprocessed, find_locations, preprocess_case
 from nnseg.volume import read_image, read_segmentation
 
-DATASETS = (
-    "Dataset004_Hippocampus",
-    "Dataset027_ACDC",
-    "Dataset083_MSLesion4ch",
-    "Dataset101_CTOrgans",
-)
-CONFIGURATIONS = ("2d", "3d_fullres")
+# Reference plans and their configurations; those for little memory have low resolution besides.
+CONFIGURATIONS = {"nnUNetPlans": ("2d", "3d_fullres"), "nnUNetPlans_1GB": ("3d_lowres",)}
 ALLOWED = 1e-5
 PACKAGES = ("numpy", "scipy", "scikit-image", "SimpleITK")
 GOLDEN_CASES = 3
@@ -92,43 +88,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, help="python of a venv with nnunetv2")
     parser.add_argument("--shared", required=True, type=Path, help="folder of data/ and reference/")
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, help="folders of data/")
+    parser.add_argument("--datasets", nargs="+", help="by name; all, if not given")
     parser.add_argument("--cases", type=int, help="at most so many of a dataset")
     parser.add_argument("--write-golden", type=Path, help="file for numbers that the tests check")
     args = parser.parse_args()
 
     golden: list[dict[str, Any]] = []
     rows, theirs, parity = [], {}, True
-    for dataset in args.datasets:
-        raw = args.shared / "data" / dataset
-        reference = args.shared / "reference" / "nnunet_plans" / dataset
-        spec = read_spec(reference / "dataset.json")
-        plan = read_plans(record.read_json(reference / "nnUNetPlans.json"), spec, name="reference")
-        cases = find_cases(raw / "imagesTr", raw / "labelsTr", spec)[: args.cases]
-        with tempfile.TemporaryDirectory() as folder:
-            told = run_peer(args.peer, reference, cases, plan, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        for work in find_works(args.shared, Path(folder), args.datasets, args.cases):
+            told = run_peer(args.peer, work, Path(folder))
             theirs = told["versions"]
-            for name in configurations_of(plan):
-                found, seconds = [], 0.0
-                for number, case in enumerate(cases):
-                    facts = told["facts"][f"{name}.{case.case_id}"]
-                    image = np.load(f"{folder}/{name}.{case.case_id}.image.npy")
-                    labels = np.load(f"{folder}/{name}.{case.case_id}.labels.npy")
-                    started = time.perf_counter()
-                    ours = preprocess(case, plan, plan.configuration(name))
-                    seconds += time.perf_counter() - started
-                    found.append(compare(ours, image, labels, facts))
-                    if number % -(-len(cases) // GOLDEN_CASES) == 0:
-                        numbers = summarize_peer(image, labels, facts)
-                        golden.append(
-                            {"dataset": dataset, "configuration": name, "case_id": case.case_id}
-                            | numbers
-                        )
-                rows.append(row(dataset, name, found, seconds, told["seconds"][name]))
+            for name in work.configurations:
+                found, seconds, numbers = compare_cases(work, name, Path(folder), told["facts"])
+                rows.append(row(work, name, found, seconds, told["seconds"][name]))
                 parity &= all(d.image <= ALLOWED and not d.faults for d in found)
-                for case, difference in zip(cases, found, strict=True):
-                    if difference.faults:
-                        print(f"{dataset} {name} {case.case_id}: {'; '.join(difference.faults)}")
+                if work.plans == next(iter(CONFIGURATIONS)):
+                    golden += numbers
     print_table(rows, theirs)
     if args.write_golden:
         origin = "nnunetv2 2.8.1; made by bench/parity_preprocess.py --write-golden"
@@ -137,26 +113,80 @@ def main() -> int:
     return 0 if parity else 1
 
 
-def configurations_of(plan: Plan) -> list[str]:
-    """Give the configurations to compare that `plan` has."""
-    return [name for name in CONFIGURATIONS if name in plan.configurations]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Cases to be preprocessed by reference plans."""
+
+    dataset: str
+    plans: str  # a key of CONFIGURATIONS
+    reference: Path  # folder of the plans
+    plan: Plan
+    configurations: tuple[str, ...]
+    cases: tuple[Case, ...]
 
 
-def run_peer(
-    python: str, reference: Path, cases: tuple[Case, ...], plan: Plan, folder: Path
-) -> dict[str, Any]:
-    """Have the peer preprocess `cases` into `folder`; give what it says of them."""
+def find_works(
+    shared: Path, folder: Path, datasets: list[str] | None, most: int | None
+) -> Iterator[Work]:
+    """Give the datasets and variants with each of their reference plans, laid out in `folder`."""
+    raw = folder / "raw"
+    subprocess.run([shared / "data" / "link_raw", raw], check=True, stdout=subprocess.DEVNULL)
+    for dataset in datasets or sorted(path.name for path in raw.iterdir()):
+        reference = shared / "reference" / "nnunet_plans" / dataset
+        spec = read_spec(reference / "dataset.json")
+        cases = find_cases(raw / dataset / "imagesTr", raw / dataset / "labelsTr", spec)[:most]
+        for plans, wanted in CONFIGURATIONS.items():
+            path = reference / f"{plans}.json"
+            if path.is_file():
+                plan = read_plans(record.read_json(path), spec, name="reference")
+                names = tuple(name for name in wanted if name in plan.configurations)
+                if names:
+                    yield Work(
+                        dataset=dataset,
+                        plans=plans,
+                        reference=reference,
+                        plan=plan,
+                        configurations=names,
+                        cases=cases,
+                    )
+
+
+def compare_cases(
+    work: Work, name: str, folder: Path, facts: dict[str, Any]
+) -> tuple[list[Difference], float, list[dict[str, Any]]]:
+    """Preprocess the cases our way; give how they differ, our seconds, and golden numbers."""
+    found, seconds, golden = [], 0.0, []
+    for number, case in enumerate(work.cases):
+        stem = f"{name}.{case.case_id}"
+        image, labels = (
+            np.load(folder / f"{stem}.image.npy"),
+            np.load(folder / f"{stem}.labels.npy"),
+        )
+        started = time.perf_counter()
+        ours = preprocess(case, work.plan, work.plan.configuration(name))
+        seconds += time.perf_counter() - started
+        found.append(compare(ours, image, labels, facts[stem]))
+        if found[-1].faults:
+            print(f"{work.dataset} {stem}: {'; '.join(found[-1].faults)}")
+        if number % -(-len(work.cases) // GOLDEN_CASES) == 0:
+            names = {"dataset": work.dataset, "configuration": name, "case_id": case.case_id}
+            golden.append(names | summarize_peer(image, labels, facts[stem]))
+    return found, seconds, golden
+
+
+def run_peer(python: str, task: Work, folder: Path) -> dict[str, Any]:
+    """Have the peer preprocess the cases into `folder`; give what it says of them."""
     work = {
-        "plans": str(reference / "nnUNetPlans.json"),
-        "dataset_json": str(reference / "dataset.json"),
-        "configurations": configurations_of(plan),
+        "plans": str(task.reference / f"{task.plans}.json"),
+        "dataset_json": str(task.reference / "dataset.json"),
+        "configurations": task.configurations,
         "cases": [
             {
                 "id": case.case_id,
                 "images": [str(path) for path in case.images],
                 "label": str(case.label),
             }
-            for case in cases
+            for case in task.cases
         ],
         "folder": str(folder),
         "packages": ("nnunetv2", "batchgenerators", "acvl_utils", *PACKAGES),
@@ -228,11 +258,11 @@ def summarize_peer(image: np.ndarray, labels: np.ndarray, facts: dict[str, Any])
 
 
 def row(
-    dataset: str, configuration: str, found: list[Difference], ours: float, theirs: float
+    work: Work, configuration: str, found: list[Difference], ours: float, theirs: float
 ) -> tuple[str, ...]:
     """Give one line of the table."""
     return (
-        dataset,
+        work.dataset,
         configuration,
         str(len(found)),
         f"{max(difference.image for difference in found):.2e}",

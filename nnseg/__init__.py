@@ -13,7 +13,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Configuration": "plan",
     "DatasetSpec": "dataset",
-    "Finding": "doctor",
+    "Finding": "doctor.findings",
     "Fingerprint": "fingerprint",
     "Fold": "dataset",
     "Folders": "folders",

@@ -153,7 +153,8 @@ def _init_arguments(parser: ArgumentParser) -> None:
 
 
 def run_init(args: Namespace) -> None:
-    from nnseg import pipeline, proposal
+    from nnseg import pipeline
+    from nnseg.intake import proposal
 
     if len(args.labels) > 1:
         raise UsageError(
@@ -199,7 +200,7 @@ def _doctor_arguments(parser: ArgumentParser) -> None:
 
 def run_doctor(args: Namespace) -> None:
     from nnseg import pipeline, record
-    from nnseg.findings import count_errors, describe
+    from nnseg.doctor.findings import count_errors, describe
 
     folders, dataset = _dataset_of(args)
     progress = Progress(args.quiet or args.json)
@@ -227,8 +228,8 @@ def run_doctor(args: Namespace) -> None:
 
 def _mend(args: Namespace, folders: "Folders", dataset: str, progress: Progress) -> None:
     from nnseg import pipeline, record
-    from nnseg.findings import count_errors
-    from nnseg.mend import describe_mending
+    from nnseg.doctor.findings import count_errors
+    from nnseg.doctor.mend import describe_mending
 
     if args.group_regex:
         raise UsageError("--group-regex mends nothing; give it to nnseg plan, which makes folds")
@@ -665,19 +666,20 @@ def _fsck_arguments(parser: ArgumentParser) -> None:
 
 
 def run_fsck(args: Namespace) -> None:
-    from nnseg import fsck, pipeline, record
-    from nnseg.findings import Finding, count_errors, describe
+    from nnseg import pipeline, record
+    from nnseg.doctor.findings import Finding, count_errors, describe
     from nnseg.folders import find_dataset
+    from nnseg.fsck.examine import examine_results, holds_results, kept_datasets
 
     folders = _folders_of(args)
-    names = args.datasets or fsck.kept_datasets(folders)
+    names = args.datasets or kept_datasets(folders)
     if not names:
         raise MissingError(f"nothing is kept in {folders.preprocessed} and {folders.results}")
     shown: dict[str, Any] = {}
     findings: list[Finding] = []
     for name in names:
-        if fsck.holds_results(Path(name)):
-            found = fsck.examine_results(Path(name))
+        if holds_results(Path(name)):
+            found = examine_results(Path(name))
         else:
             roots, name = find_dataset(folders, name)
             progress = Progress(args.quiet or args.json)

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnseg.errors import MachineError
+from nnseg.errors import DiskFullError, MachineError
 
 TEMPORARY = ".part-"  # every unfinished file's name starts so
 WRITER = re.compile(r"\.part-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-.*", re.S)
@@ -39,9 +39,10 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     After an error or a kill `path` is what it was before.
 
     Raises:
-        MachineError: The disk is full or the folder cannot be written.
+        DiskFullError: The disk is full.
+        MachineError: The folder cannot be written.
     """
-    temporary = path.with_name(_temporary_name(path.name))
+    temporary = unfinished_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_once(path.parent)
@@ -57,6 +58,30 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Hand out a new folder beside `path`; on success it takes the name `path` in one step.
+
+    `path` must not be there. After an error or a kill it is not; what a kill leaves beside it goes
+    the next time. The files in it must be on the disk by then.
+
+    Raises:
+        DiskFullError: The disk is full.
+        MachineError: The folder cannot be written.
+    """
+    temporary = unfinished_path(path)
+    try:
+        temporary.mkdir(parents=True)
+        _sweep_once(path.parent)
+        yield temporary
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -81,7 +106,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove all unfinished files in `folder`, where no other run may be writing; count them.
+    """Remove all unfinished files and folders in `folder`, where no other run may be writing; count them.
 
     Raises:
         MachineError: One of them cannot be removed.
@@ -93,7 +118,7 @@ def sweep(folder: Path) -> int:
 
 
 def sweep_orphans(folder: Path) -> int:
-    """Remove the unfinished files in `folder` whose process surely runs no more; count them.
+    """Remove the unfinished files and folders in `folder` whose process surely runs no more; count them.
 
     Raises:
         MachineError: One of them cannot be removed.
@@ -105,13 +130,16 @@ def sweep_orphans(folder: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there.
+    """Remove a file, or a folder with all in it, if it is there.
 
     Raises:
         MachineError: It is there, but cannot be removed.
     """
     try:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise MachineError(
@@ -133,15 +161,19 @@ def cannot_write(path: Path, error: OSError) -> MachineError:
     if error.errno in FULL:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(path.parent).free / 2**20
-            return MachineError(f"{path}: the disk is full ({free:.0f} MiB free); make room")
+            return DiskFullError(f"{path}: the disk is full ({free:.0f} MiB free); make room")
     reason = error.strerror or str(error)
     return MachineError(f"{path}: cannot be written ({reason}); check the folder and its rights")
 
 
-def _temporary_name(name: str) -> str:
-    """Name the unfinished form of a file; of a name that gets too long, the end is kept."""
+def unfinished_path(path: Path) -> Path:
+    """Name the unfinished form of a file or folder; of a name that gets too long, the end is kept.
+
+    The name is a new one each time, and says which process of which host is at it.
+    """
     prefix = f"{TEMPORARY}{_host()}-{os.getpid()}-{_PROCESS}-{uuid.uuid4().hex[:8]}-"
-    return prefix + os.fsencode(name)[len(prefix) - NAME_BYTES :].decode(errors="ignore")
+    kept = os.fsencode(path.name)[len(prefix) - NAME_BYTES :].decode(errors="ignore")
+    return path.with_name(prefix + kept)
 
 
 @functools.cache

@@ -5,6 +5,7 @@
     |-- DataError         3   a file, a dataset or a plan is wrong
     |   `-- PlanError     3   a plan or a name in it is wrong
     |-- MachineError      4   this machine cannot: device, disk, memory
+    |   `-- DiskFullError 4   no case can be written any more
     |-- MissingError      5   a step before this one has not been done
     |-- PartlyDoneError   6   some cases failed and are listed; the others are done
     `-- StoppedError     75   stopped early; the same command goes on
@@ -42,6 +43,10 @@ class MachineError(NnsegError):
     """The device, disk or memory does not suffice."""
 
     exit_code = 4
+
+
+class DiskFullError(MachineError):
+    """The disk is full: what comes next would fail, too."""
 
 
 class MissingError(NnsegError):

@@ -66,18 +66,26 @@ class Folders:
     def user_splits_file(self, dataset: str) -> Path:
         return self.raw_folder(dataset) / "splits_final.json"
 
+    def prepared_folder(self, dataset: str) -> Path:
+        return self.preprocessed / _checked("dataset", dataset)
+
     def fingerprint_file(self, dataset: str) -> Path:
-        return self.preprocessed / _checked("dataset", dataset) / "fingerprint.json"
+        return self.prepared_folder(dataset) / "fingerprint.json"
 
     def splits_file(self, dataset: str) -> Path:
-        return self.preprocessed / _checked("dataset", dataset) / "splits_final.json"
+        return self.prepared_folder(dataset) / "splits_final.json"
+
+    def plans_folder(self, dataset: str) -> Path:
+        return self.prepared_folder(dataset) / "plans"
 
     def plan_file(self, dataset: str, plan: str) -> Path:
-        folder = self.preprocessed / _checked("dataset", dataset) / "plans"
-        return folder / f"{_checked('plan', plan)}.json"
+        return self.plans_folder(dataset) / f"{_checked('plan', plan)}.json"
 
     def store(self, dataset: str, plan: str, configuration: str) -> Path:
         return self.preprocessed / _below(dataset, plan, configuration)
+
+    def models_folder(self, dataset: str) -> Path:
+        return self.results / _checked("dataset", dataset)
 
     def model(self, dataset: str, plan: str, configuration: str) -> Path:
         return self.results / _below(dataset, plan, configuration)

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nnseg import record
-from nnseg.commit import TEMPORARY, cannot_write
+from nnseg.commit import cannot_write, unfinished_path
 from nnseg.errors import MachineError, NnsegError
 
 try:
@@ -181,7 +181,7 @@ def _create(folder: Path, own: Holder) -> None:
 
 def _create_whole(path: Path, text: str) -> bool:
     """Create a file with all its content at once; False if there is one."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = unfinished_path(path)
     try:
         temporary.write_text(text, "utf-8")
         os.link(temporary, path)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from nnseg.errors import MachineError, NnsegError
+from nnseg.errors import DiskFullError, MachineError, NnsegError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -48,7 +48,7 @@ def for_each(
     """Do `work` on every item, several at once; failures are listed together at the end.
 
     Whatever is no NnsegError, Ctrl-C included, ends the work: what waits is not begun, what runs is
-    waited for. An item that does not fit into `room` beside those under way waits for them.
+    waited for. So does a full disk. An item that does not fit into `room` beside those under way waits for them.
     """
     workers = workers or cores()
     done: dict[str, T] = {}
@@ -71,6 +71,8 @@ def for_each(
                         done[name] = future.result()
                     except NnsegError as error:
                         failed[name] = error
+                        if isinstance(error, DiskFullError):
+                            waiting.clear()
                     except MemoryError as error:
                         failed[name] = out_of_memory(error)
                     if on_progress:
@@ -78,19 +80,21 @@ def for_each(
         except BaseException:  # Ctrl-C among them, which strikes while this thread waits
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    raise_together(failed, len(items))
+    raise_together(failed, len(items), len(items) - len(done) - len(failed))
     return done
 
 
-def raise_together(failed: Mapping[str, NnsegError], count: int) -> None:
+def raise_together(failed: Mapping[str, NnsegError], count: int, not_begun: int = 0) -> None:
     """Raise what failed as one error, of the worst of their kinds; nothing where nothing did."""
+    if not failed:
+        return
+    rest = f"\n{not_begun} of {count} cases were not begun" if not_begun else ""
     if len(failed) == 1:
         ((name, only),) = failed.items()
-        raise type(only)(f"case {name}: {only}")
-    if failed:
-        worst = max(failed.values(), key=lambda error: error.exit_code)
-        listed = "".join(f"\n  case {name}: {failed[name]}" for name in sorted(failed))
-        raise type(worst)(f"{len(failed)} of {count} cases failed:{listed}")
+        raise type(only)(f"case {name}: {only}{rest}")
+    worst = max(failed.values(), key=lambda error: error.exit_code)
+    listed = "".join(f"\n  case {name}: {failed[name]}" for name in sorted(failed))
+    raise type(worst)(f"{len(failed)} of {count} cases failed:{listed}{rest}")
 
 
 def out_of_memory(error: MemoryError) -> MachineError:

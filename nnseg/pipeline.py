@@ -25,6 +25,8 @@ from nnseg.dataset import (
     select_fold,
     spec_to_json,
 )
+from nnseg.doctor.mend import Mending
+from nnseg.doctor.mend import mend as write_mended
 from nnseg.errors import (
     DataError,
     MachineError,
@@ -52,14 +54,13 @@ from nnseg.folders import (
     summary_file,
     validation_folder,
 )
-from nnseg.fsck import Examination
-from nnseg.fsck import examine as examine_kept
+from nnseg.fsck.examine import Examination
+from nnseg.fsck.examine import examine as examine_kept
+from nnseg.intake.layout import lay_out
+from nnseg.intake.proposal import Proposal, propose
 from nnseg.jobs import ScoringJob, find_prediction_jobs, find_scoring_jobs
 from nnseg.labels import Labels
-from nnseg.layout import lay_out
 from nnseg.lock import locked
-from nnseg.mend import Mending
-from nnseg.mend import mend as write_mended
 from nnseg.parallel import OnProgress, for_each, raise_together
 from nnseg.plan import Configuration, Plan
 from nnseg.planning import (
@@ -79,10 +80,9 @@ from nnseg.prepare import (
     up_to_date_fingerprint,
 )
 from nnseg.preprocess import preprocessing_hash
-from nnseg.proposal import Proposal, propose
 from nnseg.runlog import logged_run
 from nnseg.splits import folds
-from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
+from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, side_files, write
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
@@ -504,7 +504,7 @@ def predict(
                 written[job.case_id] = job.target
                 run.cases[job.case_id] = "done"
                 run.inputs += job.images
-                run.outputs.append(job.target)
+                run.outputs += [job.target, *side_files(job.target)]
             except (DataError, MissingError, MachineError) as error:
                 run.cases[job.case_id] = str(error)
                 failed[job.case_id] = error
@@ -616,7 +616,7 @@ def mend(
     workers: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Mending:
-    """Write a corrected copy of the raw dataset, and leave the dataset as it is; see `nnseg.mend`.
+    """Write a corrected copy of a raw dataset, which stays as it is; see `nnseg.doctor.mend`.
 
     Args:
         folders: The data roots.

@@ -8,11 +8,11 @@ from typing import Any
 from nnseg import record
 from nnseg.axes import Spacing
 from nnseg.dataset import read_spec
+from nnseg.dataset.groups import GroupRule, rule_file
 from nnseg.errors import PlanError
 from nnseg.exchange import nnunet
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, is_folder_name
-from nnseg.groups import GroupRule, rule_file
 from nnseg.plan import Plan, make_plan
 from nnseg.runlog import logged_run
 from nnseg.splits import folds

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 from nnseg import record, store, visit
 from nnseg.axes import Spacing
 from nnseg.dataset import Case, find_training_cases, read_spec
-from nnseg.doctor import Examination, SoundCase, examine_each
+from nnseg.doctor.examine import Examination, SoundCase, examine_each
+from nnseg.doctor.findings import Finding, in_order, raise_for_errors
 from nnseg.errors import MissingError, NnsegError
 from nnseg.estimate import (
     KEPT_SHARE,
@@ -30,7 +31,6 @@ from nnseg.estimate import (
     sizes_of_cases,
     workers_for,
 )
-from nnseg.findings import Finding, in_order, raise_for_errors
 from nnseg.fingerprint import Fingerprint, summarize
 from nnseg.folders import Folders
 from nnseg.image.normalize import NORMALIZERS, Normalizer
@@ -459,7 +459,7 @@ def _target(folders: Folders, the_plan: Plan, configuration: Configuration) -> T
 
 def _stores(folders: Folders, dataset: str) -> tuple[Path, ...]:
     """Give the folders of preprocessed cases of a dataset, of any plan and configuration."""
-    kept = folders.fingerprint_file(dataset).parent
+    kept = folders.prepared_folder(dataset)
     return tuple(sorted(path for path in kept.glob("*/*") if path.is_dir()))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,8 +61,14 @@ class _Warnings(logging.Handler):
 class _LogFile(logging.FileHandler):
     """A log that costs nothing but itself where it cannot be written."""
 
+    complete = True
+
     def handleError(self, entry: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        """Pass over it: logging would print a traceback, and the run goes on as it can."""
+        """Warn once: logging would print a traceback each time, and the run goes on as it can."""
+        if self.complete:
+            self.complete = False
+            reason = sys.exc_info()[1]
+            logging.getLogger("nnseg").warning("%s: is not complete: %s", self.baseFilename, reason)
 
     def close(self) -> None:
         with suppress(OSError):

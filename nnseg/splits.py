@@ -18,10 +18,7 @@ from nnseg.dataset import (
     make_folds,
     read_spec,
 )
-from nnseg.errors import DataError
-from nnseg.findings import Finding, Notes
-from nnseg.folders import Folders
-from nnseg.groups import (
+from nnseg.dataset.groups import (
     GroupRule,
     extend_grouped_folds,
     find_leaks,
@@ -29,7 +26,10 @@ from nnseg.groups import (
     probable_rule,
     rule_file,
 )
-from nnseg.listing import judge_folds, list_dataset
+from nnseg.doctor.findings import Finding, Notes
+from nnseg.doctor.listing import judge_folds, list_dataset
+from nnseg.errors import DataError
+from nnseg.folders import Folders
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +157,11 @@ def _unless_parted(
         return kept
     first = leaks[0]
     what = f"fold {first.fold} trains on {first.train} and validates on {first.val}"
-    trained = sorted((folders.results / dataset).glob("*/*/fold_[0-9]*"))
+    trained = sorted(folders.models_folder(dataset).glob("*/*/fold_[0-9]*"))
     if trained:
         raise DataError(
             f"{folders.splits_file(dataset)}: {what}, both of {first.patient}, but {trained[0]} "
-            f"was trained on these folds; move {folders.results / dataset} elsewhere to have folds "
+            f"was trained on these folds; move {folders.models_folder(dataset)} elsewhere to have folds "
             "by patient, or plan without --group-regex"
         )
     logger.warning("%s, both of %s; the folds are made anew", what, first.patient)

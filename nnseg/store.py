@@ -186,8 +186,9 @@ def read_record(folder: Path, case_id: str) -> StoredCase:
     """
     path = folder / f"{case_id}.json"
     data = record.read_json(path, MADE_BY)
+    content = record.json_text(data).encode()
     found = data.pop(CHECKSUM, None) if isinstance(data, dict) else None
-    if found != _checksum(data):
+    if found != _checksum(data) or content != path.read_bytes():  # the checksum sees no white space
         raise _damaged(path)
     if data.get("format") != FORMAT:
         raise DataError(

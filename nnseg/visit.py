@@ -18,7 +18,7 @@ from nnseg import store
 from nnseg.axes import Segmentation, Spacing, smallest_integer_type, three
 from nnseg.commit import sha256
 from nnseg.dataset import Case
-from nnseg.doctor import SoundCase
+from nnseg.doctor.examine import SoundCase
 from nnseg.errors import DataError, MissingError
 from nnseg.fingerprint import CaseMeasurement, measure_cropped
 from nnseg.image.crop import Cropped, crop_to_body

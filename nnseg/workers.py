@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from nnseg import errors
-from nnseg.errors import MachineError, NnsegError
+from nnseg.errors import DiskFullError, MachineError, NnsegError
 from nnseg.parallel import (
     NO_BOUND,
     OnProgress,
@@ -91,6 +91,9 @@ def for_each_apart(
                     done[name] = answer.value
                 elif answer.kind == "refused":
                     failed[name] = _refusal(answer)
+                    if isinstance(failed[name], DiskFullError):
+                        waiting.clear()
+                        again.clear()
                 elif answer.kind == "bug":
                     raise RuntimeError(f"case {name}: {answer.error}: {answer.value}")
                 elif name in retried:
@@ -107,7 +110,7 @@ def for_each_apart(
         crew.end(at_once=True)
         raise
     crew.end()
-    raise_together(failed, len(items))
+    raise_together(failed, len(items), len(items) - len(done) - len(failed))
     return done
 
 

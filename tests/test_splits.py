@@ -7,9 +7,9 @@ import pytest
 
 from nnseg import record
 from nnseg.dataset import Fold, make_folds
+from nnseg.dataset.groups import GroupRule, find_leaks, rule_file
 from nnseg.errors import DataError, UsageError
 from nnseg.folders import Folders
-from nnseg.groups import GroupRule, find_leaks, rule_file
 from nnseg.splits import check_regex, find_parted, folds, kept_rule
 
 DATASET = "Dataset001_Frames"

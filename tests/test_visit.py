@@ -9,7 +9,7 @@ from nnseg import phantom, store, visit
 from nnseg.axes import Spacing
 from nnseg.commit import sha256
 from nnseg.dataset import Case, find_training_cases, read_spec
-from nnseg.doctor import SoundCase, examine_each
+from nnseg.doctor.examine import SoundCase, examine_each
 from nnseg.errors import DataError, MissingError
 from nnseg.fingerprint import summarize
 from nnseg.folders import Folders

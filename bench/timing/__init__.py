@@ -7,10 +7,12 @@ figure. Memory is that of the whole process tree, pages that processes share cou
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +97,6 @@ def measure(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Run
     Raises:
         RuntimeError: It failed; with the end of what it wrote.
     """
-    peak = 0
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -105,13 +106,14 @@ def measure(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Run
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        while process.returncode is None:
-            began = time.perf_counter()
-            peak = max(peak, _tree_bytes(process.pid))
-            looked = time.perf_counter() - began
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(SAMPLED_EVERY, looked / LOOK_SHARE))
-        seconds = time.perf_counter() - started
+        memory = _MemoryWatch(process.pid)
+        try:
+            process.wait()  # without a limit of time, which would make it look only now and then
+            seconds = time.perf_counter() - started
+        finally:
+            peak = memory.stop()
+            with suppress(ProcessLookupError):  # Ctrl-C came, or it left processes behind
+                os.killpg(process.pid, signal.SIGKILL)
         output.seek(0)
         text = output.read()
     if process.returncode:
@@ -123,6 +125,30 @@ def measure(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Run
     if isinstance(result, dict) and "seconds" in result:  # a program that times its own core
         seconds = result["seconds"]
     return Run(seconds=seconds, bytes=peak, result=result)
+
+
+class _MemoryWatch:
+    """Looks at the memory of a session's processes now and then, until it is stopped."""
+
+    def __init__(self, leader: int) -> None:
+        self._leader = leader
+        self._peak = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            began = time.perf_counter()
+            self._peak = max(self._peak, _tree_bytes(self._leader))
+            pause = max(SAMPLED_EVERY, (time.perf_counter() - began) / LOOK_SHARE)
+
+    def stop(self) -> int:
+        """Give the highest sum of bytes that was seen."""
+        self._stopped.set()
+        self._thread.join()
+        return self._peak
 
 
 def alternate(

@@ -31,7 +31,7 @@ Label = TypeVar("Label", bound=np.integer[Any])
 _BAND_ROWS = 32  # outputs that share a matrix product; fewer save work, more use the cache better
 _NEGLIGIBLE = 1e-9  # of the range; spline weights fall below it about 15 voxels away
 _ROUNDING = 1e-5  # more than float32 errs in a sum of eight weights
-_SLAB_VOXELS = 2**22
+_SLAB_VOXELS = 2**20  # of float32: what a core keeps near
 _CHUNK_VOXELS = 2**14
 
 

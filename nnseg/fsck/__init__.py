@@ -1,0 +1,1 @@
+"""Is what nnseg keeps on disk still what it wrote, and whole."""

@@ -1,0 +1,1 @@
+"""Files as they lie become a raw dataset."""
