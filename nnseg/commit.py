@@ -106,7 +106,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove all unfinished files and folders in `folder`, where no other run may be writing; count them.
+    """Remove all that is unfinished in `folder`, where no other run may be writing; count it.
 
     Raises:
         MachineError: One of them cannot be removed.
@@ -118,7 +118,7 @@ def sweep(folder: Path) -> int:
 
 
 def sweep_orphans(folder: Path) -> int:
-    """Remove the unfinished files and folders in `folder` whose process surely runs no more; count them.
+    """Remove what is unfinished in `folder` and whose process surely runs no more; count it.
 
     Raises:
         MachineError: One of them cannot be removed.

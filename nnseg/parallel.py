@@ -48,7 +48,8 @@ def for_each(
     """Do `work` on every item, several at once; failures are listed together at the end.
 
     Whatever is no NnsegError, Ctrl-C included, ends the work: what waits is not begun, what runs is
-    waited for. So does a full disk. An item that does not fit into `room` beside those under way waits for them.
+    waited for. So does a full disk. An item that does not fit into `room` beside those under way
+    waits for them.
     """
     workers = workers or cores()
     done: dict[str, T] = {}

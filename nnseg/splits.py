@@ -157,12 +157,13 @@ def _unless_parted(
         return kept
     first = leaks[0]
     what = f"fold {first.fold} trains on {first.train} and validates on {first.val}"
-    trained = sorted(folders.models_folder(dataset).glob("*/*/fold_[0-9]*"))
+    models = folders.models_folder(dataset)
+    trained = sorted(models.glob("*/*/fold_[0-9]*"))
     if trained:
         raise DataError(
             f"{folders.splits_file(dataset)}: {what}, both of {first.patient}, but {trained[0]} "
-            f"was trained on these folds; move {folders.models_folder(dataset)} elsewhere to have folds "
-            "by patient, or plan without --group-regex"
+            f"was trained on these folds; move {models} elsewhere to have folds by patient, or "
+            "plan without --group-regex"
         )
     logger.warning("%s, both of %s; the folds are made anew", what, first.patient)
     return None

@@ -19,9 +19,10 @@ from nnseg.commit import (
     sweep_orphans,
     sync_folder,
     whole_file,
+    whole_folder,
     write_whole,
 )
-from nnseg.errors import MachineError
+from nnseg.errors import DiskFullError, MachineError
 
 
 def names(folder: Path) -> list[str]:
@@ -218,6 +219,43 @@ def test_an_orphan_that_cannot_be_removed_does_not_keep_a_file_from_being_writte
         MachineError, match=r"-file: cannot be removed \(Permission denied\); check"
     ):
         sweep(tmp_path)
+
+
+def fail_halfway(target: Path) -> None:
+    with whole_folder(target) as folder:
+        (folder / "file").touch()
+        raise ValueError("half of it")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "new") as unfinished_one:
+        (unfinished_one / "inner").mkdir()
+        (unfinished_one / "inner" / "file").touch()
+        assert not (tmp_path / "new").exists()
+    assert names(tmp_path) == ["new"]
+    assert (tmp_path / "new" / "inner" / "file").is_file()
+    with pytest.raises(ValueError, match="half"):
+        fail_halfway(tmp_path / "other")
+    assert names(tmp_path) == ["new"]
+
+
+def test_a_folder_that_a_killed_process_was_making_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from nnseg.commit import whole_folder\n"
+    code += "with whole_folder(Path(sys.argv[1])) as path: (path / 'a').touch(); os._exit(9)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")])
+    assert done.returncode == 9
+    (left,) = names(tmp_path)
+    assert left.startswith(commit.TEMPORARY)
+    with whole_folder(tmp_path / "new"):
+        pass
+    assert names(tmp_path) == ["new"]
+
+
+def test_a_full_disk_has_an_error_of_its_own_and_other_faults_have_not(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        with pytest.raises(MachineError) as raised, whole_folder(tmp_path / "new"):
+            raise OSError(number, os.strerror(number))
+        assert isinstance(raised.value, DiskFullError) is (number != errno.EACCES)
 
 
 def test_removing_a_file_that_is_not_there_is_no_error(tmp_path: Path) -> None:

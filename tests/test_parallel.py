@@ -6,7 +6,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from nnseg import parallel
-from nnseg.errors import DataError, MachineError, NnsegError
+from nnseg.errors import DataError, DiskFullError, MachineError, NnsegError
 from nnseg.parallel import Room, cores, for_each, one_blas_thread
 
 
@@ -51,6 +51,22 @@ def test_all_failures_are_listed_in_order_under_the_worst_of_them() -> None:
         failing((4, DataError("cut off")), (1, MachineError("disk full")), (0, DataError("nan")))
     assert str(raised.value) == (
         "3 of 6 cases failed:\n  case case_0: nan\n  case case_1: disk full\n  case case_4: cut off"
+    )
+
+
+def test_a_full_disk_ends_the_work_and_what_was_not_begun_is_counted() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 2:
+            raise DiskFullError("the disk is full; make room")
+
+    with pytest.raises(DiskFullError) as raised:
+        for_each(work, range(6), "case_{}".format, 1, "working", None)
+    assert begun == [0, 1, 2]
+    assert str(raised.value) == (
+        "case case_2: the disk is full; make room\n3 of 6 cases were not begun"
     )
 
 

@@ -1,5 +1,7 @@
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,21 @@ def test_a_folder_that_cannot_be_written_costs_the_log_and_never_the_run(
         done = True
     assert done
     assert "no log can be kept there" in caplog.text
+
+
+def test_a_log_that_cannot_be_written_to_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(file: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with logged_run(tmp_path, "predict", {}):
+        monkeypatch.setattr(runlog._LogFile, "flush", full)
+        for _ in range(3):
+            logging.getLogger("nnseg.some").info("word")
+        monkeypatch.undo()
+    assert caplog.text.count("log.txt: is not complete: ") == 1
+    assert len(report_in(tmp_path).warnings) == 1
 
 
 def test_no_handler_stays_behind(tmp_path: Path) -> None:

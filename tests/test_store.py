@@ -279,10 +279,13 @@ def test_a_flipped_byte_of_the_record_is_refused_by_name(tmp_path: Path) -> None
     save(tmp_path)
     path = tmp_path / "a.json"
     data = path.read_bytes()
-    for place in range(0, len(data) - 1, 5):  # the last is the newline
+    damaged = [data[:-1], data + b"\n"]
+    for place in (*range(0, len(data), 5), len(data) - 1):
         flipped = bytearray(data)
         flipped[place] ^= 1
-        path.write_bytes(flipped)
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
         with pytest.raises(DataError, match=r"a\.json: "):
             reopen(tmp_path)
     assert find_case(tmp_path, "a") is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nnseg import workers
-from nnseg.errors import DataError, MachineError, PlanError
+from nnseg.errors import DataError, DiskFullError, MachineError, PlanError
 from nnseg.parallel import Room
 from nnseg.workers import for_each_apart
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="threads do the work the
 TASKS = """
 import logging, os, signal, time, warnings
 from pathlib import Path
-from nnseg.errors import DataError, PlanError
+from nnseg.errors import DataError, DiskFullError, PlanError
 
 class Own(DataError):
     def __init__(self, first, second):
@@ -38,6 +38,11 @@ def refuse(item):
         raise PlanError("cut off; restore it")
     if item == 2:
         raise Own("this", "that")
+    return item
+
+def full(item):
+    if item == 1:
+        raise DiskFullError("the disk is full; make room")
     return item
 
 def bug(item):
@@ -129,6 +134,12 @@ def test_refusals_arrive_by_kind_and_text_even_one_that_no_pipe_can_carry(tasks:
     )
     with pytest.raises(PlanError, match=r"^case 1: cut off; restore it$"):
         apart(tasks.refuse, [0, 1])
+
+
+def test_a_full_disk_ends_the_work_and_what_was_not_begun_is_counted(tasks: Any) -> None:
+    with pytest.raises(DiskFullError) as raised:
+        for_each_apart(tasks.full, range(9), str, 1, "working", None)
+    assert str(raised.value) == ("case 1: the disk is full; make room\n7 of 9 cases were not begun")
 
 
 def test_a_bug_ends_the_work_and_brings_its_traceback(tasks: Any) -> None:

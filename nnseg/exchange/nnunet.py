@@ -356,7 +356,9 @@ def _planner_names(plan: Plan) -> _PlannerNames:
 
 def _reader(plan: Plan) -> str:
     ending = plan.file_ending.lower()
-    if ending in (".png", ".bmp", ".jpg", ".jpeg") or (ending == ".tif" and plan.median_shape[0] == 1):
+    if ending in (".png", ".bmp", ".jpg", ".jpeg") or (
+        ending == ".tif" and plan.median_shape[0] == 1
+    ):
         return "NaturalImage2DIO"
     if ending in (".tif", ".tiff"):
         return "Tiff3DIO"

@@ -209,6 +209,7 @@ def test_plans_and_their_data_are_named_by_planner_and_memory(
         (".nii", (30, 40, 50), "NibabelIO"),
         (".png", (1, 40, 50), "NaturalImage2DIO"),
         (".bmp", (1, 40, 50), "NaturalImage2DIO"),
+        (".JPG", (1, 40, 50), "NaturalImage2DIO"),
         (".tif", (1, 40, 50), "NaturalImage2DIO"),
         (".tif", (30, 40, 50), "Tiff3DIO"),
         (".tiff", (1, 40, 50), "Tiff3DIO"),
