@@ -180,7 +180,7 @@ def test_redo_removes_what_a_dead_process_left_but_not_what_a_living_one_may_be_
     folder = root / KEPT / "plans"
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    own = commit._temporary_name("nnseg.json")
+    own = commit.unfinished_path(folder / "nnseg.json").name
     left = own.replace(f"-{os.getpid()}-", f"-{process.pid}-")
     for name in (own, left):
         (folder / name).write_text("half")
