@@ -1,26 +1,32 @@
 """Models on disk: weights as safetensors, everything else as JSON beside them.
 
-A checkpoint NAME is NAME.json and the weights file it names by hash. The JSON is written last, so
-that a kill at any moment leaves the checkpoint before. Loading never runs code.
+A checkpoint NAME is NAME.json and the weights file it names by hash; the JSON holds a hash of
+itself, too. It is written last, so that a kill at any moment leaves the checkpoint before. Loading
+never runs code.
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from nnseg import record
-from nnseg.commit import write_whole
+from nnseg.commit import sha256, write_whole
 from nnseg.errors import DataError
 from nnseg.folders import checkpoint_file
 from nnseg.plan import Configuration, Plan
 
 FORMAT = 1
 
+SEAL = "record_sha256"  # the field of a record that holds the hash of all the others
+
 Kind = Literal["final", "best", "latest"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class Checkpoint:
     weights_sha256: str
     validation_dice: float | None = None  # moving average of the pseudo Dice when it was saved
     format: int = FORMAT
+    record_sha256: str = ""  # of this record without it; `save_sealed` writes it
 
     @property
     def configuration(self) -> Configuration:
@@ -65,11 +72,26 @@ def save_weights(folder: Path, name: str, data: bytes) -> tuple[str, str]:
     return file, digest
 
 
-def forget_weights(folder: Path, name: str, keep: str) -> None:
-    """Remove weights of checkpoint `name` other than the file `keep`."""
+def forget_weights(folder: Path, name: str, keep: Collection[str]) -> None:
+    """Remove weights of checkpoint `name` other than the files `keep`."""
     for path in folder.glob(f"{name}-*.safetensors"):
-        if path.name != keep:
+        if path.name not in keep:
             path.unlink(missing_ok=True)
+
+
+def check_weights(folder: Path, file: str, digest: str) -> None:
+    """Make sure that a weights file is what was written.
+
+    Raises:
+        DataError: It is missing, damaged, or lies outside `folder`.
+    """
+    path = _weights_path(folder, file)
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if found != digest:
+        raise _damaged(path)
 
 
 def load_weights(folder: Path, file: str, digest: str) -> dict[str, Tensor]:
@@ -81,19 +103,38 @@ def load_weights(folder: Path, file: str, digest: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if Path(file).name != file:
-        raise DataError(f"{folder}: the weights file {file!r} must lie in this folder")
-    path = folder / file
+    path = _weights_path(folder, file)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); restore the model") from None
+        raise _unreadable(path, error) from None
     if hashlib.sha256(data).hexdigest() != digest:
-        raise DataError(f"{path}: is damaged (its SHA-256 changed); restore the model")
+        raise _damaged(path)
     try:
         return load(data)
     except SafetensorError as error:
         raise DataError(f"{path}: is not a safetensors file ({error})") from None
+
+
+def save_sealed(value: T, path: Path) -> T:
+    """Write a record with the hash of itself in its field `record_sha256`, and give it so."""
+    sealed: T = replace(value, **{SEAL: _seal(value)})  # type: ignore[type-var]
+    record.save(sealed, path)
+    return sealed
+
+
+def load_sealed(kind: type[T], path: Path, made_by: str = "") -> T:
+    """Read a record that `save_sealed` wrote.
+
+    Raises:
+        MissingError: There is no such file.
+        DataError: It is no such record, or any byte of it has changed.
+    """
+    value = record.load(kind, path, made_by)
+    same = path.read_bytes() == record.dumps(value).encode()  # the hash sees no white space
+    if not same or getattr(value, SEAL) != _seal(value):
+        raise _damaged(path)
+    return value
 
 
 def save_model(
@@ -121,8 +162,8 @@ def save_model(
         weights_sha256=digest,
         validation_dice=validation_dice,
     )
-    record.save(checkpoint, folder / f"{name}.json")
-    forget_weights(folder, name, keep=file)
+    checkpoint = save_sealed(checkpoint, checkpoint_file(folder, kind))
+    forget_weights(folder, name, keep=(file,))
     return checkpoint
 
 
@@ -134,7 +175,27 @@ def load_model(folder: Path, kind: Kind) -> tuple[Checkpoint, dict[str, Tensor]]
         DataError: It is damaged or of another version.
     """
     path = checkpoint_file(folder, kind)
-    checkpoint = record.load(Checkpoint, path, made_by="nnseg train")
+    checkpoint = load_sealed(Checkpoint, path, made_by="nnseg train")
     if checkpoint.format != FORMAT:
         raise DataError(f"{path}: has format {checkpoint.format}; this version reads {FORMAT}")
     return checkpoint, load_weights(folder, checkpoint.weights_file, checkpoint.weights_sha256)
+
+
+def _weights_path(folder: Path, file: str) -> Path:
+    if Path(file).name != file:
+        raise DataError(f"{folder}: the weights file {file!r} must lie in this folder")
+    return folder / file
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); restore the model")
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path}: is damaged (its SHA-256 changed); restore the model")
+
+
+def _seal(value: Any) -> str:
+    data = record.to_json(value)
+    del data[SEAL]
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()

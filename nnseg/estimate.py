@@ -4,6 +4,7 @@ Sizes follow from the shapes and spacings of the cases, which the fingerprint ha
 plan. `bytes_of_case` and `estimate` state the formulas; their constants were measured.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -20,6 +21,8 @@ from nnseg.parallel import Room, cores
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import planned_spacing
 
+logger = logging.getLogger(__name__)
+
 RUNNING_SHARE = 0.5  # of the memory that is free, for all cases under way
 KEPT_SHARE = 0.25  # of it, for cases kept from measuring to preprocessing
 APART_SHARE = 0.25  # of it; work that may take more is done apart: it might be killed for memory
@@ -31,6 +34,7 @@ SLAB_BYTES = 2**26  # at most, of the planes that are resampled at once
 PROGRAM_BYTES = 10**8  # of the program without a case
 SMALL_BYTES = 2**22  # cases that take less spend their time in Python, one thread at a time
 STORED_SHARE = 0.95  # of the bytes of an image: float32 noise packs badly
+FLAT_SHARE = 0.25  # of what is foretold of the disk, that even images with much air take
 STORED_MAPS = 0.2  # bytes a voxel of label map, mask and locations
 CASE_SECONDS = 4e-3  # of one core, for a case however small
 READ_SECONDS = 2e-8  # of one core, a voxel and channel of a file: read, crop, normalize
@@ -170,8 +174,16 @@ def is_risky(needs: Mapping[str, int], workers: int) -> bool:
     return sum(sorted(needs.values())[-workers:]) > APART_SHARE * free_memory()
 
 
-def check_disk(needed: int, folder: Path) -> None:
-    """Refuse work that needs more bytes than are free.
+def check_disk(needed: int, folder: Path, *, freed: int = 0) -> None:
+    """Refuse work that surely needs more bytes than are free; warn of what may.
+
+    How well arrays pack is not known before. What is foretold is what noise takes; images with
+    much air around the body have been seen to take half of it, and FLAT_SHARE is taken as sure.
+
+    Args:
+        needed: Bytes as `estimate` foretells them.
+        folder: Where they go; it need not be there yet.
+        freed: Bytes of what will be replaced.
 
     Raises:
         MachineError: What is needed and what is free.
@@ -179,10 +191,17 @@ def check_disk(needed: int, folder: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if FLAT_SHARE * needed - freed > free:
         raise MachineError(
-            f"{folder}: preprocessing needs about {in_gb(needed)} of disk, and {in_gb(free)} are "
-            "free; make room, or take fewer configurations (-c)"
+            f"{folder}: preprocessing needs about {in_gb(needed - freed)} of disk, and "
+            f"{in_gb(free)} are free; make room, or take fewer configurations (-c)"
+        )
+    if needed - freed > free:
+        logger.warning(
+            "%s: preprocessing may need %s of disk, and %s are free",
+            folder,
+            in_gb(needed - freed),
+            in_gb(free),
         )
 
 

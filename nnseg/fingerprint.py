@@ -11,7 +11,7 @@ import numpy as np
 from nnseg.axes import Image, Segmentation, Shape, Spacing, three
 from nnseg.errors import DataError
 from nnseg.image.crop import Cropped, crop_to_body
-from nnseg.image.intensity import CaseIntensity, Intensity, measure, pool
+from nnseg.image.intensity import MAX_VALUES, CaseIntensity, Intensity, measure, pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +19,9 @@ class Fingerprint:
     """What planning needs to know of a dataset.
 
     `spacings` (mm) and `shapes` (voxels, after cropping to the body) have one entry a case and are
-    in image order. `intensities` describe the foreground of each channel. A fingerprint that
-    another program made may lack `case_ids`.
+    in image order. `intensities` describe the foreground of each channel. `raw` holds for each
+    case the SHA-256 of its files, in the order of `Case.files`: what was measured. A fingerprint
+    that another program made may lack `case_ids` and `raw`.
     """
 
     spacings: tuple[Spacing, ...]
@@ -28,6 +29,7 @@ class Fingerprint:
     intensities: tuple[Intensity, ...]
     median_relative_size: float  # volume after cropping over volume before, median over cases
     case_ids: tuple[str, ...] = ()
+    raw: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.spacings or len(self.spacings) != len(self.shapes):
@@ -35,8 +37,19 @@ class Fingerprint:
                 f"the fingerprint has {len(self.spacings)} spacings and {len(self.shapes)} shapes; "
                 "it needs one of each a case"
             )
+        for name, values in (("case_ids", self.case_ids), ("raw", self.raw)):
+            if values and len(values) != len(self.shapes):
+                raise DataError(
+                    f"the fingerprint has {len(values)} {name} and {len(self.shapes)} shapes; it "
+                    "needs one of each a case"
+                )
         if min(min(spacing) for spacing in self.spacings) <= 0:
             raise DataError("the fingerprint has a spacing that is not positive")
+
+    @property
+    def hashes(self) -> dict[str, tuple[str, ...]]:
+        """The SHA-256 of each case's files, by case id; empty where they are not known."""
+        return dict(zip(self.case_ids, self.raw, strict=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +61,7 @@ class CaseMeasurement:
     shape: Shape  # after cropping
     relative_size: float
     intensities: tuple[CaseIntensity, ...]
+    raw: tuple[str, ...] = ()  # SHA-256 of its files
 
 
 def measure_case(
@@ -67,8 +81,10 @@ def measure_case(
     return measure_cropped(case_id, crop_to_body(tuple(image), segmentation), spacing)
 
 
-def measure_cropped(case_id: str, case: Cropped, spacing: Spacing) -> CaseMeasurement:
-    """Measure a labelled case that is cut to its body; see `measure_case`."""
+def measure_cropped(
+    case_id: str, case: Cropped, spacing: Spacing, most_values: int = MAX_VALUES
+) -> CaseMeasurement:
+    """Measure a labelled case that is cut to its body; see `measure_case` and `measure`."""
     assert case.segmentation is not None, "only labelled cases are measured"
     foreground = case.segmentation > 0
     return CaseMeasurement(
@@ -76,7 +92,7 @@ def measure_cropped(case_id: str, case: Cropped, spacing: Spacing) -> CaseMeasur
         spacing=spacing,
         shape=three(case.channels[0].shape),
         relative_size=case.relative_size,
-        intensities=tuple(measure(channel[foreground]) for channel in case.channels),
+        intensities=tuple(measure(channel[foreground], most_values) for channel in case.channels),
     )
 
 
@@ -91,4 +107,5 @@ def summarize(cases: Sequence[CaseMeasurement]) -> Fingerprint:
         intensities=tuple(pool(channel) for channel in channels),
         median_relative_size=float(np.median([case.relative_size for case in cases])),
         case_ids=tuple(case.case_id for case in cases),
+        raw=tuple(case.raw for case in cases) if all(case.raw for case in cases) else (),
     )

@@ -6,11 +6,12 @@ trained fold, or of predictions, wherever such a folder lies.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnseg.errors import MissingError, UsageError
+from nnseg.errors import MachineError, MissingError, UsageError
 
 DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>[^/\\]+)")
 FOLDER_NAME = re.compile(r"[^\W_](?:[\w .()+-]*[\w)])?")
@@ -106,6 +107,11 @@ def validation_folder(fold: Path) -> Path:
     return fold / "validation"
 
 
+def next_stage_folder(fold: Path, configuration: str) -> Path:
+    """Give the folder of what a fold predicted for the cascade `configuration` to learn from."""
+    return fold / "next_stage" / configuration
+
+
 def metrics_file(fold: Path) -> Path:
     """Give the table of a training's epochs."""
     return fold / "metrics.csv"
@@ -172,23 +178,19 @@ def find_dataset(folders: Folders, name: str) -> tuple[Folders, str]:
         UsageError: Several datasets have this number, or the folder at the path has a name that no
             folder of ours can have.
         MissingError: There is none.
+        MachineError: A folder cannot be listed.
     """
     if name.startswith(".") or any(separator in name for separator in ("/", os.sep)):
-        path = Path(name).resolve()
-        if not path.is_dir():
+        path = Path(name).absolute()
+        with _listing(path):
+            path = path.resolve()
+            there = path.is_dir()
+        if not there:
             raise MissingError(
                 f"{name}: there is no such folder; give a dataset's id, name or path"
             )
         return replace(folders, raw=path.parent), _checked("dataset", path.name)
-    known = sorted(
-        {
-            entry.name
-            for root in (folders.raw, folders.preprocessed, folders.results)
-            if root.is_dir()
-            for entry in root.iterdir()
-            if entry.is_dir() and DATASET_NAME.fullmatch(entry.name)
-        }
-    )
+    known = known_datasets(folders)
     if name in known:
         return folders, name
     if name.isdecimal():
@@ -202,6 +204,32 @@ def find_dataset(folders: Folders, name: str) -> tuple[Folders, str]:
         f"no dataset {name} in {folders.raw}; found: {found}. Put it there as "
         "DatasetNNN_Name, or give --root; a path begins with ./ or /"
     )
+
+
+def known_datasets(folders: Folders) -> tuple[str, ...]:
+    """List the names of all datasets that have a folder in any of the roots, sorted.
+
+    Raises:
+        MachineError: A root cannot be listed.
+    """
+    found = set[str]()
+    for root in (folders.raw, folders.preprocessed, folders.results):
+        with _listing(root):
+            if root.is_dir():
+                found |= {entry.name for entry in root.iterdir() if entry.is_dir()}
+    return tuple(sorted(name for name in found if DATASET_NAME.fullmatch(name)))
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
+    """Say that `folder` cannot be listed where the system refuses."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # until Python 3.13 links in a circle are the second
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(
+            f"{folder}: cannot be listed ({reason}); check the folder and its rights"
+        ) from None
 
 
 def _number(dataset: str) -> str | None:

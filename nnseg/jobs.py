@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnseg.dataset import (
     DatasetSpec,
+    called_as,
     channel_fault,
     find_image_files,
     find_label_maps,
@@ -51,6 +52,7 @@ def find_prediction_jobs(
 
     Raises:
         MissingError: `source` does not exist.
+        MachineError: `source` cannot be listed.
         UsageError: `target` is `source`, or cannot take what comes out.
         DataError: There is no image.
     """
@@ -120,6 +122,7 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
 
     Raises:
         MissingError: `reference` or `prediction` does not exist.
+        MachineError: One of them cannot be listed.
         DataError: A prediction has no reference, or there is none.
     """
     for path in (reference, prediction):
@@ -131,12 +134,11 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
     if prediction.is_file():
         case_id = prediction.name.removesuffix(ending)
         return (ScoringJob(case_id=case_id, reference=reference, prediction=prediction),)
-    references = find_label_maps(reference, ending)
+    predictions = [path for path in visible_files(prediction) if path.name.endswith(ending)]
+    case_ids = [path.name.removesuffix(ending) for path in predictions]
+    references = called_as(find_label_maps(reference, ending), case_ids)
     jobs = []
-    for path in visible_files(prediction):
-        if not path.name.endswith(ending):
-            continue
-        case_id = path.name.removesuffix(ending)
+    for case_id, path in zip(case_ids, predictions, strict=True):
         if case_id not in references:
             raise DataError(
                 f"{path}: {reference / path.name} does not exist; a prediction needs its reference"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Segmentation, smallest_integer_type
+from nnseg.axes import Image, Segmentation, smallest_integer_type
 from nnseg.errors import DataError
 
 IGNORE = "ignore"
@@ -122,6 +122,11 @@ class Labels:
         }
 
     @property
+    def foreground_values(self) -> tuple[int, ...]:
+        """The integers of what is annotated besides the background, regions taken apart."""
+        return tuple(value for value in self.values if value not in (0, self.ignore))
+
+    @property
     def heads(self) -> int:
         """Number of output channels of a network for these labels."""
         return len(self.foreground) + (0 if self.has_regions else 1)
@@ -151,6 +156,22 @@ class Labels:
         if not self.has_gaps:
             return positions.astype(kind, copy=False)
         return np.array(self.values, dtype=kind)[positions]
+
+    def to_channels(self, positions: Segmentation) -> Image:
+        """Turn positions in `values` into a channel for each of `foreground_values`, 1 or 0.
+
+        So a cascade sees what the stage before it found.
+
+        Args:
+            positions: (z, y, x).
+
+        Returns:
+            (channel, z, y, x), float32.
+        """
+        channels = np.empty((len(self.foreground_values), *positions.shape), dtype=np.float32)
+        for place, channel in enumerate(channels, start=1):  # 0 is the background
+            np.equal(positions, place, out=channel)
+        return channels
 
     def _unknown(self, segmentation: Segmentation) -> DataError:
         unknown = sorted(set(np.unique(segmentation).tolist()) - set(self.values))

@@ -6,7 +6,7 @@ which the system can kill without ending the run: `nnseg.workers`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class Room:
         taken = sum(self.needs.get(other, 0) for other in under_way)
         return not under_way or taken + self.needs.get(name, 0) <= self.total
 
+
+NAMED = 3  # cases that one message names; more are counted
 
 NO_BOUND = Room(total=0, needs={})
 
@@ -83,6 +85,18 @@ def for_each(
             raise
     raise_together(failed, len(items), len(items) - len(done) - len(failed))
     return done
+
+
+def some(case_ids: Iterable[str]) -> str:
+    """Name some cases, and say how many there are.
+
+    >>> some(["a"]), some(["d", "c", "b", "a"])
+    ('case a', '4 cases, such as a, b, c')
+    """
+    names = sorted(case_ids)
+    if len(names) == 1:
+        return f"case {names[0]}"
+    return f"{len(names)} cases, such as {', '.join(names[:NAMED])}"
 
 
 def raise_together(failed: Mapping[str, NnsegError], count: int, not_begun: int = 0) -> None:

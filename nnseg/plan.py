@@ -5,13 +5,14 @@ network into a memory target are in `nnseg.fit`.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnseg.axes import Order, Shape, Spacing, by, permute, three
-from nnseg.dataset import DatasetSpec
+from nnseg.dataset import DatasetSpec, ending_fault
 from nnseg.errors import PlanError
 from nnseg.fingerprint import Fingerprint
 from nnseg.fit import (
@@ -36,6 +37,9 @@ MASK_BELOW = 0.75  # volume left by cropping, below which intensities are taken 
 MIN_SPACING, MAX_SPACING = 1e-4, 1e4  # mm
 MOST_VOXELS = 2**31  # of a patch
 LARGEST_BATCH = 2**16
+
+# What lies beside the folders of plans; a plan of such a name would get into its way.
+TAKEN = re.compile(r"plans|log\.txt|(fingerprint|groups|splits_\w+|run\w*)\.(json|log)", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +146,22 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
+        if TAKEN.fullmatch(self.name):
+            raise PlanError(f"name is {self.name!r}, which names files of ours; choose another")
         _check_name("dataset", self.dataset)
+        if fault := ending_fault(self.file_ending):
+            raise PlanError(fault)
         for name, configuration in self.configurations.items():
             if name != configuration.name:
                 raise PlanError(f"configuration {name} calls itself {configuration.name}")
             for other in (configuration.data, configuration.previous):
                 if other is not None and other not in self.configurations:
                     raise PlanError(f"configuration {name} needs {other}, which is not planned")
+
+    def input_channels(self, name: str) -> int:
+        """Count what the network of a configuration sees: a cascade also sees the stage before."""
+        found = len(self.labels.foreground_values) if self.configuration(name).previous else 0
+        return len(self.channels) + found
 
     def configuration(self, name: str) -> Configuration:
         """Give the configuration called `name`, or say which there are."""
@@ -322,6 +335,26 @@ def batch_dice(name: str, *, has_lowres: bool) -> bool:
     (True, False)
     """
     return name == "2d" or (has_lowres and name != "3d_lowres")
+
+
+def differing_key(plan: Plan, spec: DatasetSpec) -> str | None:
+    """Say which key of a dataset.json is not what the plan was made of; None if all are."""
+    if plan.channels != spec.channels:
+        return f"channel_names are {list(spec.channels)}, and were {list(plan.channels)}"
+    new, old = spec.labels, plan.labels
+    for name in (*new.labels, *(name for name in old.labels if name not in new.labels)):
+        now, then = (labels.labels.get(name, "not there") for labels in (new, old))
+        if now != then:
+            return f"label {name} is {now}, and was {then}"
+    if new.regions_class_order != old.regions_class_order:
+        return (
+            f"regions_class_order is {new.regions_class_order}, and was {old.regions_class_order}"
+        )
+    if new.regions_class_order is not None and list(new.labels) != list(old.labels):
+        return f"the regions are {', '.join(new.labels)}, and were {', '.join(old.labels)}"
+    if plan.file_ending != spec.file_ending:
+        return f"file_ending is {spec.file_ending}, and was {plan.file_ending}"
+    return None
 
 
 def describe_plan(plan: Plan) -> str:

@@ -1,23 +1,21 @@
 """Plans and folds of a dataset, made of what was measured, and kept."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nnseg import record
 from nnseg.axes import Spacing
-from nnseg.dataset import read_spec
+from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.dataset.groups import GroupRule, rule_file
 from nnseg.errors import PlanError
 from nnseg.exchange import nnunet
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, is_folder_name
-from nnseg.plan import Plan, make_plan
+from nnseg.lock import locked
+from nnseg.plan import Plan, differing_key, make_plan
 from nnseg.runlog import logged_run
-from nnseg.splits import folds
-
-logger = logging.getLogger(__name__)
+from nnseg.splits import plan_folds, source_file
 
 DEFAULT_PLAN = "nnseg"
 PLANNED_BY = "nnseg plan"
@@ -52,13 +50,12 @@ def plan(
         MissingError: There is no fingerprint.
         UsageError: `group_regex` is wrong, or finds no patient in some case.
         DataError: The folds part patients by `group_regex`, and were trained on.
+        MachineError: Another run is planning this dataset, or its folder cannot be written.
     """
     rule = None if group_regex is None else GroupRule(regex=group_regex)
     spec = read_spec(folders.spec_file(dataset))
     if measured is None:
         measured = record.load(Fingerprint, folders.fingerprint_file(dataset), PLANNED_BY)
-    if planner != "default":
-        logger.warning("networks of planner %s are planned, but cannot be trained yet", planner)
     result = make_plan(
         spec,
         measured,
@@ -92,12 +89,15 @@ def _save_plan(
     rule: GroupRule | None = None,
 ) -> None:
     """Write a plan, the folds beside it, and the record of the command that made them."""
-    path = folders.plan_file(plan.dataset, plan.name)
-    with logged_run(path.parent.parent, command, arguments) as run:
-        folds(folders, plan.dataset, rule)
+    path, folder = folders.plan_file(plan.dataset, plan.name), folders.prepared_folder(plan.dataset)
+    with (
+        locked(folder, f"nnseg {command} -d {plan.dataset}"),
+        logged_run(folder, command, arguments) as run,
+    ):
+        plan_folds(folders, plan.dataset, rule)
         record.save(plan, path)
         splits = folders.splits_file(plan.dataset)
-        run.outputs += [path, splits, rule_file(splits)]
+        run.outputs += [path, splits, rule_file(splits), source_file(splits)]
 
 
 def plan_as_nnunet(
@@ -139,3 +139,23 @@ def load_plan(folders: Folders, dataset: str, name: str = DEFAULT_PLAN) -> Plan:
             f"{dataset} into it"
         )
     return found
+
+
+def check_spec(plan: Plan, spec: DatasetSpec, where: str) -> None:
+    """Refuse a plan that was made of another dataset.json than today's.
+
+    What was preprocessed or trained by it has the channels and labels of then.
+
+    Args:
+        plan: The plan.
+        spec: The dataset.json of today.
+        where: Its file, for the message.
+
+    Raises:
+        PlanError: The key of dataset.json that differs, what it is and what it was.
+    """
+    if difference := differing_key(plan, spec):
+        raise PlanError(
+            f"{where}: {difference} for plan {plan.name}; restore it, or plan anew: "
+            f"`nnseg plan {plan.dataset} -p {plan.name}`"
+        )

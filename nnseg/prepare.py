@@ -5,7 +5,7 @@ measured until there is a plan, as far as memory allows; what is not kept is rea
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from nnseg.axes import Spacing
 from nnseg.dataset import Case, find_training_cases, read_spec
 from nnseg.doctor.examine import Examination, SoundCase, examine_each
 from nnseg.doctor.findings import Finding, in_order, raise_for_errors
-from nnseg.errors import MissingError, NnsegError
+from nnseg.errors import DataError, MissingError, NnsegError
 from nnseg.estimate import (
     KEPT_SHARE,
     CaseSize,
@@ -33,11 +33,12 @@ from nnseg.estimate import (
 )
 from nnseg.fingerprint import Fingerprint, summarize
 from nnseg.folders import Folders
+from nnseg.image.intensity import values_kept
 from nnseg.image.normalize import NORMALIZERS, Normalizer
 from nnseg.lock import locked
-from nnseg.parallel import OnProgress, for_each
+from nnseg.parallel import OnProgress, for_each, some
 from nnseg.plan import Configuration, Plan, describe_plan
-from nnseg.planning import DEFAULT_PLAN, PLANNED_BY, load_plan, plan
+from nnseg.planning import DEFAULT_PLAN, check_spec, load_plan, plan
 from nnseg.preprocess import preprocessing_hash
 from nnseg.runlog import logged_run
 from nnseg.splits import check_regex, find_parted
@@ -74,11 +75,15 @@ def fingerprint(
     Raises:
         MissingError: The dataset is not there.
         DataError: The doctor found errors; all are in the message.
+        MachineError: Another run is planning this dataset, or its folder cannot be written.
     """
     if not save:
         return _measure(folders, dataset, workers, on_progress, shelf, apart)
     path = folders.fingerprint_file(dataset)
-    with logged_run(path.parent, "fingerprint", {"dataset": dataset}) as run:
+    with (
+        locked(path.parent, f"nnseg plan -d {dataset}"),
+        logged_run(path.parent, "fingerprint", {"dataset": dataset}) as run,
+    ):
         result = _measure(folders, dataset, workers, on_progress, shelf, apart)
         record.save(result, path)
         run.outputs.append(path)
@@ -96,20 +101,23 @@ def up_to_date_fingerprint(
     shelf: Shelf | None = None,
     apart: bool = False,
 ) -> Fingerprint:
-    """Give the fingerprint of a dataset: the one that is there if it is of the same cases.
+    """Give the fingerprint of a dataset: the one that is there if it is of the same raw files.
 
-    The raw data are examined either way; `anew` measures them in any case. The other arguments
-    are those of `fingerprint`.
+    The raw data are examined either way, and hashed while they are; `anew` measures them in any
+    case. The other arguments are those of `fingerprint`.
     """
-    path = folders.fingerprint_file(dataset)
-    if path.is_file() and not anew:
-        found = record.load(Fingerprint, path, PLANNED_BY)
+    found = None if anew else _written(folders, dataset)
+    if found is not None:
         if list(found.case_ids) == [case.case_id for case in _known_cases(folders, dataset)]:
-            look = None if shelf is None else visit.keep
-            done = _visit_all(folders, dataset, look, shelf, workers, on_progress, apart)
+            done = _visit_all(folders, dataset, visit.keep, shelf, workers, on_progress, apart)
             _refuse_errors(done.findings, dataset)
-            return found
-        logger.warning("the cases of %s have changed; they are measured anew", dataset)
+            changed = [i for i, raw in done.visited.items() if found.hashes.get(i) != raw]
+            if not changed:
+                return found
+            text = "the files of %s of %s have changed since they were measured; all are now"
+            logger.warning(text, some(changed), dataset)
+        else:
+            logger.warning("the cases of %s have changed; they are measured anew", dataset)
     return fingerprint(
         folders,
         dataset,
@@ -192,12 +200,14 @@ def preprocess(
         For each configuration with data of its own, how many cases were made anew.
 
     Raises:
+        PlanError: The plan was made of another dataset.json.
         DataError: Cases that could not be read, all listed; the others are done.
         MachineError: The disk does not suffice for what is missing, or cases killed their worker
             twice; the others are done.
     """
     the_plan = load_plan(folders, dataset, plan_name)
     spec = read_spec(folders.spec_file(dataset))
+    check_spec(the_plan, spec, str(folders.spec_file(dataset)))
     cases = find_training_cases(folders, dataset, spec)
     chosen = _with_data(the_plan, configurations)
     names = [configuration.name for configuration in chosen]
@@ -206,7 +216,7 @@ def preprocess(
     needs = {name: bytes_of_case(size, the_plan, chosen) for name, size in sizes.items()}
     workers = workers_for(needs, workers)
     foretold = estimate(the_plan, chosen, list(sizes.values()), workers)
-    check_disk(foretold.disk, targets[0].folder)
+    check_disk(foretold.disk, targets[0].folder, freed=_freed(targets, sizes))
     if foretold.cases:
         say(f"preprocessing {', '.join(names)}: {foretold}")
     above = targets[0].folder.parent
@@ -253,7 +263,7 @@ def plan_and_preprocess(
     say: Say = lambda text: None,
     apart: bool = False,
 ) -> tuple[Plan, dict[str, int]]:
-    """Stages 1 to 3 in one: examine, measure, plan and preprocess, each file read once.
+    """Stages 1 to 3 in one: examine, measure, plan and preprocess, each file unpacked once.
 
     Cases stay in memory from measuring to preprocessing as far as a quarter of the free memory
     holds them; those that do not fit are read again.
@@ -337,16 +347,19 @@ def foretell(
         workers: Cases at once; None is one a core, or one if cases are small.
 
     Raises:
+        PlanError: The plan was made of another dataset.json.
         MachineError: The disk does not suffice; what is needed and what is free.
     """
     dataset = the_plan.dataset
+    spec_file = folders.spec_file(dataset)
+    check_spec(the_plan, read_spec(spec_file), str(spec_file))
     chosen = _with_data(the_plan, configurations)
     targets = [_target(folders, the_plan, configuration) for configuration in chosen]
     measured = measured or _measured(folders, dataset)
     sizes = _missing(the_plan, targets, _known_cases(folders, dataset), measured)
     needs = {name: bytes_of_case(size, the_plan, chosen) for name, size in sizes.items()}
     result = estimate(the_plan, chosen, list(sizes.values()), workers_for(needs, workers))
-    check_disk(result.disk, targets[0].folder)
+    check_disk(result.disk, targets[0].folder, freed=_freed(targets, sizes))
     return result
 
 
@@ -358,7 +371,10 @@ def _measure(
     shelf: Shelf | None,
     apart: bool,
 ) -> Fingerprint:
-    done = _visit_all(folders, dataset, visit.measure, shelf, workers, on_progress, apart)
+    cases = _known_cases(folders, dataset)
+    channels = len(read_spec(folders.spec_file(dataset)).channels) if cases else 1
+    look = partial(visit.measure, most_values=values_kept(len(cases), channels))
+    done = _visit_all(folders, dataset, look, shelf, workers, on_progress, apart)
     _refuse_errors(done.findings, dataset)
     return summarize(list(done.visited.values()))
 
@@ -383,13 +399,8 @@ def _visit_all(
         run_all, shelf = for_each_apart, None
 
     def each(work: Callable[[str], Any], case_ids: Sequence[str]) -> Mapping[str, Any]:
-        def begin_and_work(case_id: str) -> Any:
-            if shelf is not None:
-                shelf.begin(case_id, files.get(case_id, ()))
-            return work(case_id)
-
-        room, do = room_for(needs), work if shelf is None else begin_and_work
-        return run_all(do, case_ids, str, workers, "examining", on_progress, room)
+        do = work if look is None else partial(visit.read_watched, files, shelf, work)
+        return run_all(do, case_ids, str, workers, "examining", on_progress, room_for(needs))
 
     return examine_each(folder, None if look is None else partial(look, shelf), each)
 
@@ -409,8 +420,20 @@ def _known_cases(folders: Folders, dataset: str) -> tuple[Case, ...]:
         return ()
 
 
+def _written(folders: Folders, dataset: str) -> Fingerprint | None:
+    """Give the fingerprint that is written; None, with a warning, if it cannot be used."""
+    path = folders.fingerprint_file(dataset)
+    try:
+        return record.load(Fingerprint, path)
+    except MissingError:
+        return None
+    except DataError as error:
+        logger.warning("%s; the cases are measured anew", error)
+        return None
+
+
 def _measured(folders: Folders, dataset: str) -> Fingerprint | None:
-    """Give the fingerprint that is written, if it can be used."""
+    """Give the fingerprint that is written, if it can be used; without it things can go on."""
     try:
         return record.load(Fingerprint, folders.fingerprint_file(dataset))
     except NnsegError:
@@ -430,13 +453,36 @@ def _missing(
     cases: Sequence[Case],
     measured: Fingerprint | None,
 ) -> dict[str, CaseSize]:
-    """Give the sizes of the cases that some target lacks, as far as records tell."""
+    """Give the sizes of the cases that some target lacks, as far as records and dates tell.
+
+    A case counts whose files are younger than its record, or not those that were measured.
+    """
+    known = {} if measured is None else measured.hashes
     missing = [
         case.case_id
         for case in cases
-        if not all(store.seems_made(t.folder, case.case_id, t.data_hash) for t in targets)
+        if not all(_seems_made(target, case, known.get(case.case_id)) for target in targets)
     ]
     return sizes_of_cases(the_plan, measured, missing)
+
+
+def _seems_made(target: Target, case: Case, raw: tuple[str, ...] | None) -> bool:
+    stored = store.find_record(target.folder, case.case_id)
+    if stored is None or stored.data_hash != target.data_hash:
+        return False
+    if raw is not None and stored.made_from != store.origin(raw, target.data_hash):
+        return False
+    return visit.last_change(case.files) <= store.written_at(target.folder, case.case_id)
+
+
+def _freed(targets: Sequence[Target], case_ids: Iterable[str]) -> int:
+    """Give the bytes of the arrays that are there of these cases, which new ones will replace."""
+    total = 0
+    for case_id in case_ids:
+        for target in targets:
+            stored = store.find_record(target.folder, case_id)
+            total += 0 if stored is None else store.bytes_on_disk(target.folder, stored)
+    return total
 
 
 def _can_go_apart(normalizers: Mapping[str, Normalizer]) -> bool:

@@ -266,6 +266,31 @@ def restore(
     return np.ascontiguousarray(whole.transpose(inverse_order(placement.order)))
 
 
+def carry_over(
+    logits: NDArray[np.float32], labels: Labels, configuration: Configuration, shape: Shape
+) -> Segmentation:
+    """Turn a network's logits for a preprocessed case into what the next stage of a cascade sees.
+
+    Args:
+        logits: (head, z, y, x), plan order.
+        labels: What the heads mean.
+        configuration: Of the network, a 3D one; says how logits are resampled.
+        shape: Voxels of the case as the next stage has it, plan order.
+
+    Returns:
+        Positions of labels (z, y, x), of `shape`.
+
+    Source: nnU-Net 2.8.1, which looks at this configuration's spacing alone to decide whether the
+    coarsest axis is resampled apart.
+    """
+    z, y, x = configuration.spacing
+    assert z is not None, "a cascade's stages are 3D"
+    rule = configuration.resample_logits
+    axis = separate_axis((z, y, x), (z, y, x), rule.separate)
+    logits = resample_image(logits, shape, axis, rule.order, rule.order_along)
+    return labels.to_positions(labels.segment(logits))
+
+
 def preprocessing_hash(plan: Plan, configuration: Configuration) -> str:
     """Give a hash of everything in a plan that preprocessed arrays follow from."""
     rules = (configuration.resample_image, configuration.resample_segmentation)

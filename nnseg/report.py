@@ -26,6 +26,21 @@ def describe_epoch(epoch: "EpochReport", seconds_left: float) -> str:
     )
 
 
+def epoch_figures(epoch: "EpochReport") -> dict[str, float]:
+    """Give the figures of an epoch by name, as trackers take them; unknown ones are left out."""
+    figures = {
+        "lr": epoch.lr,
+        "loss/training": epoch.loss,
+        "loss/validation": epoch.validation_loss,
+        "dice/mean": epoch.dice,
+        "dice/average": epoch.dice_average,
+        "time/seconds": epoch.seconds,
+        "time/wait_share": epoch.wait_share,
+    }
+    figures |= {f"dice/label {name}": dice for name, dice in epoch.label_dice.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def describe_summary(summary: "Summary") -> str:
     """Give the scores of a set of cases as a table: a row for each label, then their mean."""
     rows = [("", "Dice", "IoU", "HD95 mm", "NSD", "cases")]

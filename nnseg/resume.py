@@ -1,16 +1,32 @@
-"""What a training leaves to go on from, and whether a call may go on with it."""
+"""What a training leaves to go on from, and whether a call may go on with it.
 
+Two checkpoints are kept, checkpoint_latest and checkpoint_previous, the one before it. Where the
+latest is damaged, the one before takes its place.
+"""
+
+import contextlib
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnseg import record
-from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.checkpoint import (
+    check_weights,
+    forget_weights,
+    load_sealed,
+    save_sealed,
+    save_weights,
+)
+from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
 from nnseg.model.device import Execution
-from nnseg.recipe import Course, TrainSettings, changed_settings
+from nnseg.recipe import Course, TrainSettings, changed_settings, extend
 
 logger = logging.getLogger(__name__)
+
+LATEST, PREVIOUS = "latest", "previous"
+WEIGHTS = "checkpoint_latest"  # how the names of both weights files begin
+REMEDY = re.compile(r"; (correct or )?restore.*")  # of messages on single files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +69,84 @@ class RunRecord:
     weights_file: str
     weights_sha256: str
     finished: bool = False
+    loss_scale: tuple[float, int] | None = None  # of fp16, and the steps since it last changed
+    record_sha256: str = ""  # of this record without it; `save_sealed` writes it
+
+
+def write_run(folder: Path, run: RunRecord, tensors: bytes, before: RunRecord | None) -> RunRecord:
+    """Write checkpoint_latest; the one that was it becomes checkpoint_previous.
+
+    At every moment one of the two is whole, both but for an instant. The latest on the disk is not
+    trusted: where `before` came from the older checkpoint because the latest was damaged, it stays
+    the older one. Nor does one of the same weights become the older one: they have one file.
+
+    Args:
+        folder: Of the fold.
+        run: Its record; which weights file is its own is filled in.
+        tensors: What `checkpoint.pack` gave.
+        before: The record that was written or read last; None where there was none.
+
+    Raises:
+        MachineError: The disk is full or the folder cannot be written.
+    """
+    file, digest = save_weights(folder, WEIGHTS, tensors)
+    older = checkpoint_file(folder, PREVIOUS)
+    if before is not None and before.weights_file != file:
+        save_sealed(before, older)
+    run = replace(run, weights_file=file, weights_sha256=digest)
+    run = save_sealed(run, checkpoint_file(folder, LATEST))
+    with contextlib.suppress(NnsegError):
+        forget_weights(folder, WEIGHTS, keep=(file, load_sealed(RunRecord, older).weights_file))
+    return run
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """Read the latest checkpoint that is whole, its weights too; None where there never was one.
+
+    Raises:
+        DataError: There are some, and none of them is whole.
+    """
+    faults = []
+    for kind in (LATEST, PREVIOUS):
+        path = checkpoint_file(folder, kind)
+        try:
+            run = load_sealed(RunRecord, path)
+            check_weights(folder, run.weights_file, run.weights_sha256)
+        except NnsegError as error:
+            faults.append(REMEDY.sub("", str(error)))
+            continue
+        if faults:
+            logger.warning(
+                "%s: going on from the checkpoint before it, after %d epochs and %d steps",
+                faults[0],
+                run.epoch,
+                run.iteration,
+            )
+        return run
+    if not has_run(folder):
+        return None
+    raise DataError(
+        f"{folder}: neither checkpoint of the run can be used ({'; '.join(faults)}); restore one "
+        "from a copy, or give --overwrite to start anew"
+    )
+
+
+def has_run(folder: Path) -> bool:
+    """Say whether a run has left anything to go on from, whole or not."""
+    return any(checkpoint_file(folder, kind).exists() for kind in (LATEST, PREVIOUS))
+
+
+def extend_run(run: RunRecord, epochs: int) -> RunRecord:
+    """Give a run another end, finished or not: the record to go on with; see `recipe.extend`.
+
+    The settings stay as they were, so that the first command goes on, too.
+
+    Raises:
+        UsageError: The end is not after the one that it has.
+    """
+    course = extend(run.course, run.settings, run.epoch, epochs)
+    finished = run.finished and course == run.course
+    return replace(run, course=course, finished=finished)
 
 
 def find_run(
@@ -82,10 +176,10 @@ def find_run(
     Raises:
         MissingError: There is nothing to go on with.
         UsageError: The run there was made with other settings.
-        DataError: It was made with another plan or on other cases.
+        DataError: It was made with another plan or on other cases, or both checkpoints are
+            damaged.
     """
-    path = checkpoint_file(folder, "latest")
-    if not path.is_file():
+    if not has_run(folder):
         if resume:
             raise MissingError(f"{folder}: there is no run to continue; start without --c")
         return None
@@ -96,7 +190,8 @@ def find_run(
         folder.rename(aside)
         logger.warning("the run before is kept in %s", aside)
         return None
-    found = record.load(RunRecord, path)
+    found = read_run(folder)
+    assert found is not None, "something is there"
     if resume:
         settings = replace(settings, budget_seconds=found.settings.budget_seconds)
     changed = changed_settings(found.settings, settings)

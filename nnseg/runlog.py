@@ -147,6 +147,16 @@ def logged_run(
             handler.close()
 
 
+def peak_memory() -> int:
+    """Give the most memory that this process has taken so far, in bytes; 0 where nobody knows."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def versions() -> dict[str, str]:
     """Give the version of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}

@@ -1,12 +1,17 @@
 """The folds of a dataset as files: the user's, or our own, made, kept and extended.
 
 A user's splits_final.json lies in the raw dataset and is used as it is. Our own lies in the
-preprocessed dataset; groups.json beside it says by which rule it keeps patients together.
+preprocessed dataset; groups.json beside it says by which rule it keeps patients together, and
+splits_source.json that it is a copy of the user's.
 """
 
+import hashlib
 import logging
 import shlex
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnseg import commit, record
@@ -28,10 +33,30 @@ from nnseg.dataset.groups import (
 )
 from nnseg.doctor.findings import Finding, Notes
 from nnseg.doctor.listing import judge_folds, list_dataset
-from nnseg.errors import DataError
+from nnseg.errors import DataError, MissingError
 from nnseg.folders import Folders
+from nnseg.lock import in_use, locked
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # seconds; several trainings may begin at once, and each may let new cases join
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitsSource:
+    """Says that our splits_final.json, as long as it has this hash, is a copy of the user's."""
+
+    users_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """The folds as they should be, and what our files should say."""
+
+    folds: tuple[Fold, ...]
+    text: str  # of splits_final.json
+    is_users: bool
+    rule: GroupRule | None  # to be kept beside them; None leaves what is there
 
 
 def folds(folders: Folders, dataset: str, rule: GroupRule | None = None) -> tuple[Fold, ...]:
@@ -47,31 +72,46 @@ def folds(folders: Folders, dataset: str, rule: GroupRule | None = None) -> tupl
         DataError: The file names cases that the dataset lacks, or contradicts itself; or our folds
             part a patient by `rule`, and were trained on.
         UsageError: The rule finds no patient in some case.
+        MachineError: They have to be written, and another run is planning or cannot be waited for.
     """
-    spec = read_spec(folders.spec_file(dataset))
-    ids = [case.case_id for case in find_training_cases(folders, dataset, spec)]
-    path, users = folders.splits_file(dataset), folders.user_splits_file(dataset)
-    if users.is_file():
-        result = _users_folds(users, ids)
-        if rule is not None:
-            logger.warning("%s is used as it is, whatever --group-regex says", users)
-    else:
-        kept = _read_folds(path, ids) if path.is_file() else None
-        if kept is not None and rule is not None:
-            kept = _unless_parted(folders, dataset, kept, rule.patients(ids))
-        result = _own_folds(dataset, ids, kept, rule or kept_rule(folders, dataset))
-    content = [record.to_json(fold) for fold in result]
-    if not path.is_file() or record.read_json(path) != content:
-        commit.write_whole(path, record.json_text(content).encode())
-    if rule is not None and not users.is_file():
-        record.save(rule, rule_file(path))
-    return result
+    before = _stamps(folders, dataset)
+    wanted = _wanted(folders, dataset, rule)
+    if _is_kept(folders, dataset, wanted):
+        return wanted.folds
+    folder, deadline = folders.prepared_folder(dataset), time.monotonic() + PATIENCE
+    while in_use(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with locked(folder, f"nnseg plan -d {dataset}"):
+        if _stamps(folders, dataset) != before:
+            wanted = _wanted(folders, dataset, rule)
+        return _keep(folders, dataset, wanted)
+
+
+def plan_folds(folders: Folders, dataset: str, rule: GroupRule | None = None) -> tuple[Fold, ...]:
+    """Do what `folds` does, for a caller who holds the lock of the preprocessed dataset.
+
+    Without a rule the one of then is held against the folds that are there: whatever has come
+    between them, they must not part a patient.
+
+    Raises:
+        DataError: As `folds`, for the kept rule, too.
+        UsageError: As `folds`.
+    """
+    kept = kept_rule(folders, dataset) if rule is None else rule
+    return _keep(folders, dataset, _wanted(folders, dataset, kept, asked=rule is not None))
+
+
+def source_file(splits: Path) -> Path:
+    """Give the file that says whose folds those in `splits` are; it lies beside them."""
+    return splits.with_name("splits_source.json")
 
 
 def kept_rule(folders: Folders, dataset: str) -> GroupRule | None:
     """Give the rule that our folds were made by, None if they know no patients."""
-    path = rule_file(folders.splits_file(dataset))
-    return record.load(GroupRule, path) if path.is_file() else None
+    try:
+        return record.load(GroupRule, rule_file(folders.splits_file(dataset)))
+    except MissingError:
+        return None
 
 
 def check_regex(folders: Folders, dataset: str, group_regex: str | None) -> None:
@@ -102,6 +142,113 @@ def find_parted(
     rule = kept_rule(folders, dataset) if group_regex is None else GroupRule(regex=group_regex)
     listing = list_dataset(Notes(folders.raw_folder(dataset)))
     return judge_folds(listing, rule, folders.splits_file(dataset))
+
+
+def _wanted(
+    folders: Folders, dataset: str, rule: GroupRule | None, *, asked: bool = True
+) -> _Wanted:
+    """Say what the folds should be; `asked` is whether the user has just given the rule."""
+    spec = read_spec(folders.spec_file(dataset))
+    ids = [case.case_id for case in find_training_cases(folders, dataset, spec)]
+    path, users = folders.splits_file(dataset), folders.user_splits_file(dataset)
+    is_users = users.is_file()
+    if is_users:
+        result = _users_folds(users, ids)
+        if rule is not None and asked:
+            logger.warning("%s is used as it is, whatever --group-regex says", users)
+    else:
+        is_users, kept = _is_copy(path), None
+        if not (is_users and _may_go(folders, dataset)):
+            with suppress(MissingError):
+                kept = _read_folds(path, ids)
+        if kept is not None and rule is not None:
+            kept = _unless_parted(folders, dataset, kept, rule.patients(ids), asked=asked)
+        if kept is not None and is_users:
+            result = kept
+        else:
+            is_users = False
+            result = _own_folds(dataset, ids, kept, rule or kept_rule(folders, dataset))
+    text = record.json_text([record.to_json(fold) for fold in result])
+    return _Wanted(folds=result, text=text, is_users=is_users, rule=None if is_users else rule)
+
+
+def _is_kept(folders: Folders, dataset: str, wanted: _Wanted) -> bool:
+    """Whether our files are as they should be."""
+    path = folders.splits_file(dataset)
+    try:
+        text = record.json_text(record.read_json(path))
+    except MissingError:
+        return False
+    return (
+        text == wanted.text
+        and _is_copy(path) == wanted.is_users
+        and wanted.rule in (None, kept_rule(folders, dataset))
+    )
+
+
+def _stamps(folders: Folders, dataset: str) -> list[tuple[int, int] | None]:
+    """Give what tells whether another run has written our files."""
+    path = folders.splits_file(dataset)
+    found: list[tuple[int, int] | None] = []
+    for file in (path, rule_file(path), source_file(path)):
+        try:
+            status = file.stat()
+            found.append((status.st_ino, status.st_mtime_ns))
+        except OSError:  # who reads it says so
+            found.append(None)
+    return found
+
+
+def _keep(folders: Folders, dataset: str, wanted: _Wanted) -> tuple[Fold, ...]:
+    """Write our files where they are not as they should be.
+
+    The folds come last, so that a run that is cut off leaves nothing false: whose they are holds
+    for folds of its hash, and a rule is held against them by the next plan.
+    """
+    if not _is_kept(folders, dataset, wanted):
+        path, data = folders.splits_file(dataset), wanted.text.encode()
+        if wanted.is_users:
+            source = SplitsSource(users_sha256=hashlib.sha256(data).hexdigest())
+            record.save(source, source_file(path))
+        if wanted.rule is not None:
+            record.save(wanted.rule, rule_file(path))
+        commit.write_whole(path, data)
+        if not wanted.is_users:
+            commit.remove(source_file(path))
+    return wanted.folds
+
+
+def _is_copy(path: Path) -> bool:
+    """Whether folds of ours are a copy of the user's."""
+    try:
+        source = record.load(SplitsSource, source_file(path))
+        return source.users_sha256 == commit.sha256(path)
+    except (MissingError, OSError):  # who reads the folds says why they cannot be
+        return False
+
+
+def _may_go(folders: Folders, dataset: str) -> bool:
+    """Say, aloud, whether a copy of folds that the user has removed can be replaced by our own."""
+    path, trained = folders.splits_file(dataset), _trained(folders, dataset)
+    if trained:
+        logger.warning(
+            "%s is a copy of a file that is gone, but %s was trained on these folds: they stay as "
+            "they are, and new cases are in none; restore %s, or move %s elsewhere to have folds "
+            "of all cases",
+            path,
+            trained[0],
+            folders.user_splits_file(dataset),
+            folders.models_folder(dataset),
+        )
+        return False
+    text = "%s is gone; the folds are made anew, of all cases"
+    logger.warning(text, folders.user_splits_file(dataset))
+    return True
+
+
+def _trained(folders: Folders, dataset: str) -> list[Path]:
+    """List what was trained on folds; fold `all` knows none."""
+    return sorted(folders.models_folder(dataset).glob("*/*/fold_[0-9]*"))
 
 
 def _users_folds(path: Path, ids: Sequence[str]) -> tuple[Fold, ...]:
@@ -145,7 +292,12 @@ def _warn_of_probable_patients(made: Sequence[Fold], ids: Sequence[str]) -> None
 
 
 def _unless_parted(
-    folders: Folders, dataset: str, kept: tuple[Fold, ...], patients: Mapping[str, str]
+    folders: Folders,
+    dataset: str,
+    kept: tuple[Fold, ...],
+    patients: Mapping[str, str],
+    *,
+    asked: bool,
 ) -> tuple[Fold, ...] | None:
     """Give folds of ours back, None where they part a patient and nothing was trained on them.
 
@@ -157,13 +309,13 @@ def _unless_parted(
         return kept
     first = leaks[0]
     what = f"fold {first.fold} trains on {first.train} and validates on {first.val}"
-    models = folders.models_folder(dataset)
-    trained = sorted(models.glob("*/*/fold_[0-9]*"))
+    path, trained = folders.splits_file(dataset), _trained(folders, dataset)
     if trained:
+        other = "plan without --group-regex" if asked else f"remove {rule_file(path)}"
         raise DataError(
-            f"{folders.splits_file(dataset)}: {what}, both of {first.patient}, but {trained[0]} "
-            f"was trained on these folds; move {models} elsewhere to have folds by patient, or "
-            "plan without --group-regex"
+            f"{path}: {what}, both of {first.patient}, but {trained[0]} was trained on these "
+            f"folds; move {folders.models_folder(dataset)} elsewhere to have folds by patient, or "
+            f"{other}"
         )
     logger.warning("%s, both of %s; the folds are made anew", what, first.patient)
     return None

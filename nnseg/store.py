@@ -12,9 +12,10 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnseg import record
-from nnseg.axes import Shape
+from nnseg.axes import Segmentation, Shape
 from nnseg.commit import remove, sha256, sweep, whole_file, write_whole
 from nnseg.errors import DataError, MissingError
 from nnseg.preprocess import Placement, Preprocessed
@@ -36,6 +37,24 @@ CHUNK_BYTES = 2**22
 
 ARRAYS = ("image", "segmentation", "mask", "locations")
 ARRAY_FILE = re.compile(rf"(?P<case_id>.+)\.({'|'.join(ARRAYS)})\.b2nd", re.S)
+
+# The kinds of array that may be in each file; what another program put there is not read.
+TYPES = {
+    "image": ("float32",),
+    "segmentation": ("uint8", "uint16", "uint32", "int8", "int16", "int32", "int64"),
+    "mask": ("uint8",),
+    "locations": ("int64",),
+}
+
+# A frame of Blosc2: fixed fields, the index of its metalayers, chunks, and a trailer with more.
+FRAME_MAGIC = b"\x9e\xa8b2frame\0"
+FRAME_BYTES = slice(16, 24)  # length of the frame, big-endian
+FRAME_LAYERS = slice(91, 99)  # how many metalayers, and the name of the first
+OUR_LAYERS = b"\xde\x00\x01\xa4b2nd"  # one, which says shape and type
+FRAME_HEAD, FRAME_TAIL = 99, 23
+TRAILER_BYTES = slice(1, 5)  # of the tail: length of the trailer, big-endian
+TRAILER_LAYERS = slice(6, 9)  # of the trailer
+NO_LAYERS = b"\xde\x00\x00"
 
 MADE_BY = "nnseg preprocess"
 CHECKSUM = "sha256"  # the key of a record's file that holds the hash of all the others
@@ -141,9 +160,18 @@ def save_case(
 
 
 def share_case(
-    source: Path, stored: StoredCase, folder: Path, *, made_from: str, data_hash: str
-) -> StoredCase:
+    source: Path,
+    stored: StoredCase,
+    folder: Path,
+    *,
+    made_from: str,
+    data_hash: str,
+    proven: bool = False,
+) -> StoredCase | None:
     """Give another configuration the arrays of a case, as links; as copies where links fail.
+
+    Another run may replace or remove the files meanwhile. What counts is therefore the hash of
+    what the configuration has got.
 
     Args:
         source: The folder where the case is.
@@ -151,18 +179,25 @@ def share_case(
         folder: Of the other configuration.
         made_from: As for `save_case`, of the other configuration.
         data_hash: As for `save_case`, of the other configuration.
+        proven: The caller has just written the files, and their hashes need no look.
+
+    Returns:
+        The record of the shared case. None if a file is not there, cannot be read or is not the
+        one that `stored` names: then `folder` has no such case.
 
     Raises:
         MachineError: The disk is full or the folder cannot be written.
     """
     shared = replace(stored, made_from=made_from, data_hash=data_hash)
     _forget(folder, stored.case_id)
-    for name in stored.files:
-        with whole_file(folder / name, durable=False) as temporary:
-            try:
-                temporary.hardlink_to(source / name)
-            except OSError:
-                shutil.copyfile(source / name, temporary)
+    for name, digest in stored.files.items():
+        try:
+            with whole_file(folder / name, durable=False) as temporary:
+                _link_or_copy(source / name, temporary)
+                if not proven and _hash(temporary) != digest:
+                    raise _damaged(source / name)
+        except DataError:
+            return None
     _save_record(folder, shared)
     return shared
 
@@ -201,16 +236,31 @@ def read_record(folder: Path, case_id: str) -> StoredCase:
     return stored
 
 
-def has_record(folder: Path, case_id: str) -> bool:
-    """Say whether a case seems to be there; `find_case` proves it."""
-    return (folder / f"{case_id}.json").is_file()
+def find_record(folder: Path, case_id: str) -> StoredCase | None:
+    """Read the record of a case; None unless this version can use it.
+
+    Whether its arrays are whole is not looked at; `find_case` does.
+    """
+    with contextlib.suppress(MissingError, DataError, OSError):
+        return read_record(folder, case_id)
+    return None
 
 
-def seems_made(folder: Path, case_id: str, data_hash: str) -> bool:
-    """Say whether the record of a case is of such a plan; whether it is true is not looked at."""
-    with contextlib.suppress(MissingError, DataError):
-        return read_record(folder, case_id).data_hash == data_hash
-    return False
+def written_at(folder: Path, case_id: str) -> int:
+    """Give when the record of a case was written, in nanoseconds since 1970; 0 without one."""
+    with contextlib.suppress(OSError):
+        return (folder / f"{case_id}.json").stat().st_mtime_ns
+    return 0
+
+
+def bytes_on_disk(folder: Path, stored: StoredCase) -> int:
+    """Give how many bytes are free once a case is removed: links to other cases are not."""
+    total = 0
+    for name in stored.files:
+        with contextlib.suppress(OSError):
+            status = (folder / name).stat()
+            total += status.st_size if status.st_nlink == 1 else 0
+    return total
 
 
 def find_case(folder: Path, case_id: str) -> StoredCase | None:
@@ -239,8 +289,8 @@ def open_case(folder: Path, case_id: str, data_hash: str, *, in_memory: bool) ->
     arrays: dict[str, Any] = {}
     for name in stored.files:
         _check_file(folder, stored, name)
-        array = _open(folder / name)
         key = name.removeprefix(f"{case_id}.").removesuffix(".b2nd")
+        array = _open(folder / name, TYPES[key])
         arrays[key] = array[...] if in_memory or key == "locations" else array
     if "segmentation" not in arrays:
         raise DataError(f"case {case_id} in {folder} has no label map; it cannot be trained on")
@@ -255,6 +305,25 @@ def open_case(folder: Path, case_id: str, data_hash: str, *, in_memory: bool) ->
         locations=dict(zip(stored.locations, parts, strict=True)),
         placement=stored.placement,
     )
+
+
+def save_label_map(path: Path, segmentation: Segmentation) -> str:
+    """Write a label map (z, y, x) of the kind that cases have; give its SHA-256."""
+    data = _compress(segmentation)
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def open_label_map(path: Path, digest: str, *, in_memory: bool) -> Any:
+    """Open what `save_label_map` wrote.
+
+    Raises:
+        DataError: It is missing or damaged, or holds something else than a label map.
+    """
+    if _hash(path) != digest:
+        raise _damaged(path)
+    array = _open(path, TYPES["segmentation"])
+    return array[...] if in_memory else array
 
 
 def clean(folder: Path, case_ids: Iterable[str]) -> None:
@@ -330,14 +399,40 @@ def _checksum(data: Any) -> str:
 
 def _check_file(folder: Path, stored: StoredCase, name: str) -> None:
     path = folder / name
-    if not path.is_file():
-        raise DataError(f"{path} does not exist, though its case's record does; run `{MADE_BY}`")
-    if sha256(path) != stored.files[name]:
+    if _hash(path) != stored.files[name]:
         raise _damaged(path)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist, though its record does; run `{MADE_BY}`") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); restore it or run `{MADE_BY}`")
 
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{path}: is damaged (its SHA-256 changed); run `{MADE_BY}`")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Link to a file, or copy it where links fail; DataError if it cannot be read."""
+    try:
+        target.hardlink_to(source)
+        return
+    except OSError:
+        pass
+    try:
+        file = open(source, "rb")  # noqa: SIM115  (what fails later is the target's fault)
+    except OSError as error:
+        raise _unreadable(source, error) from None
+    with file, open(target, "wb") as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def _forget(folder: Path, case_id: str) -> None:
@@ -395,7 +490,54 @@ def _fit(shape: tuple[int, ...], voxels: int) -> tuple[int, ...]:
     return tuple(edge)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, types: Sequence[str]) -> Any:
+    """Open an array that is one of `types`, without unpacking anything.
+
+    Blosc2 has frames that tell how to compute an array, in Python, and it does so when they are
+    opened or read. What marks them are metalayers beside that of a plain array.
+
+    Raises:
+        DataError: It is no plain array, or of another type.
+    """
     import blosc2
 
-    return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    _refuse_other_frames(path)
+    array: Any = None
+    with contextlib.suppress(RuntimeError, ValueError, TypeError, OSError):
+        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    if type(array) is not blosc2.NDArray:
+        raise _no_plain_array(path)
+    if str(array.dtype) not in types:  # before it is read: an object would be a pointer
+        raise DataError(
+            f"{path}: holds {array.dtype}, and {' or '.join(types)} was wanted; have it made anew"
+        )
+    return array
+
+
+def _refuse_other_frames(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(FRAME_HEAD)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - FRAME_TAIL))
+            tail = file.read()
+            trailer = size - int.from_bytes(tail[TRAILER_BYTES], "big")
+            file.seek(max(0, trailer))
+            layers = file.read(FRAME_TAIL)[TRAILER_LAYERS]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    plain = (
+        head.startswith(FRAME_MAGIC)
+        and int.from_bytes(head[FRAME_BYTES], "big") == size
+        and head[FRAME_LAYERS] == OUR_LAYERS
+        and layers == NO_LAYERS
+    )
+    if not plain:
+        raise _no_plain_array(path)
+
+
+def _no_plain_array(path: Path) -> DataError:
+    return DataError(
+        f"{path}: holds something else than a plain array of Blosc2, which is not opened; have it "
+        "made anew"
+    )

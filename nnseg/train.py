@@ -1,35 +1,51 @@
 """Stage 4, preprocessed cases to a trained network.
 
 `train` is the loop; read it first. What it is about is a `Task`, what changes is `TrainState`, and
-every batch is a pure function of (seed, fold, epoch, batch).
+every batch is a pure function of (seed, fold, epoch, batch). So a run that was killed goes on from
+its last checkpoint to the very bytes that it would have come to undisturbed.
 """
 
+import copy
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from nnseg import record
-from nnseg.batches import BatchSource, make_batch, make_batches
-from nnseg.checkpoint import forget_weights, load_weights, pack, save_model, save_weights
-from nnseg.errors import DataError, StoppedError
+from nnseg.batches import Batch, BatchSource, keep_on_device, make_batch, make_batches
+from nnseg.checkpoint import load_weights, pack, save_model
+from nnseg.errors import DataError, StoppedError, UsageError
 from nnseg.model.augment import Augmentation, plan_augmentation
 from nnseg.model.device import Execution, compile_network
 from nnseg.model.loss import (
-    LOSSES,
+    Loss,
     deep_supervision_loss,
     deep_supervision_weights,
     hard_counts,
+    make_loss,
 )
-from nnseg.model.schedule import SCHEDULES
+from nnseg.model.ranks import ALONE, Ranks, any_rank, from_first, gather
 from nnseg.model.unet import build_network
+from nnseg.optimize import Optimizer, Verdict, average_into, make_optimizer, set_pace, update
 from nnseg.plan import Configuration, Plan
-from nnseg.recipe import Course, TrainSettings, fit_budget, plan_course, refit_budget
-from nnseg.resume import EpochReport, RunRecord
+from nnseg.recipe import (
+    Course,
+    TrainSettings,
+    cool_down,
+    fit_budget,
+    learning_rate,
+    plan_course,
+    plan_steps,
+    refit_budget,
+)
+from nnseg.resume import EpochReport, RunRecord, write_run
+from nnseg.runlog import peak_memory
 from nnseg.store import TrainingCase
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
@@ -44,7 +60,8 @@ class TrainState:
     """What changes while a network is trained."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    average: nn.Module | None  # the network of averaged weights, where the settings want one
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler  # of fp16; does nothing otherwise
     course: Course
     epoch: int = 0
@@ -54,11 +71,24 @@ class TrainState:
     epoch_seconds: float = 0.0
     wait_seconds: float = 0.0
     history: list[EpochReport] = field(default_factory=list)
+    saved: RunRecord | None = None  # what there is on the disk to go on from
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def model(self) -> nn.Module:
+        """What is validated and kept: the average of the weights, or else the network itself."""
+        return self.average or self.network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What one training is about: the data, the plan and the choices; it does not change."""
+    """What one training is about: the data, the plan and the choices; it does not change.
+
+    `previous` has, for a cascade, a label map of positions (z, y, x) for every case, on its grid:
+    what the stage before predicts of it. `initial` are weights by name to start from; those of
+    other names or shapes than the network's are passed over. `loader_workers` is how many threads
+    make batches ahead, None as the loader sees fit; the batches are the same.
+    """
 
     plan: Plan
     plan_hash: str
@@ -70,11 +100,53 @@ class Task:
     settings: TrainSettings
     execution: Execution
     folder: Path  # where checkpoints go
+    previous: Mapping[str, Any] | None = None  # by case id
+    initial: Mapping[str, Tensor] | None = None
+    loader_workers: int | None = None
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.ranks.count:
+            raise UsageError(
+                f"{self.ranks.count} processes cannot share a batch of {self.batch_size}; start "
+                "fewer"
+            )
+        names, weights = list(self.plan.labels.foreground), self.settings.class_weights
+        if weights is not None and len(weights) != len(names):
+            raise UsageError(
+                f"class_weights has {len(weights)} entries; {', '.join(names)} need one each"
+            )
+        _ = self.swaps  # refuses names that are none
 
     @property
     def batch_size(self) -> int:
         """Samples of a batch."""
         return self.settings.batch_size or self.configuration.batch_size
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network; of a cascade, the foreground of the stage before, too."""
+        found = 0 if self.previous is None else len(self.plan.labels.foreground_values)
+        return len(self.plan.channels) + found
+
+    @property
+    def swaps(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of label positions that trade places when left and right do.
+
+        Raises:
+            UsageError: A name is no label's.
+        """
+        labels = self.plan.labels.consecutive.labels
+        for name in (name for pair in self.settings.swap_labels for name in pair):
+            if not isinstance(labels.get(name), int) or not labels[name]:
+                known = ", ".join(n for n, v in labels.items() if isinstance(v, int) and v)
+                raise UsageError(f"swap_labels has {name!r}, which is no label; known: {known}")
+        return tuple((labels[a], labels[b]) for a, b in self.settings.swap_labels)  # type: ignore[misc]
+
+    @property
+    def left_right(self) -> int:
+        """The axis, in plan order, from left to right: the last of the image."""
+        return self.plan.order.index(2)
 
     def training(self, course: Course) -> BatchSource:
         """Give where augmented batches come from."""
@@ -87,8 +159,24 @@ class Task:
 
     def augmentation(self, course: Course) -> Augmentation:
         """Give the rules by which a training along `course` changes its patches."""
-        dimensions = self.configuration.architecture.dimensions
-        return plan_augmentation(self.configuration.patch_size, dimensions, course.augmentation)
+        return plan_augmentation(
+            self.configuration.patch_size,
+            self.configuration.architecture.dimensions,
+            course.augmentation,
+            swaps=self.swaps,
+            swap_axis=self.left_right,
+        )
+
+    def course(self, step_seconds: float | None = None) -> Course:
+        """Plan the course: by the settings, and where they leave it open by the data."""
+        shapes = [case.shape for case in self.train_cases]
+        steps = plan_steps(shapes, self.configuration.patch_size, self.batch_size)
+        return plan_course(self.settings, step_seconds, steps)
+
+    @property
+    def loss(self) -> Loss:
+        """What is minimised."""
+        return make_loss(self.settings.loss, self.settings.class_weights)
 
     def _source(
         self, cases: Sequence[TrainingCase], augmentation: Augmentation | None
@@ -101,6 +189,9 @@ class Task:
             batch_size=self.batch_size,
             device=self.execution.torch_device,
             augmentation=augmentation,
+            previous=None if self.previous is None else [self.previous[c.case_id] for c in cases],
+            previous_labels=len(self.plan.labels.foreground_values),
+            samples=self.ranks.share(self.batch_size),
         )
 
     @property
@@ -135,18 +226,26 @@ def train(
             network, the axes that it may be mirrored along, and the seconds of a training step.
         on_epoch: Called with the report of every epoch.
         on_step: Called after every step with a text, the steps done and their number.
-        stop: Asked after every step; True saves and ends the training.
+        stop: Asked after every step and between validation batches; True saves and ends the
+            training.
 
     Returns:
         The record of the finished run.
 
     Raises:
         StoppedError: `stop` said so; everything is saved.
-        DataError: The loss became NaN or infinite; the cases of the batch are named.
+        DataError: The loss became NaN or infinite; the cases of the batch are named. No such step
+            has changed the weights, and checkpoints stay as they are.
     """
     started = time.monotonic() if started is None else started
     if task.execution.torch_device.type == "cpu":
         torch.set_num_threads(task.execution.threads)  # sums come out the same when a run goes on
+    device = task.execution.torch_device
+    task = replace(
+        task,
+        train_cases=keep_on_device(task.train_cases, device),
+        val_cases=keep_on_device(task.val_cases, device),
+    )
     state = restore_state(task, resume) if resume else new_state(task)
     before = state.seconds
 
@@ -154,45 +253,49 @@ def train(
         return before + time.monotonic() - started
 
     def left(budget: float, step_seconds: float) -> float:
-        mirrors = task.augmentation(state.course).mirror_axes
-        kept = reserve(state.network, mirrors, step_seconds) if reserve else 0.0
-        return budget - clock() - kept
+        kept = (
+            reserve(state.network, mirror_axes(task, state.course), step_seconds)
+            if reserve
+            else 0.0
+        )
+        return from_first(budget - clock() - kept)
 
-    step_network = compiled_network(task, state)
-    if task.execution.compiled and step_network is state.network:  # it failed: never try again
+    def refit(budget: float, seconds: float) -> None:
+        done = state.epoch + state.iteration / state.course.iterations
+        rest = left(budget, seconds / state.course.iterations)
+        follow(state, refit_budget(state.course, task.settings, done, seconds, rest))
+
+    shared_network = share_network(task, state)
+    step_network = compiled_network(task, state, shared_network)
+    if task.execution.compiled and step_network is shared_network:  # it failed: never try again
         task = replace(task, execution=replace(task.execution, compiled=False))
-    budget = task.settings.budget_seconds
-    if resume is None and budget is not None:
-        step_seconds = probe(task, state.course, step_network)
-        follow(state, plan_course(task.settings, step_seconds))
+    budget = None if state.course.extended else task.settings.budget_seconds
+    if budget is not None and resume is None:
+        step_seconds = from_first(probe(task, state.course, step_network))
+        follow(state, task.course(step_seconds))
         rest = left(budget, step_seconds)
         follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
-    saved = time.monotonic()
+    elif budget is not None and (seconds := from_first(epoch_pace(state))):
+        refit(budget, seconds)  # it may have been used up since
     while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
         if report is None:
-            state.seconds = clock()
-            save_state(task, state)
             raise StoppedError(
                 f"stopped in epoch {state.epoch + 1} of {state.course.epochs}, everything is "
                 "saved; the same command goes on (without --overwrite)"
             )
         state.seconds = clock()
-        best = max(
-            (r.dice_average for r in state.history[:-1] if r.dice_average is not None), default=-1.0
-        )
+        averages = [epoch.dice_average for epoch in state.history]
+        best = max((dice for dice in averages[:-1] if dice is not None), default=-1.0)
         if report.dice_average is not None and report.dice_average > best:
             save(task, state, "best")
         if on_epoch:
             on_epoch(report)
         if budget is not None:
-            recent = [epoch.seconds for epoch in state.history[-REMEMBERED_EPOCHS:]]
-            seconds = sum(recent) / len(recent)
-            rest = left(budget, seconds / state.course.iterations)
-            follow(state, refit_budget(state.course, task.settings, state.epoch, seconds, rest))
-        if time.monotonic() - saved > SAVE_EVERY and state.epoch < state.course.epochs:
+            refit(budget, from_first(epoch_pace(state)))
+        follow(state, cool_down(state.course, task.settings, averages))
+        if is_due(state) and state.epoch < state.course.epochs:
             save_state(task, state)
-            saved = time.monotonic()
     save(task, state, "final")
     state.seconds = clock()
     return save_state(task, state, finished=True)
@@ -206,44 +309,48 @@ def train_epoch(
     stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> EpochReport | None:
-    """Do the steps that are left of an epoch, then validate it; None when stopped on the way."""
-    settings, course, device = task.settings, state.course, task.execution.torch_device
+    """Do the steps that are left of an epoch, then validate it; None when stopped and saved."""
+    settings, course = task.settings, state.course
     begun = clock() - state.epoch_seconds
-    lr = course.lr * SCHEDULES[settings.schedule](state.epoch / course.epochs)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    scaler = state.scaler
+    lr = learning_rate(course, settings.schedule, state.epoch)
+    set_pace(state.optimizer, lr=lr, momentum=course.momentum)
     state.network.train()
-    losses, previous = torch.zeros((), device=device), None
+    pending: tuple[Verdict, list[str]] | None = None
+
+    def keep() -> None:
+        state.seconds, state.epoch_seconds = clock(), clock() - begun
+        save_state(task, state)
+
     waited = clock()
-    source = task.training(course)
-    batches = make_batches(source, state.epoch, range(state.iteration, course.iterations))
-    for image, segmentation, case_ids in batches:
-        state.wait_seconds += clock() - waited
-        loss = step_loss(task, step_network, image, segmentation)
-        scaler.scale(loss).backward()
-        scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
-        if previous is not None:  # one step late, so that a GPU need not wait for the host
-            _check_loss(*previous)
-        previous = (loss.detach(), case_ids, state.epoch)
-        scaler.step(state.optimizer)
-        scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        losses += loss.detach()
-        state.iteration += 1
-        if on_step:
-            on_step("training", state.epoch * course.iterations + state.iteration, course.steps)
-        if stop():
-            _check_loss(*previous)
-            state.loss_sum += float(losses)
-            state.epoch_seconds = clock() - begun
-            return None
-        waited = clock()
-    if previous is not None:
-        _check_loss(*previous)
-    loss_sum = state.loss_sum + float(losses)
-    validation_loss, label_dice = validate_epoch(task, state)
+    numbers = range(state.iteration, course.iterations)
+    with _batches(task, task.training(course), state.epoch, numbers) as batches:
+        for image, segmentation, case_ids in batches:
+            state.wait_seconds += clock() - waited
+            loss = step_loss(task, step_network, image, segmentation)
+            verdict = update(state.optimizer, state.scaler, loss, settings.gradient_clip)
+            look(state, pending)  # one step late, so that a GPU need not wait for the host
+            pending = (verdict, case_ids)
+            state.iteration += 1
+            steps = state.epoch * course.iterations + state.iteration
+            if state.average is not None and settings.ema is not None:
+                ours, theirs = state.average.parameters(), state.network.parameters()
+                average_into(ours, theirs, settings.ema, steps)
+            if on_step:
+                on_step("training", steps, course.steps)
+            stopped = any_rank(stop())
+            if stopped or is_due(state):
+                look(state, pending)
+                pending = None
+                keep()
+            if stopped:
+                return None
+            waited = clock()
+    look(state, pending)
+    validated = validate_epoch(task, state, stop)
+    if validated is None:
+        keep()
+        return None
+    validation_loss, label_dice = validated
     known = [dice for dice in label_dice.values() if dice is not None]
     dice = sum(known) / len(known) if known else None
     seconds = clock() - begun
@@ -251,7 +358,7 @@ def train_epoch(
         epoch=state.epoch + 1,
         epochs=course.epochs,
         lr=lr,
-        loss=loss_sum / course.iterations,
+        loss=state.loss_sum / course.iterations,
         validation_loss=validation_loss,
         dice=dice,
         dice_average=_average(state.history, dice),
@@ -266,26 +373,63 @@ def train_epoch(
     return report
 
 
+def look(state: TrainState, pending: tuple[Verdict, list[str]] | None) -> None:
+    """Take account of a step that was done.
+
+    Raises:
+        DataError: Its loss or gradient was no finite number; the cases of its batch are named.
+    """
+    if pending is None:
+        return
+    verdict, case_ids = pending
+    if fault := verdict.fault():
+        raise DataError(
+            f"{fault} in epoch {state.epoch + 1}, on a batch of "
+            f"{', '.join(sorted(set(case_ids)))}; check these cases, lower --lr, or use "
+            "--precision fp32"
+        )
+    state.loss_sum += verdict.wait()[0]
+
+
 @torch.no_grad()
-def validate_epoch(task: Task, state: TrainState) -> tuple[float, dict[str, float | None]]:
-    """Score patches of the validation cases: mean loss, and the pseudo Dice of each label."""
+def validate_epoch(
+    task: Task, state: TrainState, stop: Callable[[], bool] = lambda: False
+) -> tuple[float, dict[str, float | None]] | None:
+    """Score patches of the validation cases: mean loss, and the pseudo Dice of each label.
+
+    `stop` is asked between batches; None where it said so.
+
+    Raises:
+        DataError: The loss is no finite number; the cases of the batch are named.
+    """
     labels = task.plan.labels.consecutive
-    state.network.eval()
-    losses, counts = [], []
-    for image, segmentation, _ in make_batches(
-        task.validation, VALIDATION_EPOCH, range(state.course.validation_iterations)
-    ):
-        with task.execution.autocast():
-            logits = state.network(image, 1)[0]
-        loss = LOSSES[task.settings.loss]
-        losses.append(loss(logits, segmentation, labels, task.configuration.batch_dice))
-        counts.append(hard_counts(logits, segmentation, labels))
-    tp, fp, fn = torch.stack(counts).sum(dim=0).tolist()
+    state.model.eval()
+    losses: list[Tensor] = []
+    counts, cases = [], []
+    numbers = range(state.course.validation_iterations)
+    with _batches(task, task.validation, VALIDATION_EPOCH, numbers) as batches:
+        for image, segmentation, case_ids in batches:
+            if losses and any_rank(stop()):
+                return None
+            with task.execution.autocast():
+                logits = state.model(image, 1)[0]
+            losses.append(task.loss(logits, segmentation, labels, task.configuration.batch_dice))
+            counts.append(hard_counts(logits, segmentation, labels))
+            cases.append(case_ids)
+    values = torch.stack(losses).tolist()
+    for value, case_ids in zip(values, cases, strict=True):
+        if not math.isfinite(value):
+            raise DataError(
+                f"the validation loss became {value} in epoch {state.epoch + 1}, on a batch of "
+                f"{', '.join(sorted(set(case_ids)))}; check these cases, lower --lr, or use "
+                "--precision fp32"
+            )
+    tp, fp, fn = gather(torch.stack(counts)).sum(dim=0).tolist()
     scores: dict[str, float | None] = {}
     for i, name in enumerate(labels.foreground):
         union = 2 * tp[i] + fp[i] + fn[i]
         scores[name] = 2 * tp[i] / union if union else None
-    return float(torch.stack(losses).mean()), scores
+    return sum(values) / len(values), scores
 
 
 def step_loss(task: Task, network: Any, image: Tensor, segmentation: Tensor) -> Tensor:
@@ -294,7 +438,7 @@ def step_loss(task: Task, network: Any, image: Tensor, segmentation: Tensor) -> 
     with task.execution.autocast():
         outputs = network(image, len(weights))
     return deep_supervision_loss(
-        LOSSES[task.settings.loss],
+        task.loss,
         outputs,
         segmentation,
         task.plan.labels.consecutive,
@@ -309,20 +453,28 @@ def new_state(task: Task) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = build_network(
-            task.configuration.architecture, len(task.plan.channels), task.plan.labels.heads
+            task.configuration.architecture, task.channels, task.plan.labels.heads
         )
+    if task.initial is not None:
+        own = network.state_dict()
+        fitting = {
+            name: tensor
+            for name, tensor in task.initial.items()
+            if name in own and own[name].shape == tensor.shape
+        }
+        network.load_state_dict(own | fitting)
     network = task.execution.place(network, task.configuration.architecture.dimensions)
-    course = plan_course(settings)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        course.lr,
-        momentum=course.momentum,
-        nesterov=course.momentum > 0,
-        weight_decay=settings.weight_decay,
-    )
+    course = task.course()
     return TrainState(
         network=network,
-        optimizer=optimizer,
+        average=None if settings.ema is None else copy.deepcopy(network).requires_grad_(False),
+        optimizer=make_optimizer(
+            settings.optimizer,
+            network.parameters(),
+            lr=course.lr,
+            momentum=course.momentum,
+            weight_decay=settings.weight_decay,
+        ),
         scaler=torch.amp.GradScaler(
             task.execution.torch_device.type, enabled=task.execution.precision == "fp16"
         ),
@@ -333,19 +485,34 @@ def new_state(task: Task) -> TrainState:
 def follow(state: TrainState, course: Course) -> None:
     """Train on along another course."""
     state.course = course
-    for group in state.optimizer.param_groups:
-        group["momentum"], group["nesterov"] = course.momentum, course.momentum > 0
+    set_pace(state.optimizer, momentum=course.momentum)
+
+
+def epoch_pace(state: TrainState) -> float:
+    """Give the seconds that an epoch takes, by the last ones or what is done of the first; or 0."""
+    recent = [epoch.seconds for epoch in state.history[-REMEMBERED_EPOCHS:]]
+    if recent:
+        return sum(recent) / len(recent)
+    if state.iteration:
+        return state.epoch_seconds / state.iteration * state.course.iterations
+    return 0.0
+
+
+def is_due(state: TrainState) -> bool:
+    """Say whether it is time for another checkpoint."""
+    return time.monotonic() - state.saved_at > SAVE_EVERY
 
 
 def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunRecord:
-    """Write checkpoint_latest: weights, momentum and everything else needed to go on."""
-    name = "checkpoint_latest"
+    """Write checkpoint_latest: weights, the optimizer's memory and all else needed to go on."""
     tensors = {f"network.{key}": value for key, value in state.network.state_dict().items()}
+    if state.average is not None:
+        averages = state.average.state_dict()
+        tensors |= {f"average.{key}": value for key, value in averages.items()}
     for key, parameter in state.network.named_parameters():
-        momentum = state.optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{key}"] = momentum
-    file, digest = save_weights(task.folder, name, pack(tensors))
+        for slot, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{slot}.{key}"] = value
+    scaler = state.scaler.state_dict()
     run = RunRecord(
         plan_hash=task.plan_hash,
         split_hash=task.split_hash,
@@ -360,12 +527,14 @@ def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunR
         seconds=state.seconds,
         epoch_seconds=state.epoch_seconds,
         history=tuple(state.history),
-        weights_file=file,
-        weights_sha256=digest,
+        weights_file="",  # it is named for its content
+        weights_sha256="",
         finished=finished,
+        loss_scale=(scaler["scale"], scaler["_growth_tracker"]) if scaler else None,
     )
-    record.save(run, task.folder / f"{name}.json")
-    forget_weights(task.folder, name, keep=file)
+    state.saved_at = time.monotonic()
+    if task.ranks.is_first:
+        state.saved = run = write_run(task.folder, run, pack(tensors), state.saved)
     return run
 
 
@@ -373,50 +542,99 @@ def restore_state(task: Task, run: RunRecord) -> TrainState:
     """Make the state that `save_state` wrote."""
     state = new_state(task)
     tensors = load_weights(task.folder, run.weights_file, run.weights_sha256)
-    weights = {
-        k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
-    }
-    state.network.load_state_dict(weights)
-    for key, parameter in state.network.named_parameters():
-        if (momentum := tensors.get(f"momentum.{key}")) is not None:
-            kept = torch.empty_like(parameter)  # in the parameter's layout
-            state.optimizer.state[parameter]["momentum_buffer"] = kept.copy_(momentum)
+    state.network.load_state_dict(_part(tensors, "network."))
+    if state.average is not None:
+        state.average.load_state_dict(_part(tensors, "average."))
+    parameters = dict(state.network.named_parameters())
+    for name, value in _part(tensors, "optimizer.").items():
+        slot, _, key = name.partition(".")
+        parameter = parameters[key]
+        like = torch.empty_like(parameter) if value.shape == parameter.shape else None
+        if like is None:  # a count of steps, which lies where the optimizer's kernel wants it
+            fused = state.optimizer.defaults.get("fused")
+            like = torch.empty_like(value, device=parameter.device if fused else None)
+        state.optimizer.state[parameter][slot] = like.copy_(value).detach()
+    if run.loss_scale is not None:
+        scale, tracker = run.loss_scale
+        scaler = state.scaler.state_dict() | {"scale": scale, "_growth_tracker": tracker}
+        state.scaler.load_state_dict(scaler)
     follow(state, run.course)
     state.epoch, state.iteration, state.loss_sum = run.epoch, run.iteration, run.loss_sum
     state.seconds, state.epoch_seconds = run.seconds, run.epoch_seconds
     state.history = list(run.history)
+    state.saved = run
     return state
 
 
 def save(task: Task, state: TrainState, kind: Any) -> None:
     """Write the network as it is, to predict with."""
+    if not task.ranks.is_first:
+        return
     average = state.history[-1].dice_average if state.history else None
     save_model(
         task.folder,
         kind,
-        state.network,
+        state.model,
         plan=task.plan,
         configuration_name=task.configuration.name,
         fold=task.fold,
         epoch=state.epoch,
-        mirror_axes=task.augmentation(state.course).mirror_axes,
+        mirror_axes=mirror_axes(task, state.course),
         validation_dice=average,
     )
 
 
-def compiled_network(task: Task, state: TrainState) -> Any:
+def mirror_axes(task: Task, course: Course) -> tuple[int, ...]:
+    """Give the axes that prediction may mirror: of those mirrored in training, the sideless ones.
+
+    Mirrored from left to right, a network sees the labels of the other side.
+    """
+    axes = task.augmentation(course).mirror_axes
+    return tuple(axis for axis in axes if not (task.swaps and axis == task.left_right))
+
+
+def share_network(task: Task, state: TrainState) -> nn.Module:
+    """Have the ranks average the gradients of the network, where there are several."""
+    if task.ranks.count == 1:
+        return state.network
+    device = task.execution.torch_device
+    return DistributedDataParallel(
+        state.network,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=True,  # heads of weight 0 are not computed
+    )
+
+
+def compiled_network(task: Task, state: TrainState, network: nn.Module) -> Any:
     """Compile the network for the task's batches where the execution says so."""
     if not task.execution.compiled:
-        return state.network
+        return network
     image, _, _ = make_batch(task.training(state.course), 0, 0)
-    state.network.train()
-    return compile_network(state.network, image, task.execution, len(task.output_weights))
+    network.train()
+    return compile_network(network, image, task.execution, len(task.output_weights))
 
 
-def probe(task: Task, course: Course, step_network: Any) -> float:
+def rehearse_steps(task: Task, steps: int) -> tuple[Course, float, int]:
+    """Do some steps that change nothing: the course, seconds a step, and the peak of memory, bytes.
+
+    The memory is that of the GPU, or of a CPU that of the process.
+    """
+    state = new_state(task)
+    network = compiled_network(task, state, state.network)
+    seconds = probe(task, state.course, network, steps)
+    course = task.course(seconds)
+    if task.settings.budget_seconds is not None:
+        course = fit_budget(course, task.settings, seconds, task.settings.budget_seconds)
+    device = task.execution.torch_device
+    if device.type == "cuda":
+        return course, seconds, torch.cuda.max_memory_allocated(device)
+    return course, seconds, peak_memory()
+
+
+def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEPS) -> float:
     """Measure the seconds of a training step, data included, without changing the weights."""
     seconds = []
-    for number in range(PROBE_STEPS + 1):
+    for number in range(steps + 1):
         start = time.monotonic()
         image, segmentation, _ = make_batch(task.training(course), 0, number)
         loss = step_loss(task, step_network, image, segmentation)
@@ -428,13 +646,16 @@ def probe(task: Task, course: Course, step_network: Any) -> float:
     return sorted(seconds[1:])[len(seconds) // 2 - 1]
 
 
-def _check_loss(loss: Tensor, case_ids: list[str], epoch: int) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise DataError(
-            f"the loss became {float(loss)} in epoch {epoch + 1}, on a batch of "
-            f"{', '.join(sorted(set(case_ids)))}; check these cases, lower --lr, or use "
-            "--precision fp32"
-        )
+def _batches(
+    task: Task, source: BatchSource, epoch: int, numbers: range
+) -> "closing[Generator[Batch, None, None]]":
+    """Have batches made, and no more of them once the context is left."""
+    made = make_batches(source, epoch, numbers, workers=task.loader_workers)
+    return closing(cast("Generator[Batch, None, None]", made))
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _average(history: list[EpochReport], dice: float | None) -> float | None:

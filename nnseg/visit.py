@@ -5,11 +5,11 @@ While the doctor has the arrays of a case, `measure` measures it and the `Shelf`
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from nnseg.doctor.examine import SoundCase
 from nnseg.errors import DataError, MissingError
 from nnseg.fingerprint import CaseMeasurement, measure_cropped
 from nnseg.image.crop import Cropped, crop_to_body
+from nnseg.image.intensity import MAX_VALUES
 from nnseg.image.normalize import NORMALIZERS, Normalizer
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import (
@@ -34,7 +35,10 @@ from nnseg.preprocess import (
 from nnseg.store import StoredCase, origin
 from nnseg.volume import grid_fault, read_segmentation, read_stored
 
-Stamps: TypeAlias = tuple[tuple[int, int], ...]  # bytes and time of change of a case's files
+Stamps: TypeAlias = tuple[tuple[int, ...], ...]  # what changes when a case's files do
+Hashes: TypeAlias = tuple[str, ...]  # SHA-256 of a case's files, in the order of `Case.files`
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,18 +53,36 @@ class ReadCase:
 class Shelf:
     """Cases kept in memory from one visit to the next, in at most `room` bytes.
 
-    Those in `unwanted` are never kept: they are preprocessed already, as it seems.
+    Those in `unwanted` are never kept: they are preprocessed already, as it seems. The hashes of
+    the files are kept of all.
     """
 
     room: int
     unwanted: frozenset[str] = frozenset()
     _stamps: dict[str, Stamps] = field(default_factory=dict)
+    _hashes: dict[str, Hashes] = field(default_factory=dict)
     _cases: dict[str, ReadCase] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, case_id: str, files: Sequence[Path]) -> None:
         """Say that a case is going to be read from these files."""
-        self._stamps[case_id] = stamps_of(files)
+        stamps = stamps_of(files)
+        with self._lock:
+            if self._stamps.get(case_id) != stamps:
+                self._hashes.pop(case_id, None)
+                if case_id in self._cases:
+                    self.room += self._cases.pop(case_id).cropped.bytes
+            self._stamps[case_id] = stamps
+
+    def note(self, case_id: str, hashes: Hashes) -> None:
+        """Keep the hashes of the files of a case, whose reading was begun."""
+        with self._lock:
+            self._hashes[case_id] = hashes
+
+    def hashes(self, case_id: str, stamps: Stamps) -> Hashes | None:
+        """Give what `note` kept; None if there is nothing, or the files have changed since."""
+        with self._lock:
+            return self._hashes.get(case_id) if self._stamps.get(case_id) == stamps else None
 
     def put(self, case_id: str, case: ReadCase) -> None:
         """Keep a case, whose reading was begun, if it is wanted and fits."""
@@ -103,18 +125,64 @@ class Job:
     normalizers: Mapping[str, Normalizer] = field(default_factory=dict)
 
 
-def measure(shelf: Shelf | None, sound: SoundCase) -> CaseMeasurement:
-    """Measure a case for the fingerprint, and let the shelf keep it."""
+def read_watched(
+    files: Mapping[str, Sequence[Path]],
+    shelf: Shelf | None,
+    work: Callable[[str], T],
+    case_id: str,
+) -> T:
+    """Do `work` on a case while its files must not change; what it reads is then what it hashes.
+
+    Args:
+        files: Those of each case.
+        shelf: Learns that the case is being read.
+        work: Reads the case by its id.
+        case_id: The case.
+
+    Raises:
+        DataError: The files have changed meanwhile.
+    """
+    its = files.get(case_id, ())
+    before = stamps_of(its)
+    if shelf is not None:
+        shelf.begin(case_id, its)
+    result = work(case_id)
+    _refuse_changed(its, before)
+    return result
+
+
+def measure(
+    shelf: Shelf | None, sound: SoundCase, *, most_values: int = MAX_VALUES
+) -> CaseMeasurement:
+    """Measure a case for the fingerprint, hash its files, and let the shelf keep it.
+
+    Args:
+        shelf: For threads, only.
+        sound: The case.
+        most_values: That are kept of each channel; see `nnseg.image.intensity.measure`.
+    """
+    raw = _hash_for(shelf, sound)
     case = ReadCase(cropped=_crop(sound), spacing=sound.geometry.spacing)
     if shelf is not None:
         shelf.put(sound.case_id, case)
-    return measure_cropped(sound.case_id, case.cropped, case.spacing)
+    measured = measure_cropped(sound.case_id, case.cropped, case.spacing, most_values)
+    return replace(measured, raw=raw)
 
 
-def keep(shelf: Shelf | None, sound: SoundCase) -> None:
-    """Let the shelf keep a case that is measured already."""
+def keep(shelf: Shelf | None, sound: SoundCase) -> Hashes:
+    """Hash the files of a case that is measured already, and let the shelf keep it."""
+    raw = _hash_for(shelf, sound)
     if shelf is not None and sound.case_id not in shelf.unwanted:
         shelf.put(sound.case_id, ReadCase(cropped=_crop(sound), spacing=sound.geometry.spacing))
+    return raw
+
+
+def _hash_for(shelf: Shelf | None, sound: SoundCase) -> Hashes:
+    case = Case(case_id=sound.case_id, images=sound.images, label=sound.label)
+    raw = _hashes(case.files)
+    if shelf is not None:
+        shelf.note(sound.case_id, raw)
+    return raw
 
 
 def stamps_of(files: Sequence[Path]) -> Stamps:
@@ -123,8 +191,13 @@ def stamps_of(files: Sequence[Path]) -> Stamps:
     for path in files:
         with suppress(OSError):
             status = path.stat()
-            found.append((status.st_size, status.st_mtime_ns))
+            found.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return tuple(found)
+
+
+def last_change(files: Sequence[Path]) -> int:
+    """Give when the youngest of some files was written, in nanoseconds since 1970."""
+    return max((written for _, written, *_ in stamps_of(files)), default=0)
 
 
 def preprocess(job: Job, shelf: Shelf | None, case: Case) -> tuple[str, ...]:
@@ -144,7 +217,7 @@ def preprocess(job: Job, shelf: Shelf | None, case: Case) -> tuple[str, ...]:
     for name in job.normalizers.keys() - set(NORMALIZERS):
         NORMALIZERS.register(name, job.normalizers[name])
     stamps = stamps_of(case.files)
-    raw = _hashes(case.files)
+    raw = (shelf and shelf.hashes(case.case_id, stamps)) or _hashes(case.files)
     stale = [target for target in job.targets if not _is_current(target, case.case_id, raw)]
     missing = [target for target in stale if not _share_from_elsewhere(job, target, case, raw)]
     if missing:
@@ -152,7 +225,7 @@ def preprocess(job: Job, shelf: Shelf | None, case: Case) -> tuple[str, ...]:
     return tuple(target.configuration.name for target in stale)
 
 
-def _hashes(files: Sequence[Path]) -> tuple[str, ...]:
+def _hashes(files: Sequence[Path]) -> Hashes:
     found = []
     for path in files:
         try:
@@ -166,34 +239,40 @@ def _hashes(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_current(target: Target, case_id: str, raw: tuple[str, ...]) -> bool:
+def _is_current(target: Target, case_id: str, raw: Hashes) -> bool:
     stored = store.find_case(target.folder, case_id)
     return stored is not None and stored.made_from == origin(raw, target.data_hash)
 
 
-def _share_from_elsewhere(job: Job, target: Target, case: Case, raw: tuple[str, ...]) -> bool:
+def _share_from_elsewhere(job: Job, target: Target, case: Case, raw: Hashes) -> bool:
     """Take the arrays of a case from another configuration, of any plan, if they are the same."""
     for folder in job.elsewhere:
-        if folder == target.folder or not store.has_record(folder, case.case_id):
+        if folder == target.folder:
             continue
-        stored = store.find_case(folder, case.case_id)
-        if stored is not None and stored.arrays_from == _arrays_from(
-            job.plan, target, raw, stored.placement.spacing, stored.placement.shape_cropped
-        ):
-            _share(folder, stored, target, raw)
+        stored = store.find_record(folder, case.case_id)
+        if stored is None:
+            continue
+        spacing, shape = stored.placement.spacing, stored.placement.shape_cropped
+        wanted = _arrays_from(job.plan, target, raw, spacing, shape)
+        if stored.arrays_from == wanted and _share(folder, stored, target, raw):
             return True
     return False
 
 
-def _share(folder: Path, stored: StoredCase, target: Target, raw: tuple[str, ...]) -> None:
+def _share(
+    folder: Path, stored: StoredCase, target: Target, raw: Hashes, *, proven: bool = False
+) -> bool:
     made_from, data_hash = origin(raw, target.data_hash), target.data_hash
-    store.share_case(folder, stored, target.folder, made_from=made_from, data_hash=data_hash)
+    shared = store.share_case(
+        folder, stored, target.folder, made_from=made_from, data_hash=data_hash, proven=proven
+    )
+    return shared is not None
 
 
 def _arrays_from(
     plan: Plan,
     target: Target,
-    raw: tuple[str, ...],
+    raw: Hashes,
     spacing: Spacing,
     shape_cropped: tuple[int, int, int],
 ) -> str:
@@ -204,7 +283,7 @@ def _make(
     plan: Plan,
     targets: Sequence[Target],
     case_id: str,
-    raw: tuple[str, ...],
+    raw: Hashes,
     read: list[ReadCase],
 ) -> None:
     """Make the arrays of a case, which is taken out of the list `read`, and write them.
@@ -225,8 +304,7 @@ def _make(
             del cropped
         for target in group:
             arrays_from = _arrays_from(plan, target, raw, spacing, shape)
-            if arrays_from in made:
-                _share(*made[arrays_from], target, raw)
+            if arrays_from in made and _share(*made[arrays_from], target, raw, proven=True):
                 continue
             result = resample_case(normalized, plan, target.configuration)
             if target is group[-1]:
@@ -268,13 +346,17 @@ def _read(case: Case, plan: Plan, stamps: Stamps) -> ReadCase:
     segmentation, other = read_segmentation(case.label)
     if fault := grid_fault(geometry, other):
         raise DataError(f"{case.label}: lies on another grid than the image: {fault}")
-    if stamps_of(case.files) != stamps:
-        raise DataError(
-            f"{case.images[0].parent}: files of the case changed while they were read; wait until "
-            "they are there, and do the same again"
-        )
+    _refuse_changed(case.files, stamps)
     cropped = crop_to_body([_compact(channel) for channel in channels], _small(segmentation))
     return ReadCase(cropped=cropped, spacing=geometry.spacing)
+
+
+def _refuse_changed(files: Sequence[Path], stamps: Stamps) -> None:
+    if stamps_of(files) != stamps:
+        raise DataError(
+            f"{files[0].parent}: files of the case changed while they were read; wait until "
+            "they are there, and do the same again"
+        )
 
 
 def _crop(sound: SoundCase) -> Cropped:

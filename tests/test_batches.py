@@ -1,4 +1,6 @@
 import dataclasses
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,12 +9,14 @@ import torch
 
 from nnseg import batches
 from nnseg.axes import Shape
-from nnseg.batches import BatchSource, make_batch, make_batches, read_mask, read_patch
+from nnseg.batches import BatchSource, clip_box, keep_on_device, make_batch, make_batches
 from nnseg.dataset import DatasetSpec
+from nnseg.errors import DataError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.model.augment import plan_augmentation
+from nnseg.model.previous import Spoiling
 from nnseg.plan import make_plan
 from nnseg.preprocess import Placement, find_locations
 from nnseg.store import TrainingCase
@@ -112,46 +116,197 @@ def test_batches_to_validate_with_show_the_data_as_they_are() -> None:
         assert set(labels.unique().tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize("numbers", [range(0), range(4, 5), range(3, 8)])
-def test_batches_made_ahead_come_in_order_and_none_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, numbers: range
+@pytest.mark.parametrize("augmented", [True, False])
+@pytest.mark.parametrize("numbers", [range(6), range(4, 9), range(0)])
+def test_any_number_of_workers_makes_the_same_bytes_in_order(
+    augmented: bool, numbers: range
 ) -> None:
-    monkeypatch.setattr(batches, "make_batch", lambda source, epoch, number: (epoch, number))
-    made = list(make_batches(source_of(device="cuda"), 2, numbers))
-    assert made == [(2, number) for number in numbers]
+    source = source_of(augmented=augmented)
+    wanted = [make_batch(source, 2, number) for number in numbers]
+    for workers in (0, 1, 2, 4):
+        made = list(make_batches(source, 2, numbers, workers=workers))
+        assert len(made) == len(wanted)
+        assert all(equal(a, b) for a, b in zip(made, wanted, strict=True))
 
 
-def test_no_more_batches_are_made_than_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_stay_a_bounded_number_of_batches_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     monkeypatch.setattr(batches, "make_batch", lambda source, epoch, number: made.append(number))
-    list(make_batches(source_of(device="cuda"), 0, range(3, 7)))
-    assert sorted(made) == [3, 4, 5, 6]
+    coming = make_batches(source_of(), 0, range(3, 1000), workers=2)
+    for _ in range(5):
+        next(coming)
+    coming.close()
+    assert sorted(made)[:5] == [3, 4, 5, 6, 7]
+    assert len(made) <= 5 + 2 + batches.AHEAD
 
 
-# In z the box begins 2 before the array; in y it lies inside; in x it ends 3 after.
-def test_a_box_over_the_border_is_filled_with_0() -> None:
-    array = np.arange(1, 2 * 5 * 9 * 7 + 1, dtype=np.int32).reshape(2, 5, 9, 7)
-    patch = read_patch(array, (-2, 3, 5), (4, 4, 5))
-    assert patch.shape == (2, 4, 4, 5)
-    assert patch.dtype == np.int32
-    assert not patch[:, :2].any()
-    assert not patch[..., 2:].any()
-    assert np.array_equal(patch[:, 2:, :, :2], array[:, 0:2, 3:7, 5:7])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_who_stops_early_leaves_no_thread_behind(workers: int) -> None:
+    before = threading.active_count()
+    coming = make_batches(source_of(), 0, range(50), workers=workers)
+    next(coming)
+    assert threading.active_count() == before + workers
+    coming.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torch_computes_alone_in_a_worker_and_as_before_elsewhere(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "make_batch", lambda *_: torch.get_num_threads())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert list(make_batches(source_of(), 0, range(5), workers=workers)) == [1] * 5
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+class Damaged:
+    """An array that cannot be unpacked."""
+
+    shape = (2, *SHAPE)
+
+    def __getitem__(self, key: object) -> None:
+        raise RuntimeError("Error while getting the slice")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_is_named_at_once_and_no_thread_stays(workers: int) -> None:
+    before = threading.active_count()
+    source = source_of()
+    cases = [source.cases[0], dataclasses.replace(source.cases[1], image=Damaged())]
+    broken = dataclasses.replace(source, cases=cases)
+    wanted = r"case case_1: its arrays cannot be read \(Error while getting the slice\); run"
+    with pytest.raises(DataError, match=wanted):
+        list(make_batches(broken, 0, range(20), workers=workers))
+    assert threading.active_count() == before
+
+
+def test_a_fault_of_a_later_batch_does_not_wait_for_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = threading.Event()
+
+    def make(source: BatchSource, epoch: int, number: int) -> int:
+        if number == 1:
+            free.set()
+            raise DataError("case 1 is damaged")
+        assert free.wait(20)
+        time.sleep(0.2)  # the fault is there first
+        return number
+
+    monkeypatch.setattr(batches, "make_batch", make)
+    with pytest.raises(DataError, match="case 1 is damaged"):
+        next(make_batches(source_of(), 0, range(2), workers=2))
+
+
+def test_any_other_fault_names_the_cases_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(batches, "augment", fail)
+    with pytest.raises(RuntimeError, match=r"batch 3 of epoch 1, of the cases case_.*a mistake"):
+        list(make_batches(source_of(), 0, range(3, 4), workers=1))
+
+
+def test_what_is_read_of_arrays_on_disk_is_what_is_read_of_those_in_memory() -> None:
+    class Packed:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array, self.shape = array, array.shape
+
+        def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+            return self.array[key].copy()
+
+    source = source_of()
+    cases = [
+        dataclasses.replace(each, image=Packed(each.image), segmentation=Packed(each.segmentation))
+        for each in source.cases
+    ]
+    packed = dataclasses.replace(source, cases=cases)
+    for number in range(4):
+        assert equal(make_batch(source, 0, number), make_batch(packed, 0, number))
+
+
+# In z the whole begins 2 before the array; in y it lies inside; in x it ends 3 after.
+def test_a_box_over_the_border_is_clipped_and_its_place_in_the_whole_is_told() -> None:
+    box = ((0, 4), (1, 5), (0, 5))
+    inside, offset = clip_box((-2, 3, 5), box, SHAPE)
+    assert inside == (slice(0, 2), slice(4, 8), slice(5, 7))
+    assert offset == (2, 1, 0)
 
 
 @pytest.mark.parametrize("start", [(5, 0, 0), (-4, 0, 0), (0, 0, 60)])
-def test_a_box_outside_the_array_is_0(start: Shape) -> None:
-    assert not read_patch(np.ones(SHAPE, np.uint8), start, (4, 3, 2)).any()
+def test_a_box_outside_the_array_is_empty(start: Shape) -> None:
+    inside, offset = clip_box(start, ((0, 4), (0, 3), (0, 2)), SHAPE)
+    assert not np.ones(SHAPE)[inside].size
+    assert offset == (0, 0, 0)
 
 
-def test_the_body_ends_where_the_image_ends_and_where_its_mask_says() -> None:
-    whole = case(0, Labels(labels={"background": 0, "lesion": 1}))
-    mask = read_mask(whole, (-1, 2, 5), (3, 4, 3))
-    assert mask.dtype == np.bool_
-    assert not mask[0].any()
-    assert mask[1:, :, :2].all()
-    assert not mask[..., 2].any()
+def test_channels_that_are_masked_are_0_outside_the_body_and_the_image() -> None:
+    source = source_of()
     body = np.zeros(SHAPE, np.uint8)
-    body[1, 2, 3] = 1
-    found = read_mask(dataclasses.replace(whole, mask=body), (0, 2, 2), (2, 2, 2))
-    assert np.argwhere(found).tolist() == [[1, 0, 1]]
+    body[1:4, 2:7, 1:5] = 1
+    cases = [
+        dataclasses.replace(each, mask=body, image=np.where(body, each.image, 0).astype("f4"))
+        for each in source.cases
+    ]
+    configuration = dataclasses.replace(source.configuration, use_mask=(True, False))
+    masked = dataclasses.replace(source, cases=cases, configuration=configuration)
+    free = dataclasses.replace(source, cases=cases)
+    zeros = [0, 0]
+    for number in range(10):
+        image, _, _ = make_batch(masked, 0, number)
+        other, _, _ = make_batch(free, 0, number)
+        assert torch.equal(image[:, 1], other[:, 1])
+        zeros[0] += int((image[:, 0] == 0).sum())
+        zeros[1] += int((other[:, 0] == 0).sum())
+    assert zeros[0] > zeros[1]
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_a_cascade_sees_the_stage_before_as_channels_that_move_with_the_labels(
+    augmented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "draw_spoiling", lambda *_: Spoiling())
+    source = source_of(augmented=augmented)
+    cascade = dataclasses.replace(
+        source,
+        previous=[each.segmentation * 2 for each in source.cases],  # all label 2, none label 1
+        previous_labels=2,
+    )
+    for number in range(8):
+        image, segmentation, _ = make_batch(cascade, 0, number)
+        plain, wanted, _ = make_batch(source, 0, number)
+        assert image.shape == (3, 4, 4, 6, 5)
+        assert image.dtype == torch.float32
+        assert torch.equal(image[:, :2], plain)
+        assert torch.equal(segmentation, wanted)
+        assert not image[:, 2].any()
+        assert torch.equal(image[:, 3], wanted.float())
+
+
+def test_the_stage_before_is_spoilt_in_training_and_not_in_validation() -> None:
+    def changed(augmented: bool) -> int:
+        source = source_of(augmented=augmented)
+        cascade = dataclasses.replace(
+            source, previous=[each.segmentation for each in source.cases], previous_labels=1
+        )
+        made = [make_batch(cascade, 0, number) for number in range(12)]
+        return sum(not torch.equal(image[:, 2], labels.float()) for image, labels, _ in made)
+
+    assert changed(True) > 0
+    assert changed(False) == 0
+
+
+def test_a_cascade_needs_the_stage_before_of_every_case() -> None:
+    source = source_of()
+    with pytest.raises(DataError, match="previous has 1 label maps for 3 cases"):
+        dataclasses.replace(source, previous=[source.cases[0].segmentation])
+
+
+def test_cases_stay_as_they_are_on_a_cpu() -> None:
+    cases = source_of().cases
+    assert keep_on_device(cases, torch.device("cpu")) is cases

@@ -14,13 +14,15 @@ from nnseg.checkpoint import (
     Checkpoint,
     forget_weights,
     load_model,
+    load_sealed,
     load_weights,
     pack,
     save_model,
+    save_sealed,
     save_weights,
 )
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import DataError, MachineError, MissingError
+from nnseg.errors import DataError, MachineError, MissingError, NnsegError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -133,8 +135,9 @@ def test_a_file_that_holds_no_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
+    """Change a record as somebody would who knows how it is sealed."""
     path = folder / f"{FILE}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    save_sealed(dataclasses.replace(load_sealed(Checkpoint, path), **changes), path)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "deeper/file", ".."])
@@ -154,10 +157,8 @@ def test_a_pickle_named_as_weights_is_not_run(tmp_path: Path) -> None:
 
     before = saved(tmp_path, 1.0)
     file, digest = save_weights(tmp_path, FILE, pickle.dumps(Trap()))
-    record.save(
-        dataclasses.replace(before, weights_file=file, weights_sha256=digest),
-        tmp_path / f"{FILE}.json",
-    )
+    path = tmp_path / f"{FILE}.json"
+    save_sealed(dataclasses.replace(before, weights_file=file, weights_sha256=digest), path)
     with pytest.raises(DataError, match="is not a safetensors file"):
         load_model(tmp_path, "final")
     assert not (tmp_path / "sprung").exists()
@@ -204,7 +205,7 @@ def test_a_new_model_replaces_the_weights_of_the_one_before(tmp_path: Path) -> N
 def test_only_weights_of_the_same_checkpoint_are_forgotten(tmp_path: Path) -> None:
     for name in ("checkpoint_final-1", "checkpoint_final-2", "checkpoint_best-1"):
         (tmp_path / f"{name}.safetensors").touch()
-    forget_weights(tmp_path, FILE, keep="checkpoint_final-2.safetensors")
+    forget_weights(tmp_path, FILE, keep=["checkpoint_final-2.safetensors"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint_best-1.safetensors",
         "checkpoint_final-2.safetensors",
@@ -230,6 +231,35 @@ def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
 
 def test_an_unknown_key_in_the_json_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1.0)
-    rewrite(tmp_path, surprise=1)
+    path = tmp_path / f"{FILE}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
     with pytest.raises(DataError, match="surprise"):
         load_model(tmp_path, "final")
+
+
+def test_a_record_that_changed_in_any_byte_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1.0)
+    path = tmp_path / f"{FILE}.json"
+    whole = path.read_bytes()
+    for place in [*range(0, len(whole), 61), len(whole) - 1]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(NnsegError, match=str(path)):
+            load_model(tmp_path, "final")
+    for changed in (whole.replace(b"  ", b"   "), whole + b"\n"):  # the same values
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"json: is damaged .*restore the model"):
+            load_model(tmp_path, "final")
+
+
+def test_a_record_without_its_hash_is_refused(tmp_path: Path) -> None:
+    record.save(
+        dataclasses.replace(saved(tmp_path, 1.0), record_sha256=""), tmp_path / f"{FILE}.json"
+    )
+    with pytest.raises(DataError, match="json: is damaged"):
+        load_model(tmp_path, "final")
+
+
+def test_the_hash_of_a_record_is_of_all_its_other_fields(tmp_path: Path) -> None:
+    first, second = saved(tmp_path, 1.0), saved(tmp_path, 1.0, epoch=5)
+    assert len({first.record_sha256, second.record_sha256}) == 2
+    assert saved(tmp_path, 1.0).record_sha256 == first.record_sha256

@@ -217,6 +217,22 @@ def test_every_kind_of_error_is_its_message_and_its_exit_code(
     assert err == f"nnseg: {str(error) or 'interrupted; the same command goes on'}\n"
 
 
+def test_a_file_that_the_system_refuses_is_no_bug(
+    run: Run, planned: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "raw/x")
+
+    monkeypatch.setattr(console.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(pipeline, "train", fail)
+    code, _, err = run("train", "1", "2d", "0", "--root", planned)
+    assert code == 4
+    assert err.startswith("nnseg: raw/x: Permission denied; check the file and its rights (")
+    assert err.count("\n") == 1
+    (log,) = tmp_path.iterdir()
+    assert "PermissionError" in log.read_text()
+
+
 def test_a_bug_is_one_line_and_a_log(
     run: Run, planned: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

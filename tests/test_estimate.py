@@ -177,20 +177,44 @@ def test_work_is_risky_when_the_largest_cases_may_take_a_quarter_of_what_is_free
     assert not is_risky(needs, 2)
     assert is_risky(needs, 3)
     assert is_risky({"a": 251}, 1)
+    assert is_risky({"a": 1, "b": 251, "c": 2}, 1)
     assert not is_risky({}, 4)
     assert room_for(needs).total == 500
     assert room_for(needs).needs == needs
 
 
-def test_a_disk_that_does_not_suffice_is_refused_with_both_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+@pytest.fixture
+def two_mb_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = shutil.disk_usage("/")._replace(free=2_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: left)
-    check_disk(2_000_000, tmp_path / "not" / "there")
-    wanted = rf"{tmp_path}: preprocessing needs about 3 MB of disk, and 2 MB are free; make room"
+
+
+@pytest.mark.usefixtures("two_mb_free")
+def test_a_disk_that_surely_does_not_suffice_is_refused_with_both_figures(tmp_path: Path) -> None:
+    check_disk(8_000_000, tmp_path / "not" / "there")
+    wanted = rf"{tmp_path}: preprocessing needs about 9 MB of disk, and 2 MB are free; make room"
     with pytest.raises(MachineError, match=wanted):
-        check_disk(3_000_000, tmp_path / "not" / "there")
+        check_disk(9_000_000, tmp_path / "not" / "there")
+
+
+@pytest.mark.usefixtures("two_mb_free")
+def test_a_disk_that_may_not_suffice_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_disk(2_000_000, tmp_path)
+    assert caplog.text == ""
+    check_disk(3_000_000, tmp_path)
+    assert "preprocessing may need 3 MB of disk, and 2 MB are free" in caplog.text
+
+
+@pytest.mark.usefixtures("two_mb_free")
+def test_what_will_be_replaced_counts_as_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_disk(9_000_000, tmp_path, freed=7_000_000)
+    assert caplog.text == ""
+    with pytest.raises(MachineError):
+        check_disk(40_000_000, tmp_path, freed=7_000_000)
 
 
 # ---------------------------------------------------------------- free memory

@@ -1,5 +1,7 @@
-"""Every dataset and variant of the reference data: examined, planned, preprocessed and restored."""
+"""Every dataset and variant of the reference data goes the whole way."""
 
+import csv
+import math
 import subprocess
 from pathlib import Path
 
@@ -11,10 +13,11 @@ from nnseg import pipeline, record, store
 from nnseg.axes import Segmentation
 from nnseg.dataset import Case, find_training_cases, read_spec
 from nnseg.exchange.nnunet import read_plans
-from nnseg.folders import Folders
+from nnseg.folders import Folders, metrics_file
 from nnseg.labels import Labels
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import preprocessing_hash, restore
+from nnseg.recipe import TrainSettings
 from nnseg.volume import read_segmentation
 
 DATASETS = (
@@ -37,6 +40,7 @@ LOWRES = {
     "Dataset102_CTOrgans117",
     "Dataset120_VNCssTEM",
 }
+SHORT = TrainSettings(epochs=3, iterations=3, validation_iterations=2)
 ROUND_TRIPS = 2  # cases of a configuration; the first and the last
 MOST_LABELS = 12  # that are restored: a volume of logits each
 # What comes back of the foreground from another grid: Dice of all labels together. Half of what a
@@ -80,6 +84,30 @@ def test_a_dataset_goes_through_doctor_plan_preprocessing_and_back(
             for case in cases[:: max(1, len(cases) - 1)][:ROUND_TRIPS]:
                 check_round_trip(case, at, plan, configuration)
     assert lowres is (dataset in LOWRES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_configuration_trains_and_validates(dataset: str, folders: Folders) -> None:
+    plan, _ = pipeline.plan_and_preprocess(folders, dataset, name="small", memory_gb=SMALL_MEMORY)
+    for configuration in plan.configurations.values():
+        if configuration.previous is not None:  # it learns from the stage before, fold by fold
+            for number in range(1, len(pipeline.folds(folders, dataset))):
+                train(folders, dataset, configuration.previous, str(number), validate_after=False)
+        fold = train(folders, dataset, configuration.name, "0")
+        with metrics_file(fold).open(newline="") as file:
+            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        print(dataset, configuration.name, losses)
+        assert len(losses) == SHORT.epochs
+        assert all(map(math.isfinite, losses))
+        assert losses[-1] < losses[0]
+        assert pipeline.validation_summary(fold).mean
+
+
+def train(folders: Folders, dataset: str, configuration: str, fold: str, **how: bool) -> Path:
+    return pipeline.train(
+        folders, dataset, configuration, fold, plan_name="small", settings=SHORT, **how
+    )
 
 
 def check_round_trip(case: Case, at: Path, plan: Plan, configuration: Configuration) -> None:

@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -197,3 +197,13 @@ def test_our_own_fingerprint_leads_to_the_peers_fingerprint_and_plans(
         planned, expected = plans_to_json(plan), record.read_json(reference / f"{stem}.json")
         del planned[INTENSITIES], expected[INTENSITIES]
         assert leaves(planned) == {key: nearly(value) for key, value in leaves(expected).items()}
+
+
+@pytest.mark.parametrize("field", ["case_ids", "raw"])
+def test_what_a_fingerprint_has_of_each_case_it_has_of_all(field: str) -> None:
+    without = summarize([measured("a"), measured("b")])
+    assert without.hashes == {}  # nobody has told them
+    told = replace(without, raw=(("one", "two"), ("three",)))
+    assert told.hashes == {"a": ("one", "two"), "b": ("three",)}
+    with pytest.raises(DataError, match=f"has 1 {field} and 2 shapes"):
+        replace(told, **{field: getattr(told, field)[:1]})

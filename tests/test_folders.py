@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nnseg.errors import MissingError, UsageError
+from nnseg.errors import MachineError, MissingError, UsageError
 from nnseg.folders import Folders, checkpoint_file, find_dataset, is_folder_name, trained_folds
 
 HIPPO, ACDC = "Dataset004_Hippocampus", "Dataset027_ACDC"
@@ -223,3 +224,31 @@ def test_folds_that_are_not_trained_are_named_with_those_that_are(tmp_path: Path
         trained_folds(tmp_path, ("0", "1", "2"))
     with pytest.raises(MissingError, match="is not trained"):
         trained_folds(tmp_path, ("../fold_1",))
+
+
+@pytest.mark.parametrize("name", ["4", "./raw"])
+@pytest.mark.parametrize("method", ["is_dir", "iterdir"])
+def test_a_root_that_cannot_be_listed_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str
+) -> None:
+    folders = Folders.of_root(tmp_path)
+    folders.raw.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    if (name, method) == ("./raw", "iterdir"):  # a path needs no list
+        assert find_dataset(folders, name)[1] == "raw"
+        return
+    with pytest.raises(MachineError, match=r"raw: cannot be listed \(Permission denied\)"):
+        find_dataset(folders, name)
+
+
+def test_links_in_a_circle_are_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((MachineError, MissingError), match="a: "):
+        find_dataset(Folders.of_root(tmp_path), "./a")

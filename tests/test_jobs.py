@@ -171,3 +171,12 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
             find_scoring_jobs(*pair, ".nii.gz")
     with pytest.raises(DataError, match="a prediction needs its reference"):
         find_scoring_jobs(truth, found, ".nii.gz")
+
+
+def test_a_prediction_finds_its_reference_though_its_name_is_composed_otherwise(
+    tmp_path: Path,
+) -> None:
+    truth = touch(tmp_path / "truth", "cafe\u0301.nii.gz")
+    made = touch(tmp_path / "made", "caf\xe9.nii.gz")
+    (job,) = find_scoring_jobs(truth, made, ".nii.gz")
+    assert (job.case_id, job.reference) == ("caf\xe9", truth / "cafe\u0301.nii.gz")

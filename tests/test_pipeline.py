@@ -14,7 +14,7 @@ import pytest
 
 from nnseg import inference, phantom, pipeline, predict, record
 from nnseg.axes import Shape
-from nnseg.checkpoint import load_model
+from nnseg.checkpoint import Checkpoint, load_model, save_sealed
 from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import (
@@ -580,9 +580,9 @@ def test_folds_of_different_plans_are_not_mixed(flat: Folders, tmp_path: Path) -
     other = tmp_path / "fold_1"
     shutil.copytree(ours, other)
     path = other / "checkpoint_final.json"
-    data = json.loads(path.read_text())
-    data["plan"]["memory_gb"] = 99.0
-    path.write_text(json.dumps(data))
+    found = record.load(Checkpoint, path)
+    plan = dataclasses.replace(found.plan, memory_gb=99.0)
+    save_sealed(dataclasses.replace(found, plan=plan), path)
     with pytest.raises(DataError, match="was trained from another plan"):
         inference.load_model((ours, other), **CPU)
 

@@ -390,6 +390,12 @@ def test_neither_a_plan_nor_its_dataset_leads_out_of_its_folder(field: str, name
         dataclasses.replace(plan, **{field: name})
 
 
+def test_a_plan_whose_files_end_outside_their_folder_is_refused() -> None:
+    plan = plan_of((3.0, 1.0, 0.9), (20, 30, 40))
+    with pytest.raises(PlanError, match=r"evil\.nii\.gz', which cannot be read"):
+        dataclasses.replace(plan, file_ending="./../../evil.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("field", "bad", "good"),
     [

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK
 
 from nnseg import phantom, planning, prepare, record, store, visit
 from nnseg.commit import sha256
-from nnseg.errors import DataError, MachineError, MissingError
+from nnseg.errors import DataError, MachineError, MissingError, PlanError
+from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.runlog import RunReport
+from nnseg.volume import read_segmentation, write
 
 DATASET = "Dataset001_Phantoms"
 
@@ -285,6 +288,100 @@ def test_a_fingerprint_of_the_same_cases_is_taken_unless_asked_otherwise(folders
     assert prepare.up_to_date_fingerprint(folders, DATASET, anew=True) == first
 
 
+def double_the_spacing(path: Path) -> None:
+    image = SimpleITK.ReadImage(str(path))
+    image.SetSpacing([2 * mm for mm in image.GetSpacing()])
+    SimpleITK.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_raw_files_that_change_under_the_same_ids_are_measured_and_made_anew(
+    folders: Folders, caplog: pytest.LogCaptureFixture, apart: bool
+) -> None:
+    before, _ = prepare.plan_and_preprocess(folders, DATASET, ["2d"])
+    first = record.load(Fingerprint, folders.fingerprint_file(DATASET))
+    paths = [*folders.images(DATASET).iterdir(), *folders.labels(DATASET).iterdir()]
+    for path in paths:
+        double_the_spacing(path)
+    after, made = prepare.plan_and_preprocess(folders, DATASET, ["2d"], apart=apart)
+    assert made == {"2d": 4}
+    assert after.median_spacing == tuple(2 * mm for mm in before.median_spacing)
+    text = (
+        "the files of 4 cases, such as ct_000, ct_001, ct_002 of Dataset001_Phantoms have changed"
+    )
+    assert text in caplog.text
+    found = record.load(Fingerprint, folders.fingerprint_file(DATASET))
+    assert found.spacings != first.spacings
+    for case_id, hashes in found.hashes.items():
+        images = folders.images(DATASET) / f"{case_id}_0000.nii.gz"
+        labels = folders.labels(DATASET) / f"{case_id}.nii.gz"
+        assert hashes == (sha256(images), sha256(labels))
+    caplog.clear()
+    assert prepare.up_to_date_fingerprint(folders, DATASET) == found
+    assert caplog.text == ""
+
+
+def test_one_label_map_that_changes_is_noticed(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare.fingerprint(folders, DATASET)
+    one = min(folders.labels(DATASET).iterdir())
+    segmentation, geometry = read_segmentation(one)
+    write(one, segmentation // 2 * 2, geometry)
+    prepare.up_to_date_fingerprint(folders, DATASET)
+    assert f"the files of case {one.name[:-7]} of Dataset001_Phantoms have changed" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"of": "a later version"}'])
+def test_a_fingerprint_that_cannot_be_used_is_measured_anew_aloud(
+    folders: Folders, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    first = prepare.fingerprint(folders, DATASET)
+    folders.fingerprint_file(DATASET).write_text(content)
+    assert prepare.up_to_date_fingerprint(folders, DATASET) == first
+    assert record.load(Fingerprint, folders.fingerprint_file(DATASET)) == first
+    assert "fingerprint.json: " in caplog.text
+    assert "; the cases are measured anew" in caplog.text
+
+
+def test_a_fingerprint_of_an_older_version_without_hashes_is_measured_anew(
+    folders: Folders,
+) -> None:
+    first = prepare.fingerprint(folders, DATASET)
+    older = replace(first, raw=(), median_relative_size=0.25)
+    record.save(older, folders.fingerprint_file(DATASET))
+    assert prepare.up_to_date_fingerprint(folders, DATASET) == first
+
+
+def test_more_cases_keep_fewer_values_of_each(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def few(cases: int, channels: int) -> int:
+        asked.append((cases, channels))
+        return 5
+
+    exact = prepare.fingerprint(folders, DATASET)
+    monkeypatch.setattr(prepare, "values_kept", few)
+    found = prepare.fingerprint(folders, DATASET)
+    assert asked == [(4, 1)]
+    assert found.intensities[0].mean == exact.intensities[0].mean
+    assert found.intensities[0].percentile_00_5 != exact.intensities[0].percentile_00_5
+
+
+def test_a_plan_of_another_dataset_json_is_not_carried_out(folders: Folders) -> None:
+    prepare.fingerprint(folders, DATASET)
+    the_plan = planning.plan(folders, DATASET)
+    path = folders.spec_file(DATASET)
+    path.write_text(path.read_text().replace('"0": "CT"', '"0": "MRI"'))
+    wanted = r"dataset\.json: channel_names are \['MRI'\], and were \['CT'\] for plan nnseg; "
+    with pytest.raises(PlanError, match=wanted):
+        prepare.preprocess(folders, DATASET)
+    with pytest.raises(PlanError, match=wanted):
+        prepare.foretell(folders, the_plan)
+
+
 def test_nothing_is_written_unless_it_is_to_be_saved(folders: Folders) -> None:
     measured = prepare.fingerprint(folders, DATASET, save=False)
     the_plan = planning.plan(folders, DATASET, measured=measured, save=False)
@@ -306,7 +403,8 @@ def test_what_is_foretold_counts_what_is_missing(folders: Folders) -> None:
     assert prepare.foretell(folders, the_plan, ["2d", "3d_fullres"]).cases == 4
     next(folders.store(DATASET, "nnseg", "2d").glob("*.json")).unlink()
     assert prepare.foretell(folders, the_plan, ["2d"]).cases == 1
-    changed = replace(the_plan, channels=("other",))  # so every case is of another plan
+    flat = replace(the_plan.configuration("2d"), spacing=(None, 0.5, 0.6))
+    changed = replace(the_plan, configurations={"2d": flat})  # so every case is of another plan
     assert prepare.foretell(folders, changed, ["2d"]).cases == 4
 
 
@@ -317,7 +415,7 @@ def test_a_full_disk_is_refused_before_anything_is_made(
     the_plan = planning.plan(folders, DATASET)
     usage = shutil.disk_usage(folders.raw)
     needed = prepare.foretell(folders, the_plan).disk
-    for free, fits in ((needed, True), (needed - 1, False)):
+    for free, fits in ((needed // 4 + 1, True), (needed // 4 - 1, False)):
         left = usage._replace(free=free)
         monkeypatch.setattr("nnseg.estimate.shutil.disk_usage", lambda _, left=left: left)
         if fits:
@@ -325,7 +423,39 @@ def test_a_full_disk_is_refused_before_anything_is_made(
             continue
         with pytest.raises(MachineError, match=r"needs about \d+ MB of disk, and \d+ MB are free"):
             prepare.preprocess(folders, DATASET)
+        with pytest.raises(MachineError, match=r"needs about \d+ MB of disk, and \d+ MB are free"):
+            prepare.foretell(folders, the_plan)
     assert not folders.store(DATASET, "nnseg", "2d").exists()
+
+
+def test_arrays_that_will_be_replaced_make_room_for_the_new(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.plan_and_preprocess(folders, DATASET, ["2d"])
+    the_plan = planning.load_plan(folders, DATASET)
+    for path in folders.images(DATASET).iterdir():
+        os.utime(path)
+    usage = shutil.disk_usage(folders.raw)._replace(free=0)
+    monkeypatch.setattr("nnseg.estimate.shutil.disk_usage", lambda _: usage)
+    assert prepare.foretell(folders, the_plan, ["2d"]).cases == 4
+    shutil.rmtree(folders.store(DATASET, "nnseg", "2d"))
+    with pytest.raises(MachineError, match="make room"):
+        prepare.foretell(folders, the_plan, ["2d"])
+
+
+def test_cases_whose_raw_files_changed_are_foretold(folders: Folders) -> None:
+    prepare.plan_and_preprocess(folders, DATASET, ["2d"])
+    the_plan = planning.load_plan(folders, DATASET)
+    first, second, *_ = sorted(folders.labels(DATASET).iterdir())
+    assert prepare.foretell(folders, the_plan, ["2d"]).cases == 0
+    os.utime(first)  # younger than what was made of it
+    assert prepare.foretell(folders, the_plan, ["2d"]).cases == 1
+    os.utime(first, (0, 0))
+    segmentation, geometry = read_segmentation(second)
+    write(second, segmentation // 2 * 2, geometry)
+    os.utime(second, (0, 0))  # older, but another
+    measured = prepare.fingerprint(folders, DATASET, save=False)
+    assert prepare.foretell(folders, the_plan, ["2d"], measured=measured).cases == 1
 
 
 def test_foretelling_without_a_fingerprint_takes_the_medians_of_the_plan(folders: Folders) -> None:

@@ -5,12 +5,18 @@ import pytest
 
 from nnseg.errors import UsageError
 from nnseg.recipe import (
+    PRESETS,
     Course,
     TrainSettings,
+    Turn,
     changed_settings,
+    cool_down,
+    extend,
     fit_budget,
+    learning_rate,
     pays_to_compile,
     plan_course,
+    plan_steps,
     refit_budget,
 )
 
@@ -32,9 +38,18 @@ from nnseg.recipe import (
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"seed": -1}, "seed is -1"),
         ({"budget_seconds": 9.0}, "budget of 9.0 s is too short"),
-        ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice, dice_ce"),
+        ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; it must be full or mild"),
         ({"schedule": "step"}, "no schedule is named 'step'; known: cosine, poly"),
+        ({"optimizer": "lion"}, "no optimizer is named 'lion'; known: adamw, sgd"),
+        ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
+        ({"patience": 0.0}, "patience is 0.0; it must be above 0 and at most 1"),
+        ({"patience": 1.1}, "patience is 1.1"),
+        ({"class_weights": (1.0, -1.0)}, "none may be negative"),
+        ({"class_weights": (0.0, 0.0)}, "one must be above 0"),
+        ({"class_weights": (1.0, float("inf"))}, "class_weights is"),
+        ({"swap_labels": (("left", "right"), ("left", "top"))}, "has 'left' twice"),
+        ({"swap_labels": (("left", "left"),)}, "has 'left' twice"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(changes: dict[str, Any], text: str) -> None:
@@ -157,3 +172,173 @@ def test_epochs_are_planned_anew_by_the_pace_of_the_last_ones(
     course = fit(settings, 0.5, 200.0)
     again = refit_budget(course, settings, 5, seconds, left)
     assert again == dataclasses.replace(course, epochs=epochs)
+
+
+def test_a_budget_that_goes_on_counts_the_share_of_the_epoch_under_way() -> None:
+    settings = TrainSettings(epochs=30, budget_seconds=200)
+    course = fit(settings, 0.5, 200.0)
+    assert refit_budget(course, settings, 5.5, 10.0, 4.9).epochs == 5  # it cannot be finished
+    assert refit_budget(course, settings, 5.5, 10.0, 5.1).epochs == 6
+
+
+def test_a_cool_down_is_cut_by_a_budget_and_never_stretched() -> None:
+    settings = TrainSettings(budget_seconds=200)
+    course = dataclasses.replace(
+        fit(settings, 0.5, 200.0), epochs=12, turn=Turn(epoch=10, lr=0.01, reason="plateau")
+    )
+    assert refit_budget(course, settings, 10, 1.0, 100.0) == course
+    assert refit_budget(course, settings, 10, 1.0, 1.5).epochs == 11
+
+
+# ---------------------------------------------------------------- presets, and what data are worth
+
+
+def test_the_presets_are_nnunets_recipe_the_datas_own_and_ten_minutes() -> None:
+    assert sorted(PRESETS) == ["best", "default", "quick"]
+    assert PRESETS["best"] == TrainSettings()
+    assert (PRESETS["default"].epochs, PRESETS["default"].patience) == (None, 0.25)
+    assert PRESETS["quick"].budget_seconds == 600
+
+
+def test_open_epochs_are_as_many_as_the_data_are_worth() -> None:
+    settings = TrainSettings(epochs=None, iterations=100)
+    assert plan_course(settings, steps=12_501).epochs == 126
+    assert (settings.most_epochs, settings.steps) == (2500, 250_000)
+    assert plan_course(settings, steps=10**9).epochs == 2500
+    assert plan_course(TrainSettings(epochs=7), steps=12_501).epochs == 7
+
+
+def test_a_budget_does_not_ask_what_the_data_are_worth() -> None:
+    settings = TrainSettings(epochs=None, budget_seconds=3600.0)
+    assert plan_course(settings, 1.0, 12_500).epochs == 1000
+
+
+@pytest.mark.parametrize(
+    ("shapes", "batch", "steps"),
+    [
+        # 600 passes over 100 cases of 2 * 3 * 1.5 patches, 9 in a batch
+        ([(8, 15, 9)] * 100, 9, 60_000),
+        ([(8, 15, 9)] * 100, 18, 30_000),
+        ([(1, 2, 3)] * 400, 8, 30_000),  # a case is worth a patch at least
+        ([(8, 15, 9)], 2, 12_500),
+        ([(80, 150, 90)] * 100, 2, 250_000),
+    ],
+)
+def test_data_are_worth_six_hundred_passes_within_bounds(
+    shapes: list[tuple[int, int, int]], batch: int, steps: int
+) -> None:
+    assert plan_steps(shapes, (4, 5, 6), batch) == steps
+
+
+def test_adamw_has_a_pace_of_its_own() -> None:
+    adamw = TrainSettings(optimizer="adamw")
+    assert (plan_course(adamw).lr, plan_course(adamw).momentum) == (0.001, 0.9)
+    short = plan_course(dataclasses.replace(adamw, budget_seconds=60.0), 1.0)
+    assert (short.lr, short.momentum) == (0.002, 0.9)
+
+
+# ---------------------------------------------------------------- the end of a course moves
+
+
+def rates(course: Course, start: int = 0, schedule: str = "poly") -> list[float]:
+    return [learning_rate(course, schedule, epoch) for epoch in range(start, course.epochs)]
+
+
+def test_the_rate_follows_the_schedule_to_its_end() -> None:
+    course = plan_course(TrainSettings(epochs=4, lr=0.02))
+    assert rates(course) == pytest.approx([0.02 * (1 - e / 4) ** 0.9 for e in range(4)])
+
+
+PATIENT = TrainSettings(epochs=40, patience=0.1)  # four epochs
+
+
+@pytest.mark.parametrize(
+    ("averages", "ends"),
+    [
+        ([0.5, 0.5, 0.5, 0.5], False),  # the first of four is the gain itself
+        ([0.5, 0.5, 0.5, 0.5, 0.5], True),
+        ([0.5, 0.5, 0.5, 0.5, 0.501], False),  # a gain
+        ([0.5, 0.5, 0.5, 0.5, 0.5009], True),  # none
+        ([0.5, 0.5004, 0.5008, 0.5012, 0.5012], False),  # slow, but a gain since the first
+        ([0.5, 0.4, 0.45, 0.48, 0.49], True),  # below what it was
+        ([0.5, None, None, None, None], True),
+        ([None] * 9, False),  # there was nothing to be scored
+        ([0.0] * 9, False),  # it has not begun to learn
+    ],
+)
+def test_a_training_cools_down_when_it_gains_nothing(
+    averages: list[float | None], ends: bool
+) -> None:
+    course = plan_course(PATIENT)
+    turned = cool_down(course, PATIENT, averages)
+    assert (turned != course) is ends
+    done = len(averages)
+    if ends:  # a fifth of what is done, rounded up
+        assert turned.epochs == done + 1
+        assert turned.turn == Turn(
+            epoch=done, lr=learning_rate(course, "poly", done), reason="plateau"
+        )
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_the_rate_falls_on_from_where_it_is_to_nothing_in_a_cool_down(schedule: str) -> None:
+    settings = TrainSettings(epochs=100, patience=0.2, schedule=schedule)
+    course = plan_course(settings)
+    turned = cool_down(course, settings, [0.5] * 21)
+    assert turned.epochs == 21 + 5
+    after = rates(turned, 21, schedule)
+    assert after[0] == learning_rate(course, schedule, 21)
+    assert after == sorted(after, reverse=True)
+    assert after[-1] < 0.3 * after[0]
+
+
+def test_a_course_turns_once_and_its_end_never_moves_away() -> None:
+    turned = cool_down(plan_course(PATIENT), PATIENT, [0.5] * 5)
+    assert cool_down(turned, PATIENT, [0.5] * 6) == turned
+    near_its_end = plan_course(PATIENT)
+    assert cool_down(near_its_end, PATIENT, [0.5] * 38) == near_its_end
+
+
+def test_without_patience_no_training_ends_early() -> None:
+    course = plan_course(TrainSettings())
+    assert cool_down(course, TrainSettings(), [0.5] * 999) == course
+
+
+@pytest.mark.parametrize("done", [3, 10])
+def test_an_extended_training_goes_on_as_if_the_later_end_had_been_planned(done: int) -> None:
+    settings = TrainSettings(epochs=10)
+    longer = extend(plan_course(settings), settings, done, 25)
+    planned = plan_course(TrainSettings(epochs=25))
+    assert longer.epochs == 25
+    assert longer.extended
+    assert rates(longer, done) == pytest.approx(rates(planned, done))
+
+
+def test_an_extension_with_another_schedule_falls_to_nothing_at_its_end() -> None:
+    settings = TrainSettings(epochs=10, schedule="cosine")
+    after = rates(extend(plan_course(settings), settings, 10, 30), 10, "cosine")
+    assert after[0] == pytest.approx(0.01 * 0.75)  # cosine of a third of the way
+    assert after == sorted(after, reverse=True)
+    assert after[-1] < 0.01 * after[0]
+
+
+def test_an_extension_undoes_a_cool_down_and_is_left_alone_by_plateaus() -> None:
+    turned = cool_down(plan_course(PATIENT), PATIENT, [0.5] * 5)
+    longer = extend(turned, PATIENT, 6, 40)
+    assert rates(longer, 6) == pytest.approx(rates(plan_course(PATIENT), 6))
+    assert cool_down(longer, PATIENT, [0.5] * 9) == longer
+
+
+def test_the_same_extension_again_changes_nothing() -> None:
+    settings = TrainSettings(epochs=10)
+    longer = extend(plan_course(settings), settings, 10, 25)
+    for done in (10, 17, 25):
+        assert extend(longer, settings, done, 25) == longer
+    assert extend(plan_course(settings), settings, 4, 10) == plan_course(settings)
+
+
+@pytest.mark.parametrize(("done", "epochs"), [(3, 9), (10, 10), (10, 4)])
+def test_an_end_that_is_not_later_is_refused(done: int, epochs: int) -> None:
+    settings = TrainSettings(epochs=10)
+    with pytest.raises(UsageError, match=f"ends after epoch 10; --extend-to {epochs} must be la"):
+        extend(plan_course(settings), settings, done, epochs)

@@ -1,16 +1,19 @@
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnseg import record
-from nnseg.dataset import Fold, make_folds
+from nnseg import record, splits
+from nnseg.dataset import Fold, extend_folds, make_folds
 from nnseg.dataset.groups import GroupRule, find_leaks, rule_file
-from nnseg.errors import DataError, UsageError
+from nnseg.errors import DataError, MachineError, UsageError
 from nnseg.folders import Folders
-from nnseg.splits import check_regex, find_parted, folds, kept_rule
+from nnseg.lock import locked
+from nnseg.splits import check_regex, find_parted, folds, kept_rule, plan_folds, source_file
 
 DATASET = "Dataset001_Frames"
 RULE = GroupRule(regex=r"(p\d+)_")
@@ -133,6 +136,107 @@ def test_the_users_own_folds_win_over_a_rule_aloud(
         assert folds(root, DATASET, GroupRule(regex="(p.)")) == own
     assert f"{path} is used as it is, whatever --group-regex says" in caplog.text
     assert kept_rule(root, DATASET) == RULE
+
+
+def test_a_users_folds_that_are_gone_are_made_anew_of_all_cases(
+    root: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (Fold(train=tuple(FRAMES[1:5]), val=tuple(FRAMES[:1])),)
+    path = write_users(root, own)
+    assert folds(root, DATASET) == own
+    path.unlink()
+    assert folds(root, DATASET) == make_folds(FRAMES)
+    assert f"{path} is gone; the folds are made anew" in caplog.text
+    assert not source_file(root.splits_file(DATASET)).exists()
+    add(root, "p9_frame1")  # from now on they are ours, and kept
+    assert folds(root, DATASET) == extend_folds(make_folds(FRAMES), [*FRAMES, "p9_frame1"])
+
+
+def test_a_users_folds_that_are_gone_stay_as_they_are_if_they_were_trained_on(
+    root: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (Fold(train=tuple(FRAMES[1:5]), val=tuple(FRAMES[:1])),)
+    path = write_users(root, own)
+    folds(root, DATASET)
+    path.unlink()
+    trained = root.fold(DATASET, "nnseg", "2d", "0", 0)
+    trained.mkdir(parents=True)
+    for _ in range(2):
+        caplog.clear()
+        assert folds(root, DATASET) == own
+        assert f"{trained} was trained on these folds: they stay as they are" in caplog.text
+    trained.rmdir()
+    assert folds(root, DATASET) == make_folds(FRAMES)
+
+
+def test_folds_that_somebody_has_edited_are_no_copy_of_the_users_any_more(root: Folders) -> None:
+    own = (Fold(train=tuple(FRAMES[1:]), val=tuple(FRAMES[:1])),)
+    path = write_users(root, own)
+    folds(root, DATASET)
+    path.unlink()
+    edited = (Fold(train=tuple(FRAMES[2:]), val=tuple(FRAMES[:2])),)
+    text = json.dumps([record.to_json(fold) for fold in edited])
+    root.splits_file(DATASET).write_text(text)
+    assert folds(root, DATASET) == edited
+
+
+def test_a_rule_that_the_folds_beside_it_break_is_seen_by_the_next_plan(
+    root: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    folds(root, DATASET)
+    record.save(RULE, rule_file(root.splits_file(DATASET)))  # as two runs at once once did
+    assert find_leaks(folds(root, DATASET), patients(root)) != ()
+    made = plan_folds(root, DATASET)
+    assert find_leaks(made, patients(root)) == ()
+    assert "the folds are made anew" in caplog.text
+    assert folds(root, DATASET) == made
+
+
+def test_a_rule_that_folds_break_which_were_trained_on_stops_the_next_plan(root: Folders) -> None:
+    folds(root, DATASET)
+    path = rule_file(root.splits_file(DATASET))
+    record.save(RULE, path)
+    root.fold(DATASET, "nnseg", "2d", "0", 0).mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"was trained on these folds; move .* or remove {path}"):
+        plan_folds(root, DATASET)
+
+
+def test_folds_are_written_under_the_lock_of_the_dataset_and_read_without(
+    root: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splits, "PATIENCE", 0.1)
+    with locked(root.prepared_folder(DATASET), "nnseg plan"):
+        with pytest.raises(MachineError, match="is in use by `nnseg plan`"):
+            folds(root, DATASET)
+        assert not root.splits_file(DATASET).exists()
+        made = plan_folds(root, DATASET)
+        assert folds(root, DATASET) == made
+        with pytest.raises(MachineError, match="is in use by `nnseg plan`"):
+            folds(root, DATASET, RULE)
+    assert folds(root, DATASET) == made
+
+
+def test_folds_that_another_run_has_written_meanwhile_are_looked_at_again(
+    root: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds(root, DATASET)
+    add(root, "p9_frame1")
+
+    @contextmanager
+    def wait_for_another(folder: Path, command: str) -> Iterator[None]:
+        plan_folds(root, DATASET, RULE)
+        yield
+
+    monkeypatch.setattr(splits, "locked", wait_for_another)
+    made = folds(root, DATASET)
+    assert find_leaks(made, patients(root)) == ()
+    assert record.read_json(root.splits_file(DATASET)) == [record.to_json(fold) for fold in made]
+
+
+def test_a_users_fold_that_names_a_case_twice_is_refused(root: Folders) -> None:
+    write_users(root, (Fold(train=(*FRAMES[1:], FRAMES[1]), val=tuple(FRAMES[:1])),))
+    with pytest.raises(DataError, match=r"fold 0 names p0_frame12 more than once; keep each id"):
+        folds(root, DATASET)
 
 
 def test_real_folds_by_patient_are_accepted(shared: Path, root: Folders) -> None:

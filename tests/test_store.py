@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -16,12 +17,16 @@ from nnseg.preprocess import Placement, Preprocessed
 from nnseg.store import (
     StoredCase,
     bytes_in_memory,
+    bytes_on_disk,
     clean,
     find_case,
-    has_record,
+    find_record,
     open_case,
+    open_label_map,
     save_case,
+    save_label_map,
     share_case,
+    written_at,
 )
 
 SHAPE = (5, 30, 41)
@@ -204,7 +209,7 @@ def test_a_case_is_absent_while_it_is_being_replaced(
     assert not list(tmp_path.glob(".part-*"))
 
 
-def share(tmp_path: Path, **changes: Any) -> StoredCase:
+def share(tmp_path: Path, **changes: Any) -> Any:
     stored = find_case(tmp_path / "one", "a")
     assert stored is not None
     options = {"made_from": "raw too", "data_hash": "other plan"} | changes
@@ -245,6 +250,149 @@ def test_a_case_that_is_shared_replaces_what_was_there(tmp_path: Path) -> None:
     save(tmp_path / "one")
     share(tmp_path)
     same(open_case(tmp_path / "two", "a", "other plan", in_memory=True), make_case())
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("loss", ["gone", "other", "unreadable"])
+def test_a_case_whose_source_changes_meanwhile_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, linked: bool
+) -> None:
+    stored = save(tmp_path / "one")
+    path = tmp_path / "one" / "a.mask.b2nd"
+    if loss == "gone":
+        path.unlink()
+    elif loss == "other":
+        path.write_bytes(b"another run's")
+    else:
+        path.unlink()
+        path.mkdir()  # which root cannot read either
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not linked:
+        monkeypatch.setattr(Path, "hardlink_to", fail)
+    save(tmp_path / "two")
+    found = share_case(
+        tmp_path / "one", stored, tmp_path / "two", made_from="raw too", data_hash="other plan"
+    )
+    assert found is None
+    assert find_record(tmp_path / "two", "a") is None
+
+
+def test_links_are_not_counted_as_bytes_that_removing_a_case_frees(tmp_path: Path) -> None:
+    stored = save(tmp_path / "one")
+    size = sum((tmp_path / "one" / name).stat().st_size for name in stored.files)
+    assert bytes_on_disk(tmp_path / "one", stored) == size > 1000
+    share(tmp_path)
+    assert bytes_on_disk(tmp_path / "one", stored) == 0
+    assert bytes_on_disk(tmp_path / "not there", stored) == 0
+
+
+def test_an_array_that_cannot_be_read_counts_as_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(store, "sha256", refuse)
+    assert find_case(tmp_path, "a") is None
+    with pytest.raises(DataError, match=r"a\.image\.b2nd: cannot be read \(Permission denied\)"):
+        reopen(tmp_path)
+
+
+# ---------------------------------------------------------------- what is no plain array
+
+
+def replace_array(folder: Path, name: str, data: bytes) -> None:
+    """Put other bytes in the place of an array, with the right hashes, as a stranger could."""
+    stored = store.read_record(folder, "a")
+    (folder / f"a.{name}.b2nd").write_bytes(data)
+    files = stored.files | {f"a.{name}.b2nd": hashlib.sha256(data).hexdigest()}
+    store._save_record(folder, replace(stored, files=files))
+
+
+def frame(array: Any, **options: Any) -> bytes:
+    packed = blosc2.asarray(np.ascontiguousarray(array), contiguous=True, **options)
+    return bytes(packed.to_cframe())
+
+
+def lazy_frame(folder: Path) -> bytes:
+    """Give a frame that has Blosc2 run a Python expression on a file beside it."""
+    operand = blosc2.asarray(make_case().image, urlpath=str(folder / "x.b2nd"), mode="w")
+    (operand + 1).save(urlpath=str(folder / "lazy.b2nd"))
+    return (folder / "lazy.b2nd").read_bytes()
+
+
+def with_trailing_layer() -> bytes:
+    packed = blosc2.asarray(make_case().image, contiguous=True)
+    packed.schunk.vlmeta["anything"] = "at all"
+    return bytes(packed.to_cframe())
+
+
+@pytest.mark.parametrize(
+    "kind", ["lazy", "layer", "trailer", "two trailers", "chunks", "text", "empty"]
+)
+def test_what_is_more_than_a_plain_array_is_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    save(tmp_path)
+    image = make_case().image
+    data = {
+        "lazy": lambda: lazy_frame(tmp_path),
+        "layer": lambda: frame(image, meta={"proxy-source": {"local_abspath": "/x"}}),
+        "trailer": with_trailing_layer,
+        "chunks": lambda: bytes(blosc2.SChunk(data=image.tobytes(), contiguous=True).to_cframe()),
+        "two trailers": lambda: with_trailing_layer() + frame(image)[-35:],
+        "text": lambda: b"no frame at all, whatever " * 9,
+        "empty": lambda: b"",
+    }[kind]()
+    replace_array(tmp_path, "image", data)
+    monkeypatch.setattr(blosc2, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match=r"a\.image\.b2nd: holds something else than a plain array"):
+        reopen(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("image", np.float64),
+        ("image", np.int16),
+        ("segmentation", np.float32),
+        ("mask", np.int8),
+        ("locations", np.float64),
+        ("locations", np.uint64),
+    ],
+)
+def test_arrays_of_another_type_are_refused(tmp_path: Path, name: str, kind: Any) -> None:
+    save(tmp_path)
+    found = blosc2.open(str(tmp_path / f"a.{name}.b2nd"), mode="r")[...]
+    replace_array(tmp_path, name, frame(found.astype(kind)))
+    text = rf"a\.{name}\.b2nd: holds {np.dtype(kind)}, and .* was wanted; have it made anew"
+    with pytest.raises(DataError, match=text):
+        reopen(tmp_path)
+
+
+def test_a_label_map_comes_back_and_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    labels, path = make_case().segmentation, tmp_path / "map.b2nd"
+    assert labels is not None
+    digest = save_label_map(path, labels)
+    np.testing.assert_array_equal(open_label_map(path, digest, in_memory=True), labels)
+    np.testing.assert_array_equal(open_label_map(path, digest, in_memory=False)[1:3], labels[1:3])
+    with pytest.raises(DataError, match="is damaged"):
+        open_label_map(path, "0" * 64, in_memory=True)
+    for data, text in (
+        (frame(labels.astype(np.float32)), "holds float32"),
+        (frame(labels, meta={"b2o": {}}), "holds something else"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=text):
+            open_label_map(path, hashlib.sha256(data).hexdigest(), in_memory=True)
+    path.unlink()
+    with pytest.raises(DataError, match=r"map\.b2nd does not exist"):
+        open_label_map(path, digest, in_memory=True)
 
 
 def test_a_full_disk_is_told_and_leaves_no_case(
@@ -340,9 +488,11 @@ def test_a_case_without_labels_cannot_be_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_record_says_what_its_case_was_made_from(tmp_path: Path) -> None:
-    assert not has_record(tmp_path, "a")
+    assert find_record(tmp_path, "a") is None
+    assert written_at(tmp_path, "a") == 0
     stored = save(tmp_path)
-    assert has_record(tmp_path, "a")
+    assert find_record(tmp_path, "a") == stored
+    assert written_at(tmp_path, "a") == (tmp_path / "a.json").stat().st_mtime_ns
     assert find_case(tmp_path, "a") == stored
     assert (stored.made_from, stored.data_hash) == ("raw", "plan")
     assert stored.placement == PLACEMENT

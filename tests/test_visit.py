@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,53 @@ def test_a_case_whose_files_changed_since_it_was_read_is_not_given(tmp_path: Pat
     assert shelf.take("a", stamps_of([path])) is None
 
 
+def test_reading_a_case_again_after_its_files_changed_takes_the_old_one_off_the_shelf(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"old")
+    shelf = Shelf(room=1000)
+    put(shelf, "a", read_case(fill=1), (path,))
+    shelf.note("a", ("hash of old",))
+    put(shelf, "a", read_case(fill=2), (path,))  # which changes nothing: it is there
+    assert shelf.hashes("a", stamps_of([path])) == ("hash of old",)
+    path.write_bytes(b"newer")
+    assert shelf.hashes("a", stamps_of([path])) is None
+    put(shelf, "a", read_case(fill=3), (path,))
+    assert shelf.hashes("a", stamps_of([path])) is None
+    found = shelf.take("a", stamps_of([path]))
+    assert found is not None
+    assert found.cropped.channels[0].max() == 3
+    assert shelf.room == 1000
+
+
+def test_a_file_that_is_replaced_within_its_time_stamp_has_other_stamps(tmp_path: Path) -> None:
+    path, other = tmp_path / "image", tmp_path / "other"
+    path.write_bytes(b"old")
+    before = stamps_of([path])
+    other.write_bytes(b"new")
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)
+    assert stamps_of([path]) != before
+
+
+def test_a_case_whose_files_change_while_it_is_measured_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"old")
+
+    def work(case_id: str) -> str:
+        if case_id == "a":
+            path.write_bytes(b"newer")
+        return case_id
+
+    with pytest.raises(DataError, match="files of the case changed while they were read"):
+        visit.read_watched({"a": [path]}, None, work, "a")
+    shelf = Shelf(room=1000)
+    assert visit.read_watched({"b": [path]}, shelf, work, "b") == "b"
+    shelf.note("b", ("hash",))
+    assert shelf.hashes("b", stamps_of([path])) == ("hash",)
+
+
 def test_a_case_on_the_shelf_keeps_no_larger_arrays_in_memory() -> None:
     image: Any = np.zeros((9, 10, 11), np.int16)
     image[2:6, 3:8, 1:7] = 5
@@ -98,10 +146,14 @@ def test_a_case_on_the_shelf_keeps_no_larger_arrays_in_memory() -> None:
         (np.float32, np.float32),
     ],
 )
-def test_channels_are_kept_in_the_smaller_of_their_type_and_float32(kind: Any, kept: Any) -> None:
+def test_channels_are_kept_in_the_smaller_of_their_type_and_float32(
+    tmp_path: Path, kind: Any, kept: Any
+) -> None:
     channel = np.arange(1, 25).reshape(2, 3, 4).astype(kind)
+    label = tmp_path / "a.nii"
+    label.touch()
     sound = SoundCase(
-        case_id="a", images=(), label=Path(), channels=(channel,), labels=channel * 0,
+        case_id="a", images=(), label=label, channels=(channel,), labels=channel * 0,
         geometry=simple_geometry((2, 3, 4), (1.0, 1.0, 1.0)),
     )  # fmt: skip
     shelf = Shelf(room=1000)
@@ -273,6 +325,46 @@ def test_what_was_measured_is_not_read_again(dataset: Dataset, reads: list[Path]
         same_arrays(dataset.store("3d_fullres"), case, dataset.plan, "3d_fullres")
     assert reads == []
     assert shelf.room == 10**6
+
+
+def test_what_was_hashed_while_it_was_measured_is_not_hashed_again(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, (first, second) = Shelf(room=10**6), dataset.cases
+    measured = {case.case_id: case for case in dataset.examine(shelf)}
+    for case in dataset.cases:
+        assert measured[case.case_id].raw == tuple(sha256(path) for path in case.files)
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr(visit, "sha256", count)
+    visit.preprocess(dataset.job("3d_fullres"), shelf, first)
+    assert hashed == []
+    os.utime(second.images[0])
+    visit.preprocess(dataset.job("3d_fullres"), shelf, second)
+    assert hashed == list(second.files)
+
+
+def test_an_array_whose_source_is_lost_while_it_is_shared_is_made(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, reads: list[Path]
+) -> None:
+    case = dataset.cases[0]
+    visit.preprocess(dataset.job("3d_fullres"), None, case)
+    reads.clear()
+    original = store.share_case
+
+    def lose(source: Path, *arguments: Any, **options: Any) -> Any:
+        store.remove_case(source, case.case_id)
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(store, "share_case", lose)
+    job = dataset.job("2d", elsewhere=(dataset.store("3d_fullres"),))
+    assert visit.preprocess(job, None, case) == ("2d",)
+    assert len(reads) == 1
+    same_arrays(dataset.store("2d"), case, dataset.plan, "2d")
 
 
 def test_what_is_there_is_neither_read_nor_made(dataset: Dataset, reads: list[Path]) -> None:

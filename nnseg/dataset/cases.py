@@ -6,13 +6,15 @@ the dataset end in; or the map `dataset` of dataset.json lists them.
 """
 
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnseg.dataset.spec import DatasetSpec
-from nnseg.errors import DataError, MissingError
+from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.folders import Folders
 from nnseg.volume import (
     ENDINGS,
@@ -26,6 +28,8 @@ from nnseg.volume import (
 logger = logging.getLogger(__name__)
 
 CHANNEL_FILE = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
+LONGEST_ID = 200  # bytes: names of files have 255, and ours add endings and marks
+LONGEST_SHOWN = 200  # characters of a path in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,19 @@ def find_image_files(folder: Path, spec: DatasetSpec) -> dict[str, dict[int, tup
 
     There should be one file for a channel; `channel_fault` says where there are more. Hidden files
     are passed over, with a line in the log. Other files are not listed here; `doctor` names them.
+
+    Raises:
+        MissingError, MachineError, DataError: As `visible_files`.
     """
+    return group_image_files(visible_files(folder), spec)
+
+
+def group_image_files(
+    files: Iterable[Path], spec: DatasetSpec
+) -> dict[str, dict[int, tuple[Path, ...]]]:
+    """Do what `find_image_files` does with the files of a folder that was listed before."""
     found: dict[str, dict[int, tuple[Path, ...]]] = {}
-    for path in visible_files(folder):
+    for path in files:
         match = CHANNEL_FILE.fullmatch(_stem(path, spec.file_ending, ENDINGS) or "")
         if match:
             channels = found.setdefault(match["case_id"], {})
@@ -67,24 +81,112 @@ def find_label_maps(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     """List the label maps of a folder: case id to files, of which there should be one; ids sorted.
 
     Any file counts that ends in `ending`, the usual one, or as label maps can.
+
+    Raises:
+        MissingError, MachineError, DataError: As `visible_files`.
     """
+    return group_label_maps(visible_files(folder), ending)
+
+
+def group_label_maps(files: Iterable[Path], ending: str) -> dict[str, tuple[Path, ...]]:
+    """Do what `find_label_maps` does with the files of a folder that was listed before."""
     found: dict[str, tuple[Path, ...]] = {}
-    for path in visible_files(folder):
+    for path in files:
         case_id = _stem(path, ending, LABEL_ENDINGS)
         if case_id:
             found[case_id] = (*found.get(case_id, ()), path)
     return dict(sorted(found.items()))
 
 
+def called_as(
+    maps: Mapping[str, tuple[Path, ...]], case_ids: Iterable[str]
+) -> dict[str, tuple[Path, ...]]:
+    r"""Give label maps by the ids that the images call their cases by.
+
+    One text can be composed in two ways, é as one sign or as e and an accent: some systems rename
+    files from the first to the second, and names that look alike then differ.
+
+    Args:
+        maps: As `find_label_maps` gives them.
+        case_ids: Those of the images.
+
+    >>> called_as({"e\u0301": ()}, ["\xe9"]) == {"\xe9": ()}
+    True
+    """
+    known = tuple(case_ids)
+    composed = {unicodedata.normalize("NFC", case_id): case_id for case_id in known}
+    found: dict[str, tuple[Path, ...]] = {}
+    for case_id, files in maps.items():
+        exact = case_id in known
+        name = case_id if exact else composed.get(unicodedata.normalize("NFC", case_id), case_id)
+        found[name] = (*found.get(name, ()), *files)
+    return found
+
+
 def visible_files(folder: Path) -> list[Path]:
-    """List the files of `folder` by name, without hidden ones such as ._x and .DS_Store."""
-    if not folder.is_dir():
-        raise MissingError(f"{folder} does not exist; put the dataset's files there")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    """List the files of `folder` by name, without hidden ones such as ._x and .DS_Store.
+
+    Raises:
+        MissingError: There is no such folder.
+        MachineError: It cannot be listed.
+        DataError: A name is no text in the system's encoding.
+    """
+    files = list_files(folder)
+    for path in files:
+        if not is_text(path.name):
+            raise DataError(
+                f"{folder}: the name {printable(path.name)} is no text in UTF-8; rename the file"
+            )
+    return files
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Do what `visible_files` does, but list names that are no text, too."""
+    try:
+        if not folder.is_dir():
+            raise MissingError(f"{folder} does not exist; put the dataset's files there")
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise MachineError(
+            f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights"
+        ) from None
     hidden = [path for path in files if path.name.startswith(".")]
     if hidden:
         logger.info("%s: %d hidden files passed over (%s)", folder, len(hidden), hidden[0].name)
     return [path for path in files if not path.name.startswith(".")]
+
+
+def is_text(name: str) -> bool:
+    """Say whether a file's name could be decoded; what could not are lone surrogates in it."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str) -> str:
+    r"""Give a file's name with \x.. for each byte that is no text.
+
+    >>> printable("caf\udce9_0000.nii")
+    'caf\\xe9_0000.nii'
+    """
+    try:
+        return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    except UnicodeEncodeError:  # no file's name, but something made up in a JSON file
+        return name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def is_there(path: Path) -> bool:
+    """Say whether a file is there; DataError if the system refuses to look for it."""
+    try:
+        return path.is_file()
+    except OSError as error:  # no right to the folder, or a name that is too long
+        shown = str(path) if len(str(path)) <= LONGEST_SHOWN else f"{str(path)[:LONGEST_SHOWN]}..."
+        raise DataError(
+            f"{shown}: cannot be looked for ({error.strerror}); correct the path, or the rights "
+            "of its folder"
+        ) from None
 
 
 def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Case, ...]:
@@ -97,6 +199,7 @@ def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Ca
 
     Raises:
         MissingError: A folder does not exist.
+        MachineError: A folder cannot be listed.
         DataError: No case at all, or a case lacks a channel or its label map, or has two files for
             one of them.
     """
@@ -106,7 +209,7 @@ def find_cases(images: Path, labels: Path | None, spec: DatasetSpec) -> tuple[Ca
             f"{images}: no file is named CASE_0000{spec.file_ending}; name them so, one file for "
             "each channel"
         )
-    maps = {} if labels is None else find_label_maps(labels, spec.label_ending)
+    maps = {} if labels is None else called_as(find_label_maps(labels, spec.label_ending), found)
     cases = []
     for case_id, channels in found.items():
         if fault := channel_fault(images, case_id, channels, spec):
@@ -129,7 +232,8 @@ def find_training_cases(folders: Folders, dataset: str, spec: DatasetSpec) -> tu
 
     Raises:
         MissingError: A folder or a listed file does not exist.
-        DataError: As `find_cases`.
+        MachineError: A folder cannot be listed.
+        DataError: As `find_cases`; or a listed file cannot be looked for.
     """
     if spec.listed is None:
         return find_cases(folders.images(dataset), folders.labels(dataset), spec)
@@ -138,7 +242,7 @@ def find_training_cases(folders: Folders, dataset: str, spec: DatasetSpec) -> tu
         raise DataError(f"{folders.spec_file(dataset)}: dataset is empty; list cases, or remove it")
     for case in cases:
         for path in (*case.images, *((case.label,) if case.label else ())):
-            if not path.is_file():
+            if not is_there(path):
                 raise MissingError(
                     f"case {case.case_id}: {path}, which dataset.json lists, does not exist; "
                     "correct the path or restore the file"

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def extend_folds(folds: Sequence[Fold], case_ids: Sequence[str]) -> tuple[Fold, 
 
 
 def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], where: str) -> None:
-    """Refuse splits that name unknown cases, train on what they validate on, or lack either.
+    """Refuse folds that name a case twice or an unknown one, or lack cases to train or validate on.
 
     A model is chosen and scored by its validation cases; to train on all cases there is `all`.
 
@@ -92,6 +93,12 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], where: str) -> N
             raise DataError(
                 f"{where}: fold {number} names {', '.join(unknown[:5])}, which the dataset lacks; "
                 "correct the file or remove it to have it made anew"
+            )
+        counts = (Counter(fold.train), Counter(fold.val))
+        if twice := sorted(name for count in counts for name, n in count.items() if n > 1):
+            raise DataError(
+                f"{where}: fold {number} names {', '.join(twice[:5])} more than once; keep each id "
+                "once"
             )
         both = sorted(set(fold.train) & set(fold.val))
         if both:

@@ -11,7 +11,7 @@ from nnseg import record
 from nnseg.errors import DataError
 from nnseg.folders import FOLDER_NAME_RULE, is_folder_name
 from nnseg.labels import Labels
-from nnseg.volume import label_ending
+from nnseg.volume import ENDINGS, label_ending
 
 _JSON_NAMES = {
     "channel_names": "channel_names",
@@ -54,8 +54,8 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if not self.channels:
             raise DataError("channel_names is empty; name at least one channel")
-        if not self.file_ending.startswith("."):
-            raise DataError(f"file_ending is {self.file_ending!r}; it must begin with a dot")
+        if fault := ending_fault(self.file_ending):
+            raise DataError(fault)
         for case_id, case in (self.listed or {}).items():
             if not is_folder_name(case_id):
                 raise DataError(f"dataset has the case {case_id!r}; {FOLDER_NAME_RULE}")
@@ -73,6 +73,26 @@ class DatasetSpec:
     def label_ending(self) -> str:
         """How label maps and predictions end: as images do, but .png for JPEG."""
         return label_ending(self.file_ending)
+
+
+def ending_fault(file_ending: str) -> str | None:
+    """Say why files cannot end so; None if they can.
+
+    Names of files are made with it, so whatever is none of the endings that we read may lead out of
+    the folder that a file is meant for.
+
+    >>> ending_fault(".NII.gz")
+    >>> ending_fault("nii.gz")
+    "file_ending is 'nii.gz'; it must begin with a dot"
+    """
+    if not file_ending.startswith("."):
+        return f"file_ending is {file_ending!r}; it must begin with a dot"
+    if file_ending.lower() not in ENDINGS:
+        return (
+            f"file_ending is {file_ending!r}, which cannot be read; convert the files to one of "
+            f"{', '.join(ENDINGS)}"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

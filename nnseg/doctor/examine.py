@@ -171,6 +171,7 @@ def survey(
         cases = [by_id[case_id] for case_id in listing.case_ids]
         for facts in cases:
             notes.findings.extend(facts.findings)
+        _check_dimensions(notes, listing, cases)
         _check_duplicates(notes, listing, cases)
         _check_labels_together(notes, listing, cases)
         compare(notes, [facts.look for facts in cases if facts.look is not None])
@@ -383,6 +384,31 @@ def _check_not_empty(notes: Notes, listing: Listing, path: Path, values: Mapping
     if not _has_foreground(listing.spec, values):
         remedy = "check that the case has nothing to segment"
         notes.warning("label_empty", path, "has no foreground voxel", remedy)
+
+
+def _check_dimensions(notes: Notes, listing: Listing, cases: Sequence[CaseFacts]) -> None:
+    """Note pictures among volumes: the slices of a picture lie apart by a stand-in, not by mm.
+
+    A volume of one slice counts as neither, because only its thickness tells it from a picture.
+    """
+    flat = [c.case_id for c in cases if c.grid is not None and c.grid.dimensions == 2]
+    deep = [
+        c.case_id
+        for c in cases
+        if c.grid is not None and c.grid.dimensions == 3 and c.grid.shape[0] > 1
+    ]
+    if not flat or not deep:
+        return
+    found = f"holds {_some(flat)} of 2D files and {_some(deep)} of 3D files"
+    path = next(iter(listing.images[flat[0]])).parent
+    notes.error("dimensions_mixed", path, found, "make a dataset of the ones and one of the others")
+
+
+def _some(case_ids: Sequence[str]) -> str:
+    """Count cases and name the first of them."""
+    more = ", ..." if len(case_ids) > LISTED else ""
+    plural = "" if len(case_ids) == 1 else "s"
+    return f"{len(case_ids)} case{plural} ({', '.join(case_ids[:LISTED])}{more})"
 
 
 def _check_duplicates(notes: Notes, listing: Listing, cases: Sequence[CaseFacts]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from nnseg.dataset import printable
 from nnseg.errors import DataError, NnsegError
 
 Severity: TypeAlias = Literal["error", "warning"]
@@ -51,7 +52,7 @@ class Notes:
             Finding(
                 rule=rule,
                 severity=severity,
-                file=path.relative_to(self.folder).as_posix(),
+                file=printable(path.relative_to(self.folder).as_posix()),
                 found=found,
                 remedy=remedy,
                 case_id=self.case_id,

@@ -10,20 +10,24 @@ from typing import Any
 from nnseg import record
 from nnseg.dataset import (
     CHANNEL_FILE,
+    LONGEST_ID,
     DatasetSpec,
     Fold,
+    called_as,
     check_folds,
-    find_image_files,
-    find_label_maps,
+    group_image_files,
+    group_label_maps,
+    is_text,
+    is_there,
+    list_files,
     listed_cases,
     make_folds,
     parse_spec,
-    visible_files,
 )
 from nnseg.dataset.groups import GroupRule, find_leaks, probable_rule
 from nnseg.doctor.findings import Finding, Notes
 from nnseg.errors import DataError, MissingError, NnsegError
-from nnseg.volume import ENDINGS, SEVERAL_CHANNELS, channel_counts, side_files, split_ending
+from nnseg.volume import SEVERAL_CHANNELS, channel_counts, side_files, split_ending
 
 # keys of dataset.json that can only be judged together, and values that stand in for bad ones
 _PARTS: dict[str, dict[str, Any]] = {
@@ -64,6 +68,7 @@ def list_dataset(notes: Notes) -> Listing:
         listing = _list_folders(notes, spec, known)
     else:
         listing = _list_declared(notes, spec, known)
+    _check_lengths(notes, listing)
     if listing.images or spec.listed is not None:
         _check_count(notes, listing)
         _check_folds(notes, listing)
@@ -171,16 +176,25 @@ def _usual_ending(folder: Path) -> str | None:
 def _list_files(folder: Path) -> list[Path] | None:
     """Give the files of a folder, hidden ones left out; None if it cannot be listed."""
     try:
-        return visible_files(folder)
-    except (MissingError, OSError):
+        return list_files(folder)
+    except NnsegError:
         return None
+
+
+def _readable_names(notes: Notes, files: list[Path] | None) -> list[Path] | None:
+    """Give the files whose names are text; note the others."""
+    for path in files or []:
+        if not is_text(path.name):
+            remedy = "rename it by the program that made it, or remove it"
+            notes.error("name_unusable", path, "its name is no text in UTF-8", remedy)
+    return None if files is None else [path for path in files if is_text(path.name)]
 
 
 def _part_is_sound(
     notes: Notes, path: Path, data: dict[str, Any], part: str, stand_in: dict[str, Any]
 ) -> bool:
     try:
-        spec = parse_spec(_with_part(stand_in, data, part), str(path))
+        parse_spec(_with_part(stand_in, data, part), str(path))
     except DataError as error:
         notes.error(
             "dataset_json_invalid",
@@ -188,11 +202,6 @@ def _part_is_sound(
             str(error).removeprefix(f"{path}: "),
             f"correct {part}",
         )
-        return False
-    if part == "file_ending" and spec.file_ending.lower() not in ENDINGS:
-        found = f"file_ending is {spec.file_ending!r}, which cannot be read"
-        remedy = f"convert the files to one of {', '.join(ENDINGS)}"
-        notes.error("dataset_json_invalid", path, found, remedy)
         return False
     return True
 
@@ -204,19 +213,43 @@ def _with_part(stand_in: dict[str, Any], data: dict[str, Any], part: str) -> dic
     return rest | {key: data[key] for key in keys if key in data}
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # what cannot be looked at may be there
+        return True
+
+
+def _check_lengths(notes: Notes, listing: Listing) -> None:
+    """Note the cases whose files of ours would get names that no file can have."""
+    for case_id in listing.case_ids:
+        length = len(case_id.encode())
+        if length > LONGEST_ID:
+            notes.case_id = case_id
+            path = next(iter(listing.images.get(case_id, {})), listing.labels.get(case_id))
+            found = f"the id of its case takes {length} bytes; {LONGEST_ID} are the most"
+            remedy = "give the case a shorter name"
+            notes.error("name_unusable", path or notes.folder / "dataset.json", found, remedy)
+    notes.case_id = None
+
+
 def _list_folders(notes: Notes, spec: DatasetSpec, known: frozenset[str]) -> Listing:
     """List the cases of imagesTr and labelsTr."""
     folder = notes.folder
     image_files, label_files = _list_files(folder / "imagesTr"), _list_files(folder / "labelsTr")
     for name, files in (("imagesTr", image_files), ("labelsTr", label_files)):
         if files is None:
-            found = "cannot be listed" if (folder / name).is_dir() else "does not exist"
-            notes.error("folder_missing", folder / name, found, "put the dataset's files there")
+            there = _exists(folder / name)
+            found = "cannot be listed" if there else "does not exist"
+            remedy = "check its rights" if there else "put the dataset's files there"
+            notes.error("folder_missing", folder / name, found, remedy)
+    image_files = _readable_names(notes, image_files)
+    label_files = _readable_names(notes, label_files)
     found_images: dict[str, dict[int, tuple[Path, ...]]] = {}
     found_labels: dict[str, tuple[Path, ...]] = {}
     strange: list[Path] = []
     if image_files is not None and "file_ending" in known:
-        found_images = find_image_files(folder / "imagesTr", spec)
+        found_images = group_image_files(image_files, spec)
         used = [path for case in found_images.values() for files in case.values() for path in files]
         strange += _note_strange_names(notes, image_files, used, f"CASE_0000{spec.file_ending}")
         if not found_images:
@@ -224,9 +257,10 @@ def _list_folders(notes: Notes, spec: DatasetSpec, known: frozenset[str]) -> Lis
             remedy = "add images, a file for each channel"
             notes.error("no_cases", folder / "imagesTr", found, remedy)
     if label_files is not None and "file_ending" in known:
+        maps_by_name = group_label_maps(label_files, spec.label_ending)
         found_labels = {
             case_id: files
-            for case_id, files in find_label_maps(folder / "labelsTr", spec.label_ending).items()
+            for case_id, files in called_as(maps_by_name, found_images).items()
             if case_id in found_images or not _is_image_name(case_id, found_images)
         }
         used = [path for files in found_labels.values() for path in files]
@@ -269,12 +303,12 @@ def _list_declared(notes: Notes, spec: DatasetSpec, known: frozenset[str]) -> Li
     labels: dict[str, Path] = {}
     for case in listed_cases(notes.folder, spec):
         notes.case_id = case.case_id
-        channels = {number: (path,) for number, path in enumerate(case.images) if path.is_file()}
+        channels = {n: (path,) for n, path in enumerate(case.images) if _can_be_read(path)}
         images[case.case_id] = _channel_files(notes, spec, known, case.case_id, channels)
-        if case.label is not None and case.label.is_file():
+        if case.label is not None and _can_be_read(case.label):
             labels[case.case_id] = case.label
         for path in (*case.images, *((case.label,) if case.label else ())):
-            if not path.is_file():
+            if not _can_be_read(path):
                 remedy = "correct the path in the map `dataset`, or restore the file"
                 notes.error(
                     "listed_missing", path, "does not exist, but dataset.json lists it", remedy
@@ -283,6 +317,14 @@ def _list_declared(notes: Notes, spec: DatasetSpec, known: frozenset[str]) -> Li
     return Listing(
         folder=notes.folder, spec=spec, known=known, images=images, labels=labels, strange=()
     )
+
+
+def _can_be_read(path: Path) -> bool:
+    """Say whether a listed file is there, as far as the system lets us look."""
+    try:
+        return is_there(path)
+    except DataError:
+        return False
 
 
 def _note_strange_names(

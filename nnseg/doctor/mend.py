@@ -5,6 +5,7 @@ copy's files are copies and never links, so that no later change of one of them 
 original, and the copy appears under its name when it is whole.
 """
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from nnseg.doctor.listing import judge_folds
 from nnseg.doctor.remedies import DRIFT, FULL, Mend, NewLabel, Recipe, make_recipe
 from nnseg.errors import DataError, MachineError, UsageError
 from nnseg.folders import FOLDER_NAME_RULE, is_folder_name
-from nnseg.lock import locked
+from nnseg.lock import lock_file, locked
 from nnseg.parallel import OnProgress, cores, for_each
 from nnseg.volume import read_array, side_files, write
 
@@ -39,6 +40,7 @@ _REASONS = {  # why a finding is not mended, by its rule
     "channel_grid": "intensities are never changed, and resampling would",
     "channel_missing": "only its file can bring it back",
     "channel_undeclared": "only you can tell whether it is a channel",
+    "dimensions_mixed": "only you can tell which of them belong together",
     "dataset_json_invalid": "only you can tell what is meant",
     "dataset_json_missing": "only you can tell what the files mean",
     "dataset_json_unreadable": "only you can tell what was meant",
@@ -53,6 +55,7 @@ _REASONS = {  # why a finding is not mended, by its rule
     "label_not_integer": "rounding would invent borders where labels have been mixed",
     "label_undeclared": f"only 0 and {FULL} with two declared labels can mean just one thing",
     "listed_missing": "only its file can bring it back",
+    "name_unusable": "only you can tell what it should be called",
     "no_cases": "only images can make cases",
     "not_finite": "nobody knows what the values were",
     "unreadable": "what a damaged file has lost cannot be made up",
@@ -141,6 +144,8 @@ def mend(
             raise cannot_write(target, error) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):  # whoever waits for it finds that it is another now
+                lock_file(unfinished).unlink(missing_ok=True)
     return result
 
 
@@ -263,3 +268,12 @@ def _write_label(source: Path, target: Path, new: NewLabel) -> None:
         low, high = np.min_scalar_type(min(new.values)), np.min_scalar_type(max(new.values))
         array = array.astype(np.promote_types(low, high))
     write(target, array, new.geometry)
+    for side in side_files(source):
+        if side.suffix == ".json":
+            _keep_side_file(side, target.with_name(side.name))
+
+
+def _keep_side_file(source: Path, target: Path) -> None:
+    """Write what the spacing file of a TIFF says into the copy's; images may share it."""
+    written = record.read_json(target) if target.is_file() else {}
+    write_whole(target, record.json_text({**record.read_json(source), **written}).encode())

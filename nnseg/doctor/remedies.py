@@ -18,6 +18,7 @@ from nnseg.errors import DataError, MissingError
 from nnseg.volume import Geometry, grid_fault, side_files
 
 DRIFT = 0.1  # smallest voxels that a label map may lie beside its image and still be moved onto it
+LABELS = np.iinfo(np.int32)  # what a label can be; formats hold these and not all of more
 FULL = 255  # the foreground of masks that are made as pictures
 
 
@@ -36,7 +37,7 @@ class NewLabel:
 
     geometry: Geometry
     foreground: int | None  # what 255 becomes; None leaves the values
-    values: Mapping[int, int]  # label to number of voxels, as they are; empty if no integers
+    values: Mapping[int, int]  # label to number of voxels, as they are; empty if no labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,8 @@ def _mend_label(
     steps = []
     foreground, geometry = None, label.geometry
     values = label.values or {}
+    if values and not LABELS.min <= min(values) <= max(values) <= LABELS.max:
+        values = {}
     declared = listing.spec.labels
     alone = len(declared.values) == 2 and len(declared.foreground) == 1
     certain = alone and "labels" in listing.known and FULL not in declared.values
@@ -129,7 +132,7 @@ def _mend_label(
         (name,) = declared.foreground
         text = f"{FULL} became {foreground} ({name}) in {values[FULL]} voxels"
         steps.append(("label_undeclared", text))
-    if label.is_float and label.values is not None:
+    if label.is_float and values:
         steps.append(("label_float", "its integers are stored as integers"))
     if facts.grid is not None and grid_fault(facts.grid, geometry):
         off = drift(facts.grid, geometry)

@@ -419,7 +419,7 @@ def _architecture_to_json(architecture: Architecture) -> dict[str, Any]:
             "kernel_sizes": [list(kernel[skip:]) for kernel in architecture.kernel_sizes],
             "strides": [list(stride[skip:]) for stride in architecture.strides],
             _BLOCK_COUNTS[architecture.network]: list(architecture.encoder_blocks),
-            "n_conv_per_stage_decoder": list(architecture.decoder_blocks),
+            "n_conv_per_stage_decoder": list(architecture.decoder_blocks[::-1]),  # deepest first
             **_fixed_arguments(architecture.dimensions),
         },
         "_kw_requires_import": list(_KWARGS_TO_IMPORT),
@@ -548,7 +548,7 @@ def _read_architecture(data: Mapping[str, Any]) -> Architecture:
         kernel_sizes=tuple(_three("kernel_sizes", lead + k) for k in found.kernel_sizes),
         strides=tuple(_three("strides", lead + s) for s in found.strides),
         encoder_blocks=(found.n_conv_per_stage if network == "plain" else found.n_blocks_per_stage),
-        decoder_blocks=found.n_conv_per_stage_decoder,
+        decoder_blocks=found.n_conv_per_stage_decoder[::-1],
     )
 
 

@@ -1,6 +1,6 @@
 """A folder of preprocessed cases, judged one by one: whole, damaged, missing or out of date."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,7 @@ from nnseg.doctor.findings import Finding, Notes
 from nnseg.errors import NnsegError
 from nnseg.fsck.proofs import Look
 from nnseg.lock import in_use
-from nnseg.parallel import OnProgress, for_each
-
-NAMED = 3  # cases that one finding names; more are counted
+from nnseg.parallel import OnProgress, for_each, some
 
 # what keeps whole cases from being used, told once for all of a folder
 _UNUSABLE = {
@@ -55,6 +53,13 @@ class RawCases:
             self.digests[case_id] = tuple(sha256(path) for path in self.cases[case_id].files)
         return self.digests[case_id]
 
+    def hashes_or_none(self, case_id: str) -> tuple[str, ...] | None:
+        """Do what `hashes` does; None where a file cannot be read."""
+        try:
+            return self.hashes(case_id)
+        except OSError:
+            return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remake:
@@ -94,7 +99,12 @@ def audit(
     folder, notes = found.folder, look.notes
     holder = in_use(folder)
     arrays: dict[str, list[Path]] = {}
-    files = [path for path in folder.iterdir() if not path.name.startswith(TEMPORARY)]
+    try:
+        files = [path for path in folder.iterdir() if not path.name.startswith(TEMPORARY)]
+    except OSError as error:
+        remedy = "check the folder and its rights"
+        notes.error("unreadable", folder, f"cannot be read ({error.strerror})", remedy)
+        return None
     for path in sorted(files):
         if match := store.ARRAY_FILE.fullmatch(path.name):
             arrays.setdefault(match["case_id"], []).append(path)
@@ -124,18 +134,6 @@ def audit(
         return None
     damaged = tuple(case_id for case_id in case_ids if verdicts[case_id].state == "damaged")
     return Remake(plan=found.plan, configuration=found.configuration, damaged=damaged)
-
-
-def some(case_ids: Iterable[str]) -> str:
-    """Name some cases, and say how many there are.
-
-    >>> some(["a"]), some(["d", "c", "b", "a"])
-    ('case a', '4 cases, such as a, b, c')
-    """
-    names = sorted(case_ids)
-    if len(names) == 1:
-        return f"case {names[0]}"
-    return f"{len(names)} cases, such as {', '.join(names[:NAMED])}"
 
 
 def _judge(

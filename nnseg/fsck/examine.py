@@ -5,26 +5,27 @@ of its weights, the other files by what the record of the run that wrote them sa
 changed here, and a folder that a run is using is not judged.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnseg.commit import TEMPORARY
-from nnseg.dataset import Fold, check_folds, find_training_cases, read_spec
-from nnseg.dataset.groups import GroupRule, rule_file
+from nnseg.dataset import DatasetSpec, Fold, check_folds, find_training_cases, read_spec
+from nnseg.dataset.groups import GroupRule, find_leaks, rule_file
 from nnseg.doctor.findings import Finding, Notes, in_order
-from nnseg.errors import MissingError, NnsegError
+from nnseg.errors import MachineError, MissingError, NnsegError
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import DATASET_NAME, Folders, checkpoint_file
-from nnseg.fsck.audit import CaseFolder, RawCases, Remake, audit, some
+from nnseg.fsck.audit import CaseFolder, RawCases, Remake, audit
 from nnseg.fsck.proofs import Look, Proof
 from nnseg.lock import in_use
-from nnseg.parallel import OnProgress
-from nnseg.plan import Plan
+from nnseg.parallel import OnProgress, for_each, some
+from nnseg.plan import Plan, differing_key
 from nnseg.preprocess import preprocessing_hash
+from nnseg.splits import SplitsSource, source_file
 
-KINDS = ("final", "best", "latest")  # of checkpoints
+RUNS = ("latest", "previous")  # checkpoints that a training goes on from
+KINDS = ("final", "best", *RUNS)
 RESULT_RECORDS = ("run.json", "[!.]*.run.json", "run_*_of_*.json")
 
 
@@ -41,7 +42,7 @@ class Examination:
 def kept_datasets(folders: Folders) -> tuple[str, ...]:
     """List the datasets of which anything is kept, by name."""
     roots = [root for root in (folders.preprocessed, folders.results) if root.is_dir()]
-    found = {entry.name for root in roots for entry in root.iterdir() if entry.is_dir()}
+    found = {folder.name for root in roots for folder in _folders_in(root)}
     return tuple(sorted(name for name in found if DATASET_NAME.fullmatch(name)))
 
 
@@ -65,6 +66,7 @@ def examine(
 
     Raises:
         MissingError: Nothing is kept of the dataset.
+        MachineError: Its folder cannot be read.
     """
     kept, models = folders.prepared_folder(dataset), folders.models_folder(dataset)
     if not kept.is_dir() and not models.is_dir():
@@ -73,10 +75,13 @@ def examine(
     remakes: list[Remake] = []
     if kept.is_dir():
         raw = _raw_cases(prepared, folders, dataset)
-        plans = _examine_records(prepared, folders, dataset, raw)
+        fingerprint, plans = _examine_records(prepared, folders, dataset, raw)
         for found in _case_folders(dataset, kept, plans):
             remake = audit(prepared, found, raw, workers, on_progress)
             remakes += [remake] if remake else []
+        if fingerprint is not None:
+            path = folders.fingerprint_file(dataset)
+            _compare_with_raw(prepared, path, fingerprint, raw, workers, on_progress)
     if models.is_dir():
         _examine_results(trained, models)
     remedy = f"`nnseg fsck {dataset} --redo` removes it"
@@ -115,22 +120,33 @@ def _raw_cases(look: Look, folders: Folders, dataset: str) -> RawCases:
     return RawCases({case.case_id: case for case in cases})
 
 
-def _examine_records(look: Look, folders: Folders, dataset: str, raw: RawCases) -> dict[str, Plan]:
-    """Judge fingerprint, folds and plans; give the plans that can be read, by name."""
+def _examine_records(
+    look: Look, folders: Folders, dataset: str, raw: RawCases
+) -> tuple[Fingerprint | None, dict[str, Plan]]:
+    """Judge fingerprint, folds and plans; give those that can be read, plans by name."""
     path, splits = folders.fingerprint_file(dataset), folders.splits_file(dataset)
-    kept = path.parent
+    spec_file, kept = folders.spec_file(dataset), path.parent
     proofs = look.proofs([kept, *_plan_folders(kept)], kept)
     again = f"`nnseg plan {dataset} --clean` makes it anew"
     fingerprint = look.load("fingerprint", path, Fingerprint, again) if path.exists() else None
     if fingerprint is not None and look.differs(path, proofs):
         look.notes.error("fingerprint", path, f"is not the same since {proofs[path]}", again)
+    folds = None
     if splits.exists():
-        _examine_folds(look, splits, raw, proofs, f"remove it and run `nnseg plan {dataset}`")
+        again = f"remove it and run `nnseg plan {dataset}`"
+        folds = _examine_folds(look, splits, raw, proofs, again)
     path = rule_file(splits)
     again = f"restore it, or make it anew: `nnseg plan {dataset} --group-regex`"
     rule = look.load("groups", path, GroupRule, again) if path.exists() else None
     if rule is not None and look.differs(path, proofs):
         look.notes.error("groups", path, f"is not the same since {proofs[path]}", again)
+    if rule is not None and folds and not folders.user_splits_file(dataset).is_file():
+        _hold_against(look, splits, folds, rule, f"`nnseg plan {dataset}` makes them by patient")
+    path = source_file(splits)
+    again = f"remove it and run `nnseg plan {dataset}`"
+    if path.exists():
+        look.load("folds", path, SplitsSource, again)
+    spec = _spec(spec_file)
     plans = {}
     for path in sorted(folders.plans_folder(dataset).glob("[!.]*.json")):
         again = f"restore it, or plan again: `nnseg plan {dataset} -p {path.stem}`"
@@ -144,28 +160,83 @@ def _examine_records(look: Look, folders: Folders, dataset: str, raw: RawCases) 
         elif look.differs(path, proofs):
             found = f"was edited, or damaged, since {proofs[path]}"
             look.notes.warning("plan_edited", path, found, f"if nobody meant to, {again}")
-    return plans
+        if spec is not None and (difference := differing_key(plan, spec)):
+            found = f"was made of another dataset.json than {spec_file}: there, {difference}"
+            remedy = f"restore that, or plan again: `nnseg plan {dataset} -p {path.stem}`"
+            look.notes.error("plan_outdated", path, found, remedy)
+    return fingerprint, plans
+
+
+def _spec(path: Path) -> DatasetSpec | None:
+    """Read a dataset.json; None where it cannot be, of which the raw cases tell."""
+    try:
+        return read_spec(path)
+    except NnsegError:
+        return None
+
+
+def _compare_with_raw(
+    look: Look,
+    path: Path,
+    fingerprint: Fingerprint,
+    raw: RawCases,
+    workers: int | None,
+    on_progress: OnProgress | None,
+) -> None:
+    """Judge whether a fingerprint is of today's raw files."""
+    if raw.cases is None or not fingerprint.raw:
+        return
+    remedy = f"`nnseg plan {path.parent.name}` measures them anew"
+    if list(raw.cases) != list(fingerprint.case_ids):
+        found = "is of other cases than the raw dataset has"
+        look.notes.warning("fingerprint_raw", path, found, remedy)
+        return
+    hashes = for_each(
+        raw.hashes_or_none, list(raw.cases), str, workers, "hashing raw files", on_progress
+    )
+    changed = [case_id for case_id, raw in fingerprint.hashes.items() if hashes[case_id] != raw]
+    if changed:
+        found = f"was measured before the raw files of {some(changed)} changed"
+        look.notes.warning("fingerprint_raw", path, found, remedy)
+
+
+def _hold_against(
+    look: Look, path: Path, folds: tuple[Fold, ...], rule: GroupRule, remedy: str
+) -> None:
+    """Judge whether folds keep patients together as the rule beside them says."""
+    ids = sorted({case_id for fold in folds for case_id in (*fold.train, *fold.val)})
+    try:
+        leaks = find_leaks(folds, rule.patients(ids))
+    except NnsegError as error:
+        look.notes.caught("groups", rule_file(path), error)
+        return
+    if leaks:
+        found = (
+            f"fold {leaks[0].fold} trains on {leaks[0].train} and validates on {leaks[0].val}, "
+            f"both of {leaks[0].patient} by {rule_file(path).name}"
+        )
+        look.notes.error("folds", path, found, remedy)
 
 
 def _examine_folds(
     look: Look, path: Path, raw: RawCases, proofs: Mapping[Path, Proof], again: str
-) -> None:
-    folds = look.load("folds", path, tuple[Fold, ...], f"restore it, or {again}")
+) -> tuple[Fold, ...] | None:
+    """Judge folds; give them if they can be used."""
+    folds: tuple[Fold, ...] | None = look.load(
+        "folds", path, tuple[Fold, ...], f"restore it, or {again}"
+    )
     if folds is None:
-        return
-    counts = [Counter((*fold.train, *fold.val)) for fold in folds]
-    listed = {case_id for count in counts for case_id in count}
+        return None
+    listed = {case_id for fold in folds for case_id in (*fold.train, *fold.val)}
     try:
         check_folds(folds, sorted(listed if raw.cases is None else raw.cases), str(path))
     except NnsegError as error:
         look.notes.caught("folds", path, error)
-        return
-    if twice := {case_id for count in counts for case_id, n in count.items() if n > 1}:
-        found = f"one fold names {some(twice)} more than once"
-        look.notes.error("folds", path, found, f"restore it, or {again}")
-    elif look.differs(path, proofs):
+        return None
+    if look.differs(path, proofs):
         found = f"was edited, or damaged, or cases have joined, since {proofs[path]}"
         look.notes.warning("folds_edited", path, found, f"if none is so, restore it, or {again}")
+    return folds
 
 
 def _case_folders(dataset: str, kept: Path, plans: Mapping[str, Plan]) -> Iterator[CaseFolder]:
@@ -189,7 +260,12 @@ def _plan_folders(kept: Path) -> list[Path]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise MachineError(
+            f"{folder}: cannot be read ({error.strerror}); check the folder and its rights"
+        ) from None
 
 
 def _examine_results(look: Look, top: Path) -> None:
@@ -222,7 +298,7 @@ def _examine_fold(
     look: Look, fold: Path, there: Sequence[str], proofs: Mapping[Path, Proof]
 ) -> None:
     """Judge the checkpoints of a trained fold; this alone needs torch, for their records."""
-    from nnseg.checkpoint import Checkpoint
+    from nnseg.checkpoint import Checkpoint, load_sealed
     from nnseg.resume import RunRecord
 
     holder, own = in_use(fold), Look(Notes(look.notes.folder))
@@ -231,7 +307,8 @@ def _examine_fold(
     finished = False
     for kind in there:
         path = checkpoint_file(fold, kind)
-        found = own.load("checkpoint", path, RunRecord if kind == "latest" else Checkpoint, remedy)
+        of = RunRecord if kind in RUNS else Checkpoint
+        found = own.load("checkpoint", path, of, remedy, load_sealed)
         if found is None:
             continue
         if own.differs(path, proofs):

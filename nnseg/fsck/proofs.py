@@ -4,7 +4,7 @@ A run keeps in its record the hashes of what it read and wrote. `Look` is an exa
 files under way.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,19 @@ class Look:
         """Whether there is a proof that a file is not what a run read or wrote."""
         return path in proofs and self.fault(path, proofs[path].digest) is not None
 
-    def load(self, rule: str, path: Path, kind: Any, remedy: str) -> Any:
-        """Read a record of type `kind`; None, with an error, if it is damaged."""
+    def load(
+        self,
+        rule: str,
+        path: Path,
+        kind: Any,
+        remedy: str,
+        read: Callable[[Any, Path], Any] | None = None,
+    ) -> Any:
+        """Read a record of type `kind`, by `read` if given; None, with an error, if damaged."""
         self.files += 1
         try:
+            if read is not None:
+                return read(kind, path)
             return record.parse(kind, record.read_json(path), str(path))
         except NnsegError as error:
             found = str(error).removeprefix(f"{path}: ")

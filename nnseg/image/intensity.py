@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 65536  # a case's distribution is kept as at most so many values; holds any 16-bit scan
+MIN_VALUES = 2048  # however many cases there are
+ALL_VALUES = 2**22  # of all cases and channels together; 12 bytes each
 _COUNTED_AT_ONCE = 2**20
 
 
@@ -33,7 +35,7 @@ class CaseIntensity:
     """The foreground intensities of one channel of one case.
 
     `values` and `weights` give their distribution: exactly, as a histogram, or, where there are
-    more than MAX_VALUES different values, by as many evenly spaced order statistics.
+    more different values than are kept, by as many evenly spaced order statistics.
     """
 
     values: NDArray[np.float32]  # ascending; empty for a case without foreground
@@ -44,19 +46,29 @@ class CaseIntensity:
     max: float
 
 
-def measure(values: NDArray[Any]) -> CaseIntensity:
+def values_kept(cases: int, channels: int) -> int:
+    """Give how many values of a case's channel to keep, so that all together stay within bounds.
+
+    >>> values_kept(20, 1), values_kept(200, 4), values_kept(10_000, 4)
+    (65536, 5242, 2048)
+    """
+    return max(MIN_VALUES, min(MAX_VALUES, ALL_VALUES // max(1, cases * channels)))
+
+
+def measure(values: NDArray[Any], most: int = MAX_VALUES) -> CaseIntensity:
     """Summarize the foreground voxels of one channel of one case.
 
     Args:
         values: 1-D, finite, in any order, of any real type; float32 is what is looked at.
+        most: As many values are kept; see `values_kept`.
     """
     if values.size == 0:
         empty = np.empty(0, dtype=np.float32)
         return CaseIntensity(
             values=empty, weights=np.empty(0, dtype=np.int64), mean=0.0, std=0.0, min=0.0, max=0.0
         )
-    kept, weights = _distribution(values)
-    if kept.size < MAX_VALUES:  # then it is exact, and there is less to go over
+    kept, weights = _distribution(values, most)
+    if kept.size < most:  # then it is exact, and there is less to go over
         exact = kept.astype(np.float64)
         mean = float((exact * weights).sum() / values.size)
         std = float(np.sqrt((np.square(exact - mean) * weights).sum() / values.size))
@@ -111,8 +123,8 @@ def pool(cases: Sequence[CaseIntensity]) -> Intensity:
     )
 
 
-def _distribution(values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Give at most MAX_VALUES ascending values and the number of voxels that each stands for."""
+def _distribution(values: NDArray[Any], most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Give at most `most` ascending values and the number of voxels that each stands for."""
     if values.dtype.itemsize > 2 or values.dtype.kind not in "iu":
         values = values.astype(np.float32, copy=False)
     low, high = float(values.min()), float(values.max())
@@ -122,15 +134,24 @@ def _distribution(values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np
             steps = values[start : start + _COUNTED_AT_ONCE].astype(np.int64) - int(low)
             counts += np.bincount(steps, minlength=counts.size)
         found = np.flatnonzero(counts)
-        return (found + low).astype(np.float32), counts[found]
+        exact, weights = (found + low).astype(np.float32), counts[found]
+        if found.size <= most:
+            return exact, weights
+        middles, runs = _middles(values.size, most)
+        return exact[np.searchsorted(weights.cumsum(), middles, side="right")], runs
 
     ordered = np.sort(values)
     starts = np.flatnonzero(np.diff(ordered, prepend=np.float32(np.nan)) != 0)
-    if starts.size <= MAX_VALUES:
+    if starts.size <= most:
         return ordered[starts], np.diff(starts, append=ordered.size)
-    # Each kept value is the middle of a run of equally many voxels, give or take one.
-    edges = np.arange(MAX_VALUES + 1) * ordered.size // MAX_VALUES
-    return ordered[(edges[:-1] + edges[1:]) // 2], np.diff(edges)
+    middles, runs = _middles(ordered.size, most)
+    return ordered[middles], runs
+
+
+def _middles(size: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part ordered voxels into equal runs, give or take one; give their middles and lengths."""
+    edges = np.arange(count + 1, dtype=np.int64) * size // count
+    return (edges[:-1] + edges[1:]) // 2, np.diff(edges)
 
 
 def _are_whole(values: NDArray[Any]) -> bool:

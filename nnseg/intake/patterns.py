@@ -4,15 +4,19 @@ What a pattern leaves open names the case: the texts that its wildcards stand fo
 """
 
 import glob
+import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.volume import side_files, split_ending
 
+logger = logging.getLogger(__name__)
+
+_ANY_DEPTH = "**"
 _WILDCARD = re.compile(r"\*\*/|\*+|\?|\[!?\]?[^\]]*\]")
 _SPECIAL, _ESCAPED = re.compile(r"([\\^\[\]&~|])"), r"\\\1"  # within [ ] of an expression
 _NOT_IN_AN_ID = re.compile(r"[^\w-]+")
@@ -38,12 +42,15 @@ def find_files(patterns: Sequence[str]) -> Found:
     whatever is no letter, digit, _ or - becomes _.
 
     Args:
-        patterns: With at least one of * ? [...], ** for any depth of folders.
+        patterns: With at least one of * ? [...], ** for any depth of folders. Links are followed,
+            but not to a folder that they lie in.
 
     Raises:
-        UsageError: A pattern has no wildcard, or two have the same right to a file.
+        UsageError: A pattern has no wildcard or a range that runs backwards, or two have the same
+            right to a file.
         MissingError: A pattern matches no file of a format that we read.
-        DataError: Two files of a pattern are of one case, or a file is of none.
+        DataError: Two files of a pattern are of one case, a file is of none, or one file has two
+            names that a pattern matches.
     """
     matched = [_matches(pattern) for pattern in patterns]
     owners: dict[Path, int] = {}
@@ -77,9 +84,55 @@ def _matches(pattern: str) -> list[Path]:
             f"{pattern!r} has no wildcard; put * where the case is named, and quote the pattern "
             "('scans/*.nii.gz'), so that the shell leaves it as it is"
         )
-    # Path.glob takes no pattern from the root on, and finds hidden files
-    found = (Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207
-    return sorted(path for path in found if path.is_file())
+    found = sorted({path for path in _expand(pattern) if path.is_file()})
+    first: dict[Path, Path] = {}
+    for path in found:
+        other = first.setdefault(path.resolve(), path)
+        if other != path:
+            raise DataError(
+                f"{other} and {path}, which {pattern!r} matches, are one file; narrow the pattern, "
+                "or remove the link"
+            )
+    return found
+
+
+def _expand(pattern: str) -> Iterator[Path]:
+    """Give what a pattern matches, files and folders, some of it more than once."""
+    parts = Path(pattern).parts
+    if _ANY_DEPTH not in parts:
+        # Path.glob takes no pattern from the root on, and finds hidden files
+        yield from (Path(name) for name in glob.glob(pattern))  # noqa: PTH207
+        return
+    place = parts.index(_ANY_DEPTH)
+    start, rest = Path(*parts[:place]), parts[place + 1 :] or ("*",)
+    for top in _expand(str(start)) if glob.has_magic(str(start)) else (start,):
+        for folder in _folders(top, frozenset()):
+            yield from _expand(str(Path(glob.escape(str(folder)), *rest)))
+
+
+def _folders(folder: Path, around: frozenset[Path]) -> Iterator[Path]:
+    """Give a folder, if it is one, and those below it but for hidden ones, links followed.
+
+    Python's own walk goes round in a circle of links until a path is too long for the system, and
+    with two such links it takes for ever.
+    """
+    if not folder.is_dir():
+        return
+    real, here = folder.resolve(), folder.parent.resolve()
+    if real in around or (folder.is_symlink() and real in (here, *here.parents)):
+        logger.warning("%s: links to a folder that it lies in, and is passed over", folder)
+        return
+    yield folder
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise MachineError(
+            f"{folder}: cannot be listed ({error.strerror}); check its rights, or narrow the "
+            "pattern"
+        ) from None
+    for path in inside:
+        if not path.name.startswith("."):
+            yield from _folders(path, around | {real})
 
 
 def _fixed(pattern: str) -> int:
@@ -115,7 +168,12 @@ def _by_case(pattern: str, paths: Sequence[Path]) -> dict[str, Path]:
 def _open_parts(pattern: str, path: Path) -> tuple[str, ...]:
     """Give what each wildcard stands for in a path, up to the file's ending."""
     text = path.as_posix()
-    match = re.fullmatch(_expression(Path(pattern).as_posix()), text, re.S | re.I)
+    try:
+        match = re.fullmatch(_expression(Path(pattern).as_posix()), text, re.S | re.I)
+    except re.error as error:
+        raise UsageError(
+            f"{pattern!r}: {error}; write the ranges in [ ] upwards, such as [0-9]"
+        ) from None
     assert match is not None, "glob found it by this pattern"
     end = len(text) - len(split_ending(path.name)[1])
     spans = (match.span(number) for number in range(1, len(match.groups()) + 1))

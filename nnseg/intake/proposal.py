@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from nnseg.dataset import Case, DatasetSpec, spec_to_json
 from nnseg.dataset.groups import probable_rule
 from nnseg.errors import DataError, UsageError
-from nnseg.folders import DATASET_NAME, FOLDER_NAME_RULE, Folders, is_folder_name
+from nnseg.folders import (
+    DATASET_NAME,
+    FOLDER_NAME_RULE,
+    Folders,
+    is_folder_name,
+    known_datasets,
+)
 from nnseg.image.normalize import normalizer_for_channel
 from nnseg.intake.patterns import find_files
 from nnseg.labels import BACKGROUND, Labels
@@ -185,9 +191,8 @@ def _wrapped(text: str) -> list[str]:
 
 def _new_name(folders: Folders, name: str, number: int | None) -> str:
     """Give the name of the folder; UsageError if it cannot be one or the number is taken."""
-    roots = (folders.raw, folders.preprocessed, folders.results)
-    there = [e.name for root in roots if root.is_dir() for e in root.iterdir() if e.is_dir()]
-    taken = {int(match["number"]): match[0] for n in there if (match := DATASET_NAME.fullmatch(n))}
+    matches = (DATASET_NAME.fullmatch(known) for known in known_datasets(folders))
+    taken = {int(match["number"]): match[0] for match in matches if match}
     if DATASET_NAME.fullmatch(name):
         raise UsageError(f"{name!r} has a number; give the name alone, and the number by --id")
     number = max(taken, default=0) + 1 if number is None else number

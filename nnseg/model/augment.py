@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnseg.axes import Shape
+from nnseg.axes import Box, Shape
 from nnseg.errors import PlanError
-from nnseg.model.warp import find_positions, sample_images, sample_labels
+from nnseg.model.warp import Warp, sample_boxes
 
 FLAT = 3.0  # a 3D patch more than 3 times as wide as it is deep is transformed slice by slice
 STRENGTHS = ("full", "mild")
@@ -35,9 +35,14 @@ P_BRIGHTNESS, BRIGHTNESS = 0.15, (0.75, 1.25)
 P_CONTRAST, CONTRAST = 0.15, (0.75, 1.25)
 P_ZOOM, ZOOM = 0.25, (0.5, 1.0)
 P_GAMMA_INVERTED, P_GAMMA, GAMMA = 0.1, 0.3, (0.7, 1.5)
+CHANCES = (
+    *(P_ROTATION, P_SCALE, P_NOISE, P_BLUR, P_BRIGHTNESS, P_CONTRAST, P_ZOOM),
+    *(P_GAMMA_INVERTED, P_GAMMA),
+)
 P_CHANNEL = 0.5  # of each channel, once blur or low resolution has fired for the sample
 P_MIRROR = 0.5  # of each axis
 
+ROUNDING = 1e-3  # voxels, at least, that positions may lie beside where they are expected
 TINY = 1e-7  # keeps gamma of a constant channel from dividing by 0
 BLOCK = 2**20  # voxels that an intensity transform takes at once, so that its steps meet in cache
 
@@ -51,8 +56,17 @@ class Augmentation:
     rotation: tuple[float, float, float]  # largest absolute angle about z, y, x in radians
     flat: bool  # a 3D patch whose slices are transformed in plane only
     mirror_axes: tuple[int, ...]  # of 0, 1, 2 for z, y, x
+    swaps: tuple[tuple[int, int], ...] = ()  # label positions of left and right
+    swap_axis: int | None = None  # of z, y, x: where its mirror trades them
 
     def __post_init__(self) -> None:
+        if self.swaps and self.swap_axis not in (0, 1, 2):
+            raise PlanError(f"swap_axis is {self.swap_axis}; swaps need 0, 1 or 2 for z, y, x")
+        sides = [label for pair in self.swaps for label in pair]
+        if len(set(sides)) < len(sides) or 0 in sides:
+            raise PlanError(
+                f"swaps is {self.swaps}; every label may stand there once, and background never"
+            )
         if any(load < edge for load, edge in zip(self.loaded_shape, self.patch_size, strict=True)):
             raise PlanError(
                 f"loaded_shape is {self.loaded_shape}; no axis may be below the patch_size "
@@ -86,7 +100,14 @@ class Draw:
     mirror: tuple[int, ...]  # axes to flip, of 0, 1, 2 for z, y, x
 
 
-def plan_augmentation(patch_size: Shape, dimensions: int, strength: str = "full") -> Augmentation:
+def plan_augmentation(
+    patch_size: Shape,
+    dimensions: int,
+    strength: str = "full",
+    *,
+    swaps: Sequence[tuple[int, int]] = (),
+    swap_axis: int | None = None,
+) -> Augmentation:
     """Decide rotation, mirroring and the shape to load for a patch size.
 
     2D rotates by up to 180 degrees, or 15 when the patch is elongated. 3D rotates by up to 30
@@ -100,9 +121,12 @@ def plan_augmentation(patch_size: Shape, dimensions: int, strength: str = "full"
         patch_size: Voxels (z, y, x) in plan order; (1, y, x) for 2D.
         dimensions: 2 or 3.
         strength: One of STRENGTHS.
+        swaps: Pairs of label positions, such as left and right kidney, that trade places in
+            patches mirrored along `swap_axis`.
+        swap_axis: The axis between left and right, of 0, 1, 2 for z, y, x in plan order.
 
     Raises:
-        PlanError: There is no such strength.
+        PlanError: There is no such strength, or the swaps make no sense.
 
     >>> plan_augmentation((40, 56, 40), 3).loaded_shape
     (73, 80, 64)
@@ -127,6 +151,8 @@ def plan_augmentation(patch_size: Shape, dimensions: int, strength: str = "full"
         rotation=rotation,
         flat=flat,
         mirror_axes=() if mild else (0, 1, 2) if dimensions == 3 else (1, 2),
+        swaps=tuple((first, second) for first, second in swaps),
+        swap_axis=swap_axis,
     )
 
 
@@ -136,57 +162,100 @@ def draw(augmentation: Augmentation, channels: int, rng: np.random.Generator) ->
     The noise itself is the only thing left to chance afterwards; it follows from `noise_seed`, on
     the device where it is added.
     """
+    fired = iter((rng.random(9) < CHANCES).tolist())  # in the order of what follows
+    rotates, scales = next(fired), next(fired)
+    mirrored = (rng.random(3) < P_MIRROR).tolist()
     return Draw(
-        affine=_draw_affine(augmentation, rng),
-        noise_std=float(rng.uniform(*NOISE)) if rng.random() < P_NOISE else 0.0,
+        affine=_draw_affine(augmentation, rotates, scales, rng),
+        noise_std=float(rng.uniform(*NOISE)) if next(fired) else 0.0,
         noise_seed=int(rng.integers(2**63)),
-        blur=_draw_blur(channels, rng),
-        brightness=_draw_factors(P_BRIGHTNESS, BRIGHTNESS, channels, rng),
-        contrast=_draw_factors(P_CONTRAST, CONTRAST, channels, rng),
-        zoom=_draw_zoom(channels, rng),
-        gamma_inverted=_draw_factors(P_GAMMA_INVERTED, GAMMA, channels, rng),
-        gamma=_draw_factors(P_GAMMA, GAMMA, channels, rng),
-        mirror=tuple(axis for axis in augmentation.mirror_axes if rng.random() < P_MIRROR),
+        blur=_draw_blur(next(fired), channels, rng),
+        brightness=_draw_factors(next(fired), BRIGHTNESS, channels, rng),
+        contrast=_draw_factors(next(fired), CONTRAST, channels, rng),
+        zoom=_draw_zoom(next(fired), channels, rng),
+        gamma_inverted=_draw_factors(next(fired), GAMMA, channels, rng),
+        gamma=_draw_factors(next(fired), GAMMA, channels, rng),
+        mirror=tuple(axis for axis in augmentation.mirror_axes if mirrored[axis]),
     )
+
+
+def reach(affine: NDArray[np.float64] | None, augmentation: Augmentation) -> Box:
+    """Give the box of the loaded shape (with None: of the patch) that a sample really looks at.
+
+    Args:
+        affine: Of its draw.
+        augmentation: The rules by which it was drawn.
+
+    Returns:
+        First voxel and end of each axis. It may be empty.
+    """
+    if affine is None:
+        z, y, x = ((0, edge) for edge in augmentation.patch_size)
+        return z, y, x
+    patch, loaded = np.array(augmentation.patch_size), np.array(augmentation.loaded_shape)
+    span = np.abs(affine) @ ((patch - 1) / 2)
+    low = np.floor((loaded - 1) / 2 - span - ROUNDING).clip(0).astype(int).tolist()
+    high = np.ceil((loaded - 1) / 2 + span + ROUNDING).astype(int).tolist()
+    z, y, x = (
+        (first, min(last + 1, int(edge)))
+        for first, last, edge in zip(low, high, loaded, strict=True)
+    )
+    return z, y, x
 
 
 def augment(
     images: Sequence[Tensor],
-    segmentations: Sequence[Tensor],
-    masks: Sequence[Tensor] | None,
+    maps: Sequence[Tensor],
     draws: Sequence[Draw],
     augmentation: Augmentation,
-    masked_channels: Sequence[int],
+    *,
+    masked_channels: Sequence[int] = (),
+    offsets: Sequence[Shape] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply `draws` to a batch of samples and stack them; the inputs are left as they are.
 
     Order: rotation and scaling, noise, blur, brightness, contrast, low resolution, gamma of the
-    inverted image, gamma, mirroring, zeros outside the mask.
+    inverted image, gamma, mirroring, zeros outside the mask. (Voxels are put at their mirrored
+    places at once, and what is not symmetric is mirrored with them.)
 
     Args:
         images: For each sample (channel, z, y, x) float32, of the loaded shape where its draw has
-            an affine and of the patch size elsewhere. All tensors are on one device.
-        segmentations: For each sample a label map (z, y, x) of one integer type.
-        masks: For each sample the body mask (z, y, x), bool; None when no channel is masked.
+            an affine and of the patch size elsewhere, or with `offsets` any part of these; the
+            rest is 0. All tensors are on one device.
+        maps: For each sample label maps (map, z, y, x) of one integer type, of the same parts.
+            The first is the target. With `masked_channels` the second is the body mask.
         draws: The parameters of each sample.
         augmentation: The rules by which they were drawn.
         masked_channels: Channels that are 0 outside the mask, before and so also afterwards.
+        offsets: For each sample where its first voxel lies in the whole.
 
     Returns:
-        Images (batch, channel, z, y, x) float32 and label maps (batch, z, y, x) of their own
+        Images (batch, channel, z, y, x) float32 and label maps (batch, map, z, y, x) of their own
         type, both of the patch size. What lies outside the loaded image is 0 in both.
     """
-    kind = segmentations[0].dtype
+    kind = maps[0].dtype
     if kind == torch.uint16:  # torch stores it, but compares and gathers it nowhere
-        segmentations = [segmentation.int() for segmentation in segmentations]
-    batch, labels, inside = _resample(images, segmentations, masks, draws, augmentation)
+        maps = [each.int() for each in maps]
+    batch, found = _place(images, maps, draws, augmentation, offsets)
     _add_noise(batch, draws)
     _change_intensities(batch, draws, augmentation)
-    if inside is not None:
+    if masked_channels:
+        outside = found[:, 1] == 0
         for channel in masked_channels:
-            batch[:, channel].masked_fill_(~inside, 0)
-    _mirror(batch, labels, draws)
-    return batch, labels.to(kind)
+            batch[:, channel].masked_fill_(outside, 0)
+    if augmentation.swaps:
+        mirrored = [i for i, each in enumerate(draws) if augmentation.swap_axis in each.mirror]
+        for i in mirrored:
+            for label_map in (n for n in range(found.shape[1]) if not (masked_channels and n == 1)):
+                _swap(found[i, label_map], augmentation.swaps)
+    return batch, found.to(kind)
+
+
+def _swap(labels: Tensor, swaps: Sequence[tuple[int, int]]) -> None:
+    """Let the labels of each pair trade places, in place."""
+    for first, second in swaps:
+        was_first, was_second = labels == first, labels == second
+        labels.masked_fill_(was_first, second).masked_fill_(was_second, first)
 
 
 def _rotated_extent(patch_size: Shape, angles: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -210,9 +279,8 @@ def _rotated_extent(patch_size: Shape, angles: tuple[float, float, float]) -> ND
 
 
 def _draw_affine(
-    augmentation: Augmentation, rng: np.random.Generator
+    augmentation: Augmentation, rotates: bool, scales: bool, rng: np.random.Generator
 ) -> NDArray[np.float64] | None:
-    rotates, scales = rng.random() < P_ROTATION, rng.random() < P_SCALE
     if not rotates and not scales:
         return None
     affine = np.eye(3)
@@ -234,70 +302,102 @@ def _turn(axis: int, angle: float) -> NDArray[np.float64]:
     return matrix
 
 
-def _draw_blur(channels: int, rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
-    if rng.random() >= P_BLUR:
+def _draw_blur(
+    fired: bool, channels: int, rng: np.random.Generator
+) -> tuple[tuple[float, float, float], ...]:
+    if not fired:
         return ((0.0, 0.0, 0.0),) * channels
     sigmas = rng.uniform(*BLUR, size=(channels, 3)) * (rng.random((channels, 1)) < P_CHANNEL)
     return tuple((z, y, x) for z, y, x in sigmas.tolist())
 
 
-def _draw_zoom(channels: int, rng: np.random.Generator) -> tuple[float, ...]:
-    if rng.random() >= P_ZOOM:
+def _draw_zoom(fired: bool, channels: int, rng: np.random.Generator) -> tuple[float, ...]:
+    if not fired:
         return (1.0,) * channels
     zooms = rng.uniform(*ZOOM, size=channels)
     return tuple(np.where(rng.random(channels) < P_CHANNEL, zooms, 1.0).tolist())
 
 
 def _draw_factors(
-    probability: float, limits: tuple[float, float], channels: int, rng: np.random.Generator
+    fired: bool, limits: tuple[float, float], channels: int, rng: np.random.Generator
 ) -> tuple[float, ...]:
     """Draw a factor for each channel, half of them below 1 and half above, or 1 for all."""
-    if rng.random() >= probability:
+    if not fired:
         return (1.0,) * channels
     low, high = limits
     below = rng.random(channels) < 0.5
     return tuple(rng.uniform(np.where(below, low, 1.0), np.where(below, 1.0, high)).tolist())
 
 
-def _resample(
+def _place(
     images: Sequence[Tensor],
-    segmentations: Sequence[Tensor],
-    masks: Sequence[Tensor] | None,
+    maps: Sequence[Tensor],
     draws: Sequence[Draw],
     augmentation: Augmentation,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Bring every sample to the patch size, and stack: images, label maps, masks."""
-    patches = list(images)
-    # the mask travels as a second label map, so that both share the arithmetic of positions
-    maps = [segmentation[None] for segmentation in segmentations]
-    if masks is not None:
-        maps = [torch.cat([m, mask[None].to(m.dtype)]) for m, mask in zip(maps, masks, strict=True)]
-    affines = {i: each.affine for i, each in enumerate(draws) if each.affine is not None}
-    for i, image in enumerate(images):
-        wanted = augmentation.loaded_shape if i in affines else augmentation.patch_size
-        if tuple(image.shape[1:]) != wanted:
-            raise ValueError(
-                f"sample {i} has shape {tuple(image.shape[1:])}; its draw needs {wanted}"
-            )
-
-    first = 1 if augmentation.in_plane else 0  # of the axes along which voxels move
-    # slices are small, and many are quickest together; volumes are not worth a stacked copy
-    groups = [list(affines)] if augmentation.patch_size[0] == 1 else [[i] for i in affines]
+    offsets: Sequence[Shape] | None,
+) -> tuple[Tensor, Tensor]:
+    """Bring every sample to the patch size, turned, scaled and mirrored: images, label maps."""
+    patch, device = augmentation.patch_size, images[0].device
+    batch = torch.zeros((len(images), len(images[0]), *patch), device=device)
+    found = torch.zeros((len(maps), len(maps[0]), *patch), dtype=maps[0].dtype, device=device)
+    moved = []
+    for i, (image, parameters) in enumerate(zip(images, draws, strict=True)):
+        shape = tuple(image.shape[1:])
+        whole = patch if parameters.affine is None else augmentation.loaded_shape
+        offset = (0, 0, 0) if offsets is None else offsets[i]
+        ends = [first + edge for first, edge in zip(offset, shape, strict=True)]
+        if min(offset) < 0 or any(end > edge for end, edge in zip(ends, whole, strict=True)):
+            raise ValueError(f"sample {i} has shape {shape} at {offset}; its draw needs {whole}")
+        if offsets is None and shape != whole:
+            raise ValueError(f"sample {i} has shape {shape}; its draw needs {whole}")
+        if 0 in shape:
+            continue
+        if parameters.affine is not None:
+            moved.append(i)
+            continue
+        flips = [axis + 1 for axis in parameters.mirror]
+        place = [
+            slice(patch[axis] - end, patch[axis] - first)
+            if axis in parameters.mirror
+            else slice(first, end)
+            for axis, (first, end) in enumerate(zip(offset, ends, strict=True))
+        ]
+        for target, source in ((batch, image), (found, maps[i])):
+            target[i, :, place[0], place[1], place[2]] = source.flip(flips) if flips else source
+    axes = slice(1 if augmentation.in_plane else 0, 3)  # along which voxels move
+    middle = (np.array(augmentation.loaded_shape) - 1) / 2
+    # slices are small, and many are quickest together
+    groups = [moved] if patch[0] == 1 else [[i] for i in moved]
     for group in filter(None, groups):
-        matrices = np.stack([affines[i] for i in group])[:, first:, first:]
-        device = images[group[0]].device
-        positions = find_positions(matrices, augmentation.patch_size[first:], device)
-        for values, sample in ((patches, sample_images), (maps, sample_labels)):
-            loaded = torch.stack([values[i] for i in group])
-            if augmentation.in_plane:
-                loaded = loaded.flatten(1, 2)  # slices share positions as channels do
-            sampled = sample(loaded, positions)
-            sampled = sampled.reshape(len(group), -1, *augmentation.patch_size)
-            for i, patch in zip(group, sampled, strict=True):
-                values[i] = patch
-    all_maps = torch.stack(maps)
-    inside = all_maps[:, 1].bool() if masks is not None else None
-    return torch.stack(patches), all_maps[:, 0], inside
+        starts = np.array([(0, 0, 0) if offsets is None else offsets[i] for i in group])
+        warp = Warp(
+            affines=np.stack([_mirrored(draws[i])[axes, axes] for i in group]),
+            centres=(middle - starts)[:, axes],
+            patch_size=tuple(patch)[axes],
+        )
+        depth = images[group[0]].shape[1]
+        slices = slice(starts[0][0], starts[0][0] + depth) if augmentation.in_plane else slice(None)
+        parts = [[values[i] for i in group] for values in (images, maps)]
+        if augmentation.in_plane:  # slices share positions as channels do
+            parts = [[values.flatten(0, 1) for values in each] for each in parts]
+        results = sample_boxes(parts[0], parts[1], warp)
+        index = torch.tensor(group, device=device)
+        for target, result in zip((batch, found), results, strict=True):
+            unfolded = result.reshape(len(group), target.shape[1], -1, *patch[1:])
+            across = slices
+            if augmentation.flat and 0 in draws[group[0]].mirror:
+                across = slice(patch[0] - slices.stop, patch[0] - slices.start)
+                unfolded = unfolded.flip([2])
+            target[index, :, across] = unfolded
+    return batch, found
+
+
+def _mirrored(parameters: Draw) -> NDArray[np.float64]:
+    """Give the affine of a draw behind its mirrors."""
+    assert parameters.affine is not None, "only samples that are moved come here"
+    signs = np.ones(3)
+    signs[list(parameters.mirror)] = -1
+    return parameters.affine * signs
 
 
 def _add_noise(batch: Tensor, draws: Sequence[Draw]) -> None:
@@ -306,6 +406,8 @@ def _add_noise(batch: Tensor, draws: Sequence[Draw]) -> None:
         if parameters.noise_std > 0:
             generator = torch.Generator(batch.device).manual_seed(parameters.noise_seed)
             noise = torch.randn(image.shape, generator=generator, device=batch.device)
+            if parameters.mirror:
+                noise = noise.flip([axis + 1 for axis in parameters.mirror])
             image.add_(noise, alpha=parameters.noise_std)
 
 
@@ -319,7 +421,7 @@ def _change_intensities(batch: Tensor, draws: Sequence[Draw], augmentation: Augm
         return _filter(values, {axis: (_blur_matrices, sigmas[:, axis]) for axis in blurred})
 
     def lower_resolution(values: Tensor, zooms: NDArray[np.float64]) -> Tensor:
-        return _filter(values, dict.fromkeys(zoomed, (_zoom_matrices, zooms[:, 0])))
+        return _filter(values, {axis: (_zoom_matrices, zooms[:, [0, axis + 1]]) for axis in zoomed})
 
     def invert_and_gamma(values: Tensor, exponents: NDArray[np.float64]) -> Tensor:
         return -_gamma(-values, exponents)
@@ -327,7 +429,12 @@ def _change_intensities(batch: Tensor, draws: Sequence[Draw], augmentation: Augm
     _change(rows, [parameters.blur for parameters in draws], 0.0, blur)
     _change(rows, [parameters.brightness for parameters in draws], 1.0, _brighten)
     _change(rows, [parameters.contrast for parameters in draws], 1.0, _contrast)
-    _change(rows, [parameters.zoom for parameters in draws], 1.0, lower_resolution)
+    zooms = [
+        (zoom, *(axis in parameters.mirror and zoom != 1 for axis in range(3)))
+        for parameters in draws
+        for zoom in parameters.zoom
+    ]
+    _change(rows, zooms, [1.0, 0.0, 0.0, 0.0], lower_resolution)
     _change(rows, [parameters.gamma_inverted for parameters in draws], 1.0, invert_and_gamma)
     _change(rows, [parameters.gamma for parameters in draws], 1.0, _gamma)
 
@@ -335,7 +442,7 @@ def _change_intensities(batch: Tensor, draws: Sequence[Draw], augmentation: Augm
 def _change(
     rows: Tensor,
     parameters: Sequence[Sequence[object]],
-    nothing: float,
+    nothing: float | Sequence[float],
     transform: Callable[[Tensor, NDArray[np.float64]], Tensor],
 ) -> None:
     """Replace the rows whose parameters are not `nothing` by their transform, in place.
@@ -427,8 +534,13 @@ def _blur_matrices(sigmas: NDArray[np.float64], edge: int) -> NDArray[np.float32
 
 
 def _zoom_matrices(zooms: NDArray[np.float64], edge: int) -> NDArray[np.float32]:
-    """Give filters (row, edge, edge) that go to a lower resolution (nearest) and back (linear)."""
-    small = np.rint(edge * zooms).astype(np.int64).clip(1)[:, None]  # (row, 1)
+    """Give filters (row, edge, edge) that go to a lower resolution (nearest) and back (linear).
+
+    `zooms` (row, 2) has the share of the edge, and 1 where the row is mirrored: the nearest voxel
+    of two is not the same one from the other side.
+    """
+    shares, mirrored = zooms[:, 0], zooms[:, 1] > 0
+    small = np.rint(edge * shares).astype(np.int64).clip(1)[:, None]  # (row, 1)
     position = ((np.arange(edge) + 0.5) * small / edge - 0.5).clip(0)  # (row, edge)
     low = np.floor(position).astype(np.int64)
     high = np.minimum(low + 1, small - 1)
@@ -439,16 +551,5 @@ def _zoom_matrices(zooms: NDArray[np.float64], edge: int) -> NDArray[np.float32]
     for index, weight in ((low, 1 - fraction), (high, fraction)):
         nearest = (2 * index + 1) * edge // (2 * small)
         matrices[row, place, nearest] += weight
+    matrices[mirrored] = matrices[mirrored, ::-1, ::-1]
     return matrices
-
-
-def _mirror(batch: Tensor, labels: Tensor, draws: Sequence[Draw]) -> None:
-    """Flip image and label map of each sample together, in place."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, parameters in enumerate(draws):
-        if parameters.mirror:
-            groups.setdefault(parameters.mirror, []).append(i)
-    for axes, group in groups.items():
-        index = torch.tensor(group, device=batch.device)
-        batch[index] = batch[index].flip([axis + 2 for axis in axes])
-        labels[index] = labels[index].flip([axis + 1 for axis in axes])

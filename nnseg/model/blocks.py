@@ -1,10 +1,17 @@
-"""The layers that networks are made of, in two and three dimensions."""
+"""The layers that networks are made of, in two and three dimensions.
+
+Each runs on PyTorch's operators, or on those of `kernels` where `use_kernels` said so and a pass
+under bf16 autocast on a CPU can take them. An image may come as two tensors of some channels each,
+as the decoder's does.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from nnseg.model import kernels
 
 NEGATIVE_SLOPE = 0.01  # of every leaky ReLU, and of the initialisation that goes with it
 NORM_EPS = 1e-5
@@ -14,23 +21,36 @@ TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with a scale and a shift for each channel.
+    """Instance norm with a scale and a shift for each channel, and a leaky ReLU if asked for.
 
-    It is computed as a group norm with one channel a group: the same numbers, but PyTorch's
-    kernel for it keeps the channels-last layout, which instance norm's does not.
+    On PyTorch's operators it is a group norm with one channel a group: the same numbers, but
+    PyTorch's kernel for it keeps the channels-last layout, which instance norm's does not.
     """
 
-    def __init__(self, channels: int) -> None:
+    own_kernels = False
+
+    def __init__(self, channels: int, *, activated: bool = False) -> None:
         super().__init__()
+        self.activated = activated
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return functional.group_norm(x, self.weight.numel(), self.weight, self.bias, NORM_EPS)
+        channels = self.weight.numel()
+        if self.own_kernels and channels % kernels.GROUP == 0 and kernels.in_use(x):
+            slope = NEGATIVE_SLOPE if self.activated else 1.0
+            return kernels.normalize(x, self.weight, self.bias, NORM_EPS, slope)
+        y = functional.group_norm(x, channels, self.weight, self.bias, NORM_EPS)
+        return functional.leaky_relu(y, NEGATIVE_SLOPE, inplace=True) if self.activated else y
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm, leaky ReLU. The stride shrinks; the kernel keeps the size."""
+    """Convolution, instance norm, leaky ReLU. The stride shrinks; the kernel keeps the size.
+
+    Without `activated` it ends with the norm; without `bias` the convolution adds none.
+    """
+
+    own_kernels = False
 
     def __init__(
         self,
@@ -38,6 +58,9 @@ class ConvBlock(nn.Module):
         out_channels: int,
         kernel: Sequence[int],
         stride: Sequence[int] | None = None,
+        *,
+        activated: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         kernel = tuple(kernel)
@@ -47,11 +70,60 @@ class ConvBlock(nn.Module):
             kernel,  # type: ignore[arg-type]  # its length is the dimension
             stride=tuple(stride or (1,) * len(kernel)),  # type: ignore[arg-type]
             padding=tuple(k // 2 for k in kernel),  # type: ignore[arg-type]
+            bias=bias,
         )
-        self.norm = InstanceNorm(out_channels)
+        self.norm = InstanceNorm(out_channels, activated=activated)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Take an image, or one whose further channels are those of `skip`."""
+        inputs = (x,) if skip is None else (x, skip)
+        if self.own_kernels and kernels.in_use(x):
+            channels = [each.shape[1] for each in inputs]
+            if kernels.can_convolve(self.conv.weight, self.conv.stride, channels):
+                return self.norm(kernels.convolve(inputs, self.conv.weight, self.conv.bias))  # type: ignore[no-any-return]
+        if skip is not None:
+            x = torch.cat(inputs, dim=1)
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions whose result is added to their input, which is pooled and projected to fit.
+
+    Conv block, convolution and norm; the input, averaged over the stride and brought to the number
+    of channels by a convolution of 1 and a norm, is added; leaky ReLU. The last norm begins at 0,
+    so that at first the block only hands its input on.
+
+    Source: He et al. 2019, arXiv:1812.01187, ResNet-D; nnU-Net v2's residual encoder.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(in_channels, out_channels, kernel, stride)
+        self.conv2 = ConvBlock(out_channels, out_channels, kernel, activated=False)
+        self.stride = tuple(stride)
+        self.project: ConvBlock | None = None
+        if in_channels != out_channels:
+            self.project = ConvBlock(
+                in_channels, out_channels, (1,) * len(self.stride), activated=False, bias=False
+            )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return functional.leaky_relu(self.norm(self.conv(x)), NEGATIVE_SLOPE, inplace=True)
+        skip = x
+        if max(self.stride) > 1:
+            pool = functional.avg_pool2d if len(self.stride) == 2 else functional.avg_pool3d
+            skip = pool(skip, self.stride, self.stride)
+        if self.project is not None:
+            skip = self.project(skip)
+        return functional.leaky_relu(self.conv2(self.conv1(x)) + skip, NEGATIVE_SLOPE, inplace=True)
+
+
+def use_kernels(network: nn.Module, wanted: bool) -> None:
+    """Let the layers of a network run on our own kernels where they can, or never."""
+    for module in network.modules():
+        if isinstance(module, ConvBlock | InstanceNorm):
+            module.own_kernels = wanted
 
 
 def initialize(module: nn.Module) -> None:
@@ -61,3 +133,5 @@ def initialize(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, ResidualBlock):
+        nn.init.zeros_(module.conv2.norm.weight)

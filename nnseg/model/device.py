@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnseg.errors import MachineError
+from nnseg.model import kernels
+from nnseg.model.blocks import ConvBlock, use_kernels
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # what a device or the machine raises
 TOLERANCE = 0.02  # of bf16 against fp32, relative; its 8 bits of mantissa give about 0.004
 COMPILERS = ("g++", "c++", "clang++", "cl")  # what torch needs to compile for a CPU
-WORTHWHILE = 1.1  # bf16 must be this much faster than fp32 to be used on a CPU
+WORTHWHILE = 1.1  # how much faster bf16 or a kernel of our own must be to be used on a CPU
+TRIALS = 4  # of which the fastest counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class Execution:
     channels_last: bool = True
     compiled: bool = False
     threads: int = 1  # of a CPU
+    own_kernels: bool = False  # those of `kernels`, where a layer can take them
 
     @property
     def torch_device(self) -> torch.device:
@@ -49,8 +55,11 @@ class Execution:
         )
 
     def place(self, network: nn.Module, dimensions: int) -> nn.Module:
-        """Move a network to the device, in the layout chosen."""
+        """Move a network to the device, in the layout and with the kernels chosen."""
         network = network.to(self.torch_device)
+        use_kernels(network, self.own_kernels)
+        if self.own_kernels and not kernels.available():
+            logger.warning("the CPU kernels of this run cannot be had here: going on without them")
         if self.channels_last:
             network = network.to(memory_format=layout(dimensions))  # type: ignore[call-overload]
         return network
@@ -70,7 +79,8 @@ def choose_execution(
         device: As the user asked, or None for the best there is.
         precision: "fp32", "bf16" or "fp16" as the user asked; None chooses: half precision on
             CUDA, on a CPU bf16 where it agrees with fp32 and is faster, else fp32.
-        compiled: Let torch compile the network; it must pay for the minute that takes.
+        compiled: Let torch compile the network; it must pay for the minute that takes. It is not
+            done where our own kernels are faster anyhow.
 
     Raises:
         MachineError: There is no such device, or bf16 was asked for and is wrong here.
@@ -98,7 +108,48 @@ def choose_execution(
         precision = "bf16" if bf16_is_fast() and not bf16_faults() else "fp32"
     elif precision == "bf16" and (faults := bf16_faults()):
         raise MachineError(f"bf16 is wrong on this CPU ({'; '.join(faults)}); use --precision fp32")
-    return Execution(device=chosen, precision=precision, compiled=compiled, threads=threads)
+    own = precision == "bf16" and own_kernels_are_fast()
+    return Execution(
+        device=chosen,
+        precision=precision,
+        compiled=compiled and not own,  # a compiler cannot look into them, nor win more than they
+        threads=threads,
+        own_kernels=own,
+    )
+
+
+def own_kernels_are_fast() -> bool:
+    """Whether a training step of one layer on our kernels beats PyTorch's and agrees with it.
+
+    Machines differ: with matrix units for bf16 PyTorch's plain convolution wins.
+    """
+    if not kernels.available():
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = ConvBlock(32, 32, (3, 3, 3), activated=False)  # at a kink errors would tell nothing
+        block = block.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        x = torch.randn(1, 32, 16, 24, 20).contiguous(memory_format=torch.channels_last_3d)
+    seconds: dict[bool, float] = {}
+    results: dict[bool, list[Tensor]] = {}
+
+    def train(own: bool) -> None:
+        image = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = block(image)
+        wanted = (image, block.conv.weight, block.norm.weight)
+        gradients = torch.autograd.grad(y, wanted, x.to(y.dtype))
+        results[own] = [tensor.detach().float() for tensor in (y, *gradients)]
+
+    for own in (False, True):
+        use_kernels(block, own)
+        seconds[own] = _processor_seconds(partial(train, own))
+    pairs = zip(results[True], results[False], strict=True)
+    worst = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    if not worst < TOLERANCE:
+        logger.warning("the CPU kernels deviate by %.2g here: they are not used", worst)
+        return False
+    return seconds[False] > WORTHWHILE * seconds[True]
 
 
 def bf16_faults() -> list[str]:
@@ -163,22 +214,36 @@ def bf16_is_fast() -> bool:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = x.to(dtype), w.to(dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            functional.conv3d(a, b, padding=1)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+        seconds[dtype] = _processor_seconds(partial(functional.conv3d, a, b, padding=1))
     return seconds[torch.float32] > WORTHWHILE * seconds[torch.bfloat16]
+
+
+def _processor_seconds(work: Callable[[], object]) -> float:
+    """Time `work` on one thread, by what the processor spent on it.
+
+    What else runs on the machine counts little so, and a choice comes out the same again.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(TRIALS):
+            start = time.thread_time()
+            work()
+            times.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times)
 
 
 def compile_network(network: nn.Module, example: Tensor, execution: Execution, outputs: int) -> Any:
     """Compile `network` for batches like `example`, or say why it stays as it is.
 
     Returns:
-        A callable with the network's weights; the network itself where compiling fails.
+        A callable with the network's weights; the network itself where compiling fails, and where
+        it runs on our own kernels, into which a compiler cannot look.
     """
-    if not execution.compiled:
+    if not execution.compiled or execution.own_kernels:
         return network
     if execution.torch_device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
         logger.warning("there is no C++ compiler (%s): training without", ", ".join(COMPILERS))

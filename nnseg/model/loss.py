@@ -1,56 +1,143 @@
-"""What training minimises: soft Dice and cross-entropy, from logits and label indices.
+"""What training minimises: overlap and cross-entropy, from logits and label indices.
 
 Every loss takes logits (batch, head, *spatial), a label map (batch, *spatial) of an integer type,
 the `Labels` and whether Dice sums over the batch before the ratio. Labels are softmax heads whose
 background Dice leaves out; regions are sigmoid heads, all of them in. Sums are in float32 (float64
-for float64 logits), whatever the network computes in. Nothing here waits for the device.
+for float64 logits), whatever the network computes in. Nothing here waits for the device. Where
+several processes share a batch, each gets the loss of all of it.
 
 Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; the values are those of nnU-Net 2.8.1.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnseg.errors import PlanError
 from nnseg.labels import Labels
+from nnseg.model.ranks import gather
 from nnseg.registry import Registry
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Labels, bool], Tensor]
+Weights: TypeAlias = tuple[float, ...] | None  # one a foreground label or region; see `make_loss`
 
 SMOOTH = 1e-5  # added above and below: a class absent from both is worth Dice 1
 SMALLEST = 1e-8  # least value of Dice's denominator
+TOPK_SHARE = 0.1  # of the voxels that the worst are
+FALSE_WEIGHT, MISSED_WEIGHT = 0.3, 0.7  # of false positives and negatives in the Tversky index
 
 
-def dice_ce(logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool) -> Tensor:
+def dice_ce(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
     """Give the sum of `dice` and `ce`, between -1 (perfect) and infinity."""
     sums = _measure(logits, segmentation, labels)
-    return _cross_entropy(sums) - _mean_dice(sums, batch_dice)
+    if weights is None:
+        return _cross_entropy(sums) - _mean(_dice(sums, batch_dice), None)
+    weighed = ce(logits, segmentation, labels, batch_dice, weights)
+    return weighed - _mean(_dice(sums, batch_dice), weights)
 
 
-def dice(logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool) -> Tensor:
+def dice(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
     """Give minus the mean soft Dice of the classes, and of the samples unless `batch_dice`.
 
     Dice is (2 sum(p g) + s) / max(sum(p) + sum(g) + s, 1e-8) with s = 1e-5. Ignored voxels are in
     no sum.
     """
-    return -_mean_dice(_measure(logits, segmentation, labels), batch_dice)
+    return -_mean(_dice(_measure(logits, segmentation, labels), batch_dice), weights)
 
 
-def ce(logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool) -> Tensor:
+def ce(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
     """Give the cross-entropy: of the softmax for labels, binary for regions; 0 if all is ignored.
 
     Labels: the mean over voxels that are not ignored. Regions: the mean over voxels and regions,
     but with an ignore label the sum over both divided by the number of voxels only, hence as many
     times larger as there are regions. That is nnU-Net's value, kept so that a training compares.
     """
-    return _cross_entropy(_measure(logits, segmentation, labels))
+    if weights is None:
+        return _cross_entropy(_measure(logits, segmentation, labels))
+    voxels = _voxel_entropies(logits, segmentation, labels, weights)
+    return (voxels.entropy * voxels.weight).sum() / voxels.terms
 
 
-LOSSES = Registry[Loss]("loss", dice_ce=dice_ce, dice=dice, ce=ce)
+def dice_topk(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
+    """Give `dice` plus the mean cross-entropy of the worst tenth of all voxels of the batch.
+
+    Ignored voxels count among all, with 0. Of regions it is the worst tenth of voxels and regions.
+
+    Source: Wu et al. 2016, arXiv:1605.06885; the share and the count are those of nnU-Net 2.8.1.
+    """
+    voxels = _voxel_entropies(logits, segmentation, labels, weights)
+    terms = (voxels.entropy * voxels.weight).flatten()
+    worst = terms.topk(max(1, int(terms.numel() * TOPK_SHARE)), sorted=False).values
+    return dice(logits, segmentation, labels, batch_dice, weights) + worst.mean()
+
+
+def focal(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
+    """Give the focal loss: `ce` with each term times (1 - p)^2, p the probability of the truth.
+
+    Source: Lin et al. 2017, arXiv:1708.02002, with its gamma of 2.
+    """
+    voxels = _voxel_entropies(logits, segmentation, labels, weights)
+    missed = -torch.expm1(-voxels.entropy)
+    return (missed.square() * voxels.entropy * voxels.weight).sum() / voxels.terms
+
+
+def tversky(
+    logits: Tensor, segmentation: Tensor, labels: Labels, batch_dice: bool, weights: Weights = None
+) -> Tensor:
+    """Give minus the mean Tversky index: Dice that counts a missed voxel more than a false one.
+
+    It is (tp + s) / (tp + 0.3 fp + 0.7 fn + s) with s = 1e-5, of soft counts as in `dice`.
+
+    Source: Salehi et al. 2017, arXiv:1706.05721.
+    """
+    sums = _measure(logits, segmentation, labels)
+    overlap, found, wanted = _over_batch(sums, batch_dice)
+    below = overlap + FALSE_WEIGHT * (found - overlap) + MISSED_WEIGHT * (wanted - overlap)
+    return -_mean((overlap + SMOOTH) / (below + SMOOTH), weights)
+
+
+LOSSES = Registry[Loss](
+    "loss", dice_ce=dice_ce, dice=dice, ce=ce, dice_topk=dice_topk, focal=focal, tversky=tversky
+)
+
+
+def make_loss(name: str, class_weights: Sequence[float] | None = None) -> Loss:
+    """Give the loss called `name`, its classes weighted.
+
+    Means over classes become weighted means. Of softmax heads, a voxel's cross-entropy counts with
+    the weight of its true label, background 1, and the sum is divided by the sum of these weights,
+    as PyTorch's does. Equal weights of regions change nothing, nor do weights of 1 of labels.
+
+    Args:
+        name: An entry of `LOSSES`.
+        class_weights: One for each foreground label or region, in the order of
+            `Labels.foreground`; None weighs them alike.
+
+    Raises:
+        PlanError: There is no such loss, or it takes no weights.
+    """
+    loss: Callable[..., Tensor] = LOSSES[name]
+    if class_weights is None:
+        return loss
+    if "weights" not in inspect.signature(loss).parameters:
+        raise PlanError(f"the loss {name!r} takes no class weights; leave them out")
+    return partial(loss, weights=tuple(class_weights))
 
 
 def deep_supervision_weights(levels: int) -> tuple[float, ...]:
@@ -138,33 +225,90 @@ def _measure(logits: Tensor, segmentation: Tensor, labels: Labels) -> _Sums:
     if labels.has_regions:
         targets = torch.stack([_is_any(flat, each) for each in labels.foreground.values()], dim=1)
         overlap, found, entropy = _SigmoidSums.apply(values, targets, valid)  # type: ignore[no-untyped-call]
-        wanted, terms = targets.sum(dim=2), targets.numel()
+        wanted, terms = targets.sum(dim=2), targets[0].numel()
     else:
         indices = flat.long() if valid is None else flat.long() * valid
         overlap, found, entropy = _SoftmaxSums.apply(values, indices, valid)  # type: ignore[no-untyped-call]
         overlap, found = overlap[:, 1:], found[:, 1:]  # without the background
         foreground = range(1, values.shape[1])
         wanted = torch.stack([(flat == label).sum(dim=1) for label in foreground], dim=1)
-        terms = flat.numel()
+        terms = flat.shape[1]
+    entropy = gather(entropy)
+    counted = None if valid is None else gather(valid.sum(dim=1))
     return _Sums(
-        overlap=overlap,
-        found=found,
-        wanted=wanted,
+        overlap=gather(overlap),
+        found=gather(found),
+        wanted=gather(wanted),
         entropy=entropy,
-        terms=terms if valid is None else valid.sum().clamp_min(1),
+        terms=terms * len(entropy) if counted is None else counted.sum().clamp_min(1),
     )
 
 
-def _mean_dice(sums: _Sums, batch_dice: bool) -> Tensor:
+def _over_batch(sums: _Sums, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Give overlap, found and wanted, (batch, class), or (class,) of the whole batch."""
     overlap, found, wanted = sums.overlap, sums.found, sums.wanted
     if batch_dice:
-        overlap, found, wanted = overlap.sum(dim=0), found.sum(dim=0), wanted.sum(dim=0)
-    below = (found + wanted + SMOOTH).clamp_min(SMALLEST)
-    return ((2 * overlap + SMOOTH) / below).mean()
+        return overlap.sum(dim=0), found.sum(dim=0), wanted.sum(dim=0)
+    return overlap, found, wanted
+
+
+def _dice(sums: _Sums, batch_dice: bool) -> Tensor:
+    overlap, found, wanted = _over_batch(sums, batch_dice)
+    return (2 * overlap + SMOOTH) / (found + wanted + SMOOTH).clamp_min(SMALLEST)
+
+
+def _mean(values: Tensor, weights: Weights) -> Tensor:
+    """Average over classes, the last axis, with their weights, and over samples."""
+    if weights is None:
+        return values.mean()
+    shares = values.new_tensor(weights) / sum(weights)
+    return (values * shares).sum(dim=-1).mean()
 
 
 def _cross_entropy(sums: _Sums) -> Tensor:
     return sums.entropy.sum() / sums.terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Voxels:
+    """Cross-entropy term by term: (batch, voxel) for labels, (batch, region, voxel) for regions."""
+
+    entropy: Tensor  # -log p of the truth; 0 where ignored
+    weight: Tensor  # broadcasts against it
+    terms: Tensor  # what the mean divides by
+
+
+def _voxel_entropies(
+    logits: Tensor, segmentation: Tensor, labels: Labels, weights: Weights
+) -> _Voxels:
+    values = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
+    flat = segmentation.flatten(1)
+    valid = None if labels.ignore is None else flat != labels.ignore
+    if labels.has_regions:
+        entropy = torch.stack(
+            [
+                functional.softplus(torch.where(_is_any(flat, members), -region, region))
+                for region, members in zip(
+                    values.unbind(dim=1), labels.foreground.values(), strict=True
+                )
+            ],
+            dim=1,
+        )
+        shares = values.new_tensor(weights or (1.0,) * entropy.shape[1])
+        weight = (shares / shares.mean())[:, None]
+        if valid is None:
+            entropy = gather(entropy)
+            return _Voxels(entropy=entropy, weight=weight, terms=values.new_tensor(entropy.numel()))
+        terms = gather(valid.sum(dim=1)).sum().clamp_min(1)
+        return _Voxels(entropy=gather(entropy * valid[:, None]), weight=weight, terms=terms)
+    indices = flat.long() if valid is None else flat.long() * valid
+    entropy = functional.cross_entropy(values, indices, reduction="none")
+    heads = values.new_tensor((1.0, *(weights or (1.0,) * (values.shape[1] - 1))))
+    weight = heads[indices]
+    if valid is not None:
+        entropy, weight = entropy * valid, weight * valid
+    entropy, weight = gather(entropy), gather(weight)
+    return _Voxels(entropy=entropy, weight=weight, terms=weight.sum().clamp_min(SMALLEST))
 
 
 class _SoftmaxSums(torch.autograd.Function):

@@ -96,6 +96,9 @@ def draw_patch(
 
 
 def inner_start(start: Shape, loaded: Shape, patch_size: Shape) -> Shape:
-    """Give the first voxel of the patch in the middle of a loaded box."""
-    z, y, x = (s + (n - p) // 2 for s, n, p in zip(start, loaded, patch_size, strict=True))
+    """Give the first voxel of the patch in the middle of a loaded box: their centres meet.
+
+    Source: nnU-Net v2, which rounds so.
+    """
+    z, y, x = (s + n // 2 - p // 2 for s, n, p in zip(start, loaded, patch_size, strict=True))
     return z, y, x

@@ -1,42 +1,35 @@
 """The U-Nets of a plan, and `build_network`, which makes one from its record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from nnseg.model.architecture import Architecture
-from nnseg.model.blocks import CONVOLUTION, TRANSPOSED, ConvBlock, initialize
+from nnseg.model.blocks import CONVOLUTION, TRANSPOSED, ConvBlock, ResidualBlock, initialize
 from nnseg.registry import Registry
 
 
-class PlainUNet(nn.Module):
-    """nnU-Net's plain U-Net: two convolutions a level, strided ones in place of pooling.
+class UNet(nn.Module):
+    """A U-Net of an encoder of our choice and nnU-Net's decoder.
 
     Every decoder level has a segmentation head, so that weights load with and without deep
     supervision. A network of one level, for images too small to be pooled, has its head on that.
 
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, Methods, network architecture.
+    Args:
+        architecture: Its record.
+        encoder: One module a level, each from the features of the level above to its own.
+        heads: Output channels.
     """
 
-    def __init__(self, architecture: Architecture, channels: int, heads: int) -> None:
+    def __init__(
+        self, architecture: Architecture, encoder: Sequence[nn.Module], heads: int
+    ) -> None:
         super().__init__()
-        self.is_2d = architecture.dimensions == 2
-        dimensions = architecture.dimensions
-        kernels = [tuple(kernel[3 - dimensions :]) for kernel in architecture.kernel_sizes]
-        strides = [tuple(stride[3 - dimensions :]) for stride in architecture.strides]
-        features = architecture.features
-
-        self.encoder = nn.ModuleList()
-        for level, width in enumerate(features):
-            blocks = []
-            for i in range(architecture.encoder_blocks[level]):
-                stride = strides[level] if i == 0 else None
-                blocks.append(ConvBlock(channels, width, kernels[level], stride))
-                channels = width
-            self.encoder.append(nn.Sequential(*blocks))
-
+        dimensions, features = architecture.dimensions, architecture.features
+        self.is_2d = dimensions == 2
+        kernels, strides = _per_axis(architecture)
+        self.encoder = nn.ModuleList(encoder)
         self.up, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(features) - 1)):
             width, stride = features[level], strides[level + 1]
@@ -71,7 +64,8 @@ class PlainUNet(nn.Module):
         first = len(self.decoder) - outputs
         stages = zip(self.up, self.decoder, self.heads, strict=False)  # without decoder, one head
         for number, (up, decode, head) in enumerate(stages):
-            x = decode(torch.cat((up(x), skips.pop()), dim=1))
+            x = decode[0](up(x), skips.pop())  # type: ignore[index]  # it is a Sequential
+            x = decode[1:](x)  # type: ignore[index]
             if number >= first:
                 logits.append(head(x))
         if self.is_2d:
@@ -79,9 +73,61 @@ class PlainUNet(nn.Module):
         return logits[::-1]
 
 
+class PlainUNet(UNet):
+    """nnU-Net's plain U-Net: two convolutions a level, strided ones in place of pooling.
+
+    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, Methods, network architecture.
+    """
+
+    def __init__(self, architecture: Architecture, channels: int, heads: int) -> None:
+        kernels, strides = _per_axis(architecture)
+        encoder = []
+        for level, width in enumerate(architecture.features):
+            blocks = []
+            for i in range(architecture.encoder_blocks[level]):
+                stride = strides[level] if i == 0 else None
+                blocks.append(ConvBlock(channels, width, kernels[level], stride))
+                channels = width
+            encoder.append(nn.Sequential(*blocks))
+        super().__init__(architecture, encoder, heads)
+
+
+class ResidualEncoderUNet(UNet):
+    """nnU-Net's residual-encoder U-Net: a stem, then residual blocks whose first one strides.
+
+    The stem is the first block of level 0.
+
+    Source: Isensee et al. 2024, doi:10.1007/978-3-031-72114-4_47.
+    """
+
+    def __init__(self, architecture: Architecture, channels: int, heads: int) -> None:
+        kernels, strides = _per_axis(architecture)
+        encoder = []
+        for level, width in enumerate(architecture.features):
+            blocks: list[nn.Module] = []
+            if level == 0:
+                blocks.append(ConvBlock(channels, width, kernels[0]))
+                channels = width
+            for i in range(architecture.encoder_blocks[level]):
+                stride = strides[level] if i == 0 else (1,) * len(strides[level])
+                blocks.append(ResidualBlock(channels, width, kernels[level], stride))
+                channels = width
+            encoder.append(nn.Sequential(*blocks))
+        super().__init__(architecture, encoder, heads)
+
+
+def _per_axis(
+    architecture: Architecture,
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Kernels and strides of each level, along the axes that the network convolves."""
+    first = 3 - architecture.dimensions
+    kernels = [tuple(kernel[first:]) for kernel in architecture.kernel_sizes]
+    return kernels, [tuple(stride[first:]) for stride in architecture.strides]
+
+
 Builder: TypeAlias = Callable[[Architecture, int, int], nn.Module]
 
-NETWORKS = Registry[Builder]("network", plain=PlainUNet)
+NETWORKS = Registry[Builder]("network", plain=PlainUNet, resenc=ResidualEncoderUNet)
 
 
 def build_network(architecture: Architecture, channels: int, heads: int) -> nn.Module:

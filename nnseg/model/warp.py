@@ -1,128 +1,197 @@
-"""Look up images and label maps at other positions: linearly, labels by their shares.
+"""Look up images and label maps at rotated and scaled positions: linearly, labels by their shares.
 
-`find_positions` says where each voxel of a patch comes from, in voxels from the centre of what was
-loaded; `sample_images` and `sample_labels` look there. In a volume positions have three axes, z, y
-and x; of slices, two. Outside the image, image and label map are 0.
+Samples of one `Warp` are cut from boxes of a loaded patch; everything outside of a box is 0. Each
+position lies in a cell of 2 voxels an axis, found once for all channels and label maps. In a
+volume positions have three axes, z, y and x; of slices, two.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-MARGIN = 2  # background about a label map: a position clamped there has nothing else around it
-BLOCK = 2**17  # positions whose labels are looked up at once; each has many values on the way
+BLOCK = 2**16  # positions that are looked up at once, so that all steps on the way meet in cache
+LOW, HIGH = 1, 2  # zeros about a box: a position clamped there has nothing else around it
+TRACE = 1e-4  # a share that cannot win where only two other labels are
+MIXED = -1  # stands for the label of a cell whose corners have several
 
 
-def find_positions(
-    affines: NDArray[np.float64], patch_size: Sequence[int], device: torch.device
-) -> Tensor:
-    """Give where each voxel of the patch comes from: (sample, axis, *patch), from the centre.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Warp:
+    """Where the voxels of the patches of some samples come from.
 
-    Args:
-        affines: (sample, axis, axis); each takes a voxel's offset from the centre of the patch to
-            that from the centre of what was loaded.
-        patch_size: Voxels, an edge for each axis.
-        device: Where the result is made.
+    `affines` (sample, axis, axis) take a voxel's offset from the centre of the patch to that from
+    the centre of what was loaded, whose place in the sample's box is `centres` (sample, axis), in
+    voxels; 0 is the middle of the first voxel.
     """
-    matrices = torch.from_numpy(affines).float().to(device)
-    result = torch.zeros(1, device=device)
-    for axis, edge in enumerate(patch_size):
-        offsets = torch.arange(edge, device=device) - (edge - 1) / 2
-        along = [-1 if other == axis else 1 for other in range(len(patch_size))]
-        column = matrices[:, :, axis].reshape(*matrices.shape[:2], *[1] * len(patch_size))
-        result = result + column * offsets.view(along)
-    return result
+
+    affines: NDArray[np.float64]
+    centres: NDArray[np.float64]
+    patch_size: tuple[int, ...]
 
 
-def sample_images(images: Tensor, positions: Tensor) -> Tensor:
-    """Interpolate images (sample, channel, *loaded) linearly, with zeros outside.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cells:
+    """The cells of some positions: first corner in a flat array, and the way to the others."""
+
+    corner: Tensor  # (position,), int32
+    fractions: list[Tensor]  # an axis: (position,), 0 at the first corner, 1 at the next
+    strides: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.corner)
+
+
+def sample_boxes(
+    images: Sequence[Tensor], maps: Sequence[Tensor], warp: Warp
+) -> tuple[Tensor, Tensor]:
+    """Interpolate images linearly, and take for label maps the label with the highest share.
+
+    The lowest label wins a tie. It costs the same for any number of labels: most positions lie
+    among corners of one label, and only for the others are the corners' weights compared.
 
     Args:
-        images: float32; channels share positions.
-        positions: (sample, axis, *patch), from the centre; 2 or 3 axes, as many as `loaded` has.
+        images: Of each sample (channel, *box) float32, boxes of any size.
+        maps: Of each sample (map, *box), one integer type, of the same boxes; labels from 0 on.
+        warp: Where each voxel comes from.
 
     Returns:
-        (sample, channel, *patch).
+        (sample, channel, *patch) float32, and (sample, map, *patch) of the type of `maps`.
     """
-    loaded = images.shape[2:]
-    halves = [edge / 2 for edge in loaded]
-    grid = torch.stack([positions[:, axis] / half for axis, half in enumerate(halves)][::-1], -1)
-    slabs = 1
-    if len(images) == 1:
-        # torch's volume kernel works on samples in parallel, not inside one: slabs become samples
-        slabs = math.gcd(grid.shape[1], 8)
-        grid = grid.reshape(slabs, -1, *grid.shape[2:])
-        images = images.expand(slabs, *images.shape[1:])
-    sampled = functional.grid_sample(images, grid, align_corners=False)
-    return sampled if slabs == 1 else torch.cat(list(sampled), dim=1)[None]
+    count, patch, device = len(images), warp.patch_size, images[0].device
+    image = torch.empty((len(images[0]), count, *patch), device=device)
+    labels = torch.empty((len(maps[0]), count, *patch), dtype=maps[0].dtype, device=device)
+    whole = torch.int32 if labels.dtype.itemsize > 2 else torch.int16
+    together = max(1, BLOCK // math.prod(patch))
+    for first in range(0, count, together):
+        chosen = slice(first, first + together)
+        volume, edges = _pad(images[chosen], torch.float32)
+        values, _ = _pad(maps[chosen], whole)
+        coded = [_mark_mixed(flat, edges) for flat in values]
+        for slab, cells in _find_cells(warp, chosen, edges, device):
+            for channel, flat in zip(image[:, chosen], volume, strict=True):
+                place = channel[:, slab]
+                place.copy_(_interpolate(flat, cells).view(place.shape))
+            for target, flat, code in zip(labels[:, chosen], values, coded, strict=True):
+                place = target[:, slab]
+                place.copy_(_vote(flat, code, cells).view(place.shape))
+    return image.transpose(0, 1), labels.transpose(0, 1)
 
 
-def sample_labels(maps: Tensor, positions: Tensor) -> Tensor:
-    """Take the label with the highest linearly interpolated share; the lowest one wins a tie.
+def _pad(boxes: Sequence[Tensor], kind: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
+    """Lay boxes out in one array (channel, sample * voxel), zeros about each; give its edges."""
+    shapes = [box.shape[1:] for box in boxes]
+    edges = tuple(max(each) + LOW + HIGH for each in zip(*shapes, strict=True))
+    size = (len(boxes[0]), len(boxes), *edges)
+    padded = torch.zeros(size, dtype=kind, device=boxes[0].device)
+    for i, (box, shape) in enumerate(zip(boxes, shapes, strict=True)):
+        part = padded[:, i]
+        for axis, edge in enumerate(shape, start=1):
+            part = part.narrow(axis, LOW, edge)
+        part.copy_(box)
+    return padded.flatten(1), edges
 
-    Outside the image every label is 0. It costs the same for any number of labels: most voxels
-    lie among corners of one label, and only for the others are the corners' weights compared.
 
-    Args:
-        maps: (sample, map, *loaded), an integer type.
-        positions: (sample, axis, *patch), from the centre.
+def _find_cells(
+    warp: Warp, chosen: slice, edges: tuple[int, ...], device: torch.device
+) -> Iterator[tuple[slice, _Cells]]:
+    """Give slabs of the patch along its first axis, and the cells of their voxels."""
+    matrices = torch.from_numpy(warp.affines[chosen]).float().to(device)
+    origins = torch.from_numpy(warp.centres[chosen] + LOW).float().to(device)
+    count, axes = origins.shape
+    strides = tuple(math.prod(edges[axis + 1 :]) for axis in range(axes))
+    starts = torch.arange(count, dtype=torch.int32, device=device) * math.prod(edges)
+    ends = [1] * axes
+    offsets = [
+        (torch.arange(edge, device=device) - (edge - 1) / 2).view(
+            [1, *ends[:axis], edge, *ends[axis + 1 :]]
+        )
+        for axis, edge in enumerate(warp.patch_size)
+    ]
+    # nearly in order of the axes, so that all but the last sum are small
+    columns = matrices.view(count, axes, axes, *ends)
+    thick = max(1, BLOCK * warp.patch_size[0] // (count * math.prod(warp.patch_size)))
+    for first in range(0, warp.patch_size[0], thick):
+        slab = slice(first, min(first + thick, warp.patch_size[0]))
+        corner = starts.view(count, *ends)
+        fractions = []
+        for axis, stride in enumerate(strides):
+            place = origins[:, axis].view(count, *ends) + columns[:, axis, 0] * offsets[0][:, slab]
+            for other in range(1, axes):
+                place = place + columns[:, axis, other] * offsets[other]
+            place.clamp_(0, edges[axis] - HIGH)
+            low = place.floor()
+            fractions.append(place.sub_(low).flatten())
+            corner = corner + low.int() * stride
+        yield slab, _Cells(corner=corner.flatten(), fractions=fractions, strides=strides)
 
-    Returns:
-        (sample, map, *patch), the type of `maps`.
+
+def _interpolate(flat: Tensor, cells: _Cells) -> Tensor:
+    """Give the value (position,) of one channel at each position."""
+    values = [
+        flat[sum(step) :].index_select(0, cells.corner)
+        for step in itertools.product(*((0, stride) for stride in cells.strides))
+    ]
+    for fraction in reversed(cells.fractions):
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [low.lerp_(high, fraction) for low, high in pairs]
+    return values[0]
+
+
+def _mark_mixed(flat: Tensor, edges: tuple[int, ...]) -> Tensor:
+    """Give the label of each cell (sample * voxel,), MIXED where its corners have several.
+
+    A step off the end of a row comes to the zeros before the next, as those at its end.
     """
-    padded = functional.pad(maps, (MARGIN,) * (2 * positions.shape[1]))
-    mixed = _mixed_cells(padded)
-    plane = positions.shape[0] * math.prod(positions.shape[3:])
-    slabs = positions.split(max(1, BLOCK // plane), dim=2)
-    return torch.cat([_labels_at(padded, mixed, slab) for slab in slabs], dim=2)
+    lowest = highest = flat
+    for axis in range(len(edges)):
+        stride = math.prod(edges[axis + 1 :])
+        lowest = torch.minimum(lowest[:-stride], lowest[stride:])
+        highest = torch.maximum(highest[:-stride], highest[stride:])
+    return flat[: len(lowest)].masked_fill(lowest != highest, MIXED)
 
 
-def _labels_at(padded: Tensor, mixed: Tensor, positions: Tensor) -> Tensor:
-    """Give the labels (sample, map, *patch) of `sample_labels` at some positions."""
-    samples, maps, *edges = padded.shape
-    strides = [math.prod(edges[axis + 1 :]) for axis in range(len(edges))]
-    cell = torch.zeros(1, dtype=torch.int64, device=padded.device)
-    fractions = []
-    for axis, stride in enumerate(strides):
-        place = positions[:, axis] + ((edges[axis] - 1) / 2)
-        low = place.floor()
-        fractions.append(place.sub_(low).flatten(1))
-        cell = cell + low.clamp_(0, edges[axis] - 2).long().mul_(stride)
-    cells = cell.flatten(1).repeat_interleave(maps, dim=0)  # (sample * map, voxel)
-    volumes = padded.flatten(2).flatten(0, 1)  # (sample * map, padded voxel)
-    result = volumes.gather(1, cells)
-
-    row, voxel = mixed.flatten(2).flatten(0, 1).gather(1, cells).nonzero(as_tuple=True)
-    corners = (row * volumes.shape[1] + cells[row, voxel])[None]  # (corner, mixed voxel)
-    weights = torch.ones(corners.shape, device=padded.device)
-    for stride, fraction in zip(strides, fractions, strict=True):
-        high = fraction[row // maps, voxel]
-        weights = torch.cat([weights * (1 - high), weights * high])
-        corners = torch.cat([corners, corners + stride])
-    result[row, voxel] = _heaviest(volumes.flatten()[corners], weights)
-    return result.reshape(samples, maps, *positions.shape[2:])
+def _vote(flat: Tensor, coded: Tensor, cells: _Cells) -> Tensor:
+    """Give the label (position,) with the highest share at each position."""
+    result = coded.index_select(0, cells.corner)
+    mixed = (result == MIXED).nonzero()[:, 0]
+    if not len(mixed):
+        return result
+    corner = cells.corner.index_select(0, mixed)
+    weights = [torch.ones(1, device=flat.device)]
+    for fraction in cells.fractions:
+        high = fraction.index_select(0, mixed)
+        low = 1 - high
+        weights = [weight * share for weight in weights for share in (low, high)]
+    labels = [
+        flat[sum(step) :].index_select(0, corner)
+        for step in itertools.product(*((0, stride) for stride in cells.strides))
+    ]
+    return result.index_copy_(0, mixed, _heaviest(labels, weights))
 
 
-def _mixed_cells(maps: Tensor) -> Tensor:
-    """Mark the voxels (..., *edges) that differ from a neighbour on their upper sides."""
-    lowest, highest = maps, maps
-    for axis in range(2, maps.ndim):
-        edge = lowest.shape[axis] - 1
-        lowest = torch.minimum(lowest.narrow(axis, 0, edge), lowest.narrow(axis, 1, edge))
-        highest = torch.maximum(highest.narrow(axis, 0, edge), highest.narrow(axis, 1, edge))
-    return functional.pad(lowest != highest, (0, 1) * (maps.ndim - 2))
-
-
-def _heaviest(labels: Tensor, weights: Tensor) -> Tensor:
-    """Give of each column (corner, voxel) the label with the largest sum of weights."""
-    best, winner = torch.zeros_like(weights[0]), labels[0]
-    for label in labels:
-        share = (labels == label).float().mul_(weights).sum(0)
-        wins = (share > best) | ((share == best) & (label < winner))
-        best, winner = torch.where(wins, share, best), torch.where(wins, label, winner)
+def _heaviest(labels: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Give the label with the largest sum of weights: of each corner (position,), summing to 1."""
+    lowest, highest = labels[0], labels[0]
+    for label in labels[1:]:
+        lowest, highest = torch.minimum(lowest, label), torch.maximum(highest, label)
+    low_share, high_share = torch.zeros_like(weights[0]), torch.zeros_like(weights[0])
+    for label, weight in zip(labels, weights, strict=True):
+        low_share += (label == lowest).float().mul_(weight)
+        high_share += (label == highest).float().mul_(weight)
+    winner = torch.where(high_share > low_share, highest, lowest)
+    crowded = (low_share + high_share < 1 - TRACE).nonzero()[:, 0]  # where others count, too
+    if len(crowded):
+        some = torch.stack([label.index_select(0, crowded) for label in labels])
+        shares = torch.zeros(some.shape, device=some.device)
+        for label, weight in zip(some, weights, strict=True):
+            shares += (some == label).float().mul_(weight.index_select(0, crowded))
+        beaten = shares < shares.amax(0)
+        best = some.masked_fill(beaten, torch.iinfo(some.dtype).max).amin(0)
+        winner.index_copy_(0, crowded, best)
     return winner

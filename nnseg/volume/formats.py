@@ -236,7 +236,11 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 def _ending(path: Path) -> str:
     """Give the ending of a file that exists and that we read."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # the folder that it lies in
+        raise unreadable(path, error) from None
+    if not there:
         raise MissingError(f"{path} does not exist; restore it, or correct the path")
     ending = split_ending(path.name)[1].lower()
     if not ending:

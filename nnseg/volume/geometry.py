@@ -1,5 +1,6 @@
 """Where the voxels of a file lie, and whether two files lie on one grid."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ Dimensions: TypeAlias = Literal[2, 3]
 
 MIN_SPACING, MAX_SPACING = 1e-4, 1e3  # mm
 FAR_CORNER = 0.01  # two grids are one when their corners lie within this many smallest voxels
+LENGTHS_DIFFER = 0.05  # share by which two statements of one spacing may; rounding is under 1e-3
+MOST_SHEARED = 30.0  # degrees that axes may lie from a right angle; gantries of CT tilt as much
 SLICE_OF_2D = 999.0  # nnU-Net's slice spacing of a 2D image, in units of its largest in-plane one
 
 
@@ -108,6 +111,51 @@ def checked_spacing(path: Path, x: float, y: float, z: float, dimensions: Dimens
             f"and {MAX_SPACING:g} on every axis, repair the header"
         )
     return z, y, x
+
+
+def check_directions(
+    path: Path, field: str, affine: NDArray[np.float64], spacing: Spacing | None, shape: Shape
+) -> None:
+    """Refuse a matrix that contradicts the spacing beside it, or is no grid of voxels.
+
+    Slices of a tilted gantry are piled up aslant. Some programs state the distance of their centres
+    and others that of their planes, so either may be meant.
+
+    Args:
+        path: For the message.
+        field: What the header calls the matrix.
+        affine: (4, 4), from voxel (x, y, z) to mm; it has an inverse.
+        spacing: What the header says besides, mm, (z, y, x); None where it may differ.
+        shape: Voxels, (z, y, x); an axis of one voxel is not judged.
+
+    Raises:
+        DataError: They differ by more than 5 %, or axes are more than 30 degrees from a right
+            angle.
+    """
+    judged = np.array(shape[::-1]) > 1
+    columns = affine[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    units = (columns / lengths)[:, judged]
+    cosines = np.abs(units.T @ units)
+    np.fill_diagonal(cosines, 0)
+    sheared = math.degrees(math.asin(min(1.0, float(cosines.max(initial=0)))))
+    if sheared > MOST_SHEARED:
+        raise DataError(
+            f"{path}: the axes of the header's {field} meet at {90 - sheared:.0f} degrees; more "
+            f"than {MOST_SHEARED:g} from a right angle cannot be used, resample the image to a "
+            "right-angled grid"
+        )
+    if spacing is None:
+        return
+    heights = 1 / np.linalg.norm(np.linalg.inv(columns), axis=1)  # over the other axes' plane
+    stated = np.array(spacing[::-1])
+    apart = np.minimum(np.abs(lengths / stated - 1), np.abs(heights / stated - 1))
+    if (apart[judged] > LENGTHS_DIFFER).any():
+        z, y, x = (float(length) for length in lengths[::-1])
+        raise DataError(
+            f"{path}: the header states a spacing of {mm(spacing)}, but its {field} one of "
+            f"{mm((z, y, x))} (z, y, x); correct the one that is wrong"
+        )
 
 
 def matrix(values: NDArray[np.float64]) -> Matrix:

@@ -1,5 +1,6 @@
 """NRRD and MetaImage files, read and written by SimpleITK after a check of our own."""
 
+import logging
 import math
 import re
 import zlib
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 from nnseg.commit import whole_file
 from nnseg.errors import DataError
 from nnseg.volume.damage import check_announced, damaged, read_whole
-from nnseg.volume.geometry import Dimensions, Geometry, checked_spacing, matrix, to_shape
+from nnseg.volume.geometry import (
+    Dimensions,
+    Geometry,
+    check_directions,
+    checked_spacing,
+    matrix,
+    to_shape,
+)
+
+logger = logging.getLogger(__name__)
 
 ITK = (".nrrd", ".mha")
 LARGEST_VALUE = 16  # bytes of a voxel's value
@@ -21,17 +31,31 @@ _NRRD_HEADER = re.compile(rb"NRRD\d{4}.*?\r?\n\r?\n", re.S)
 _NRRD_GZIP = re.compile(rb"^encoding: *gz(ip)?\s*$", re.M | re.I)
 _NRRD_DETACHED = re.compile(rb"(?:^|[\r\n])[ \t]*data[ \t]*file[ \t]*:", re.I)
 _META_ZLIB = re.compile(rb"^CompressedData *= *True\s*$", re.M | re.I)
+_NRRD_NUMBERS = re.compile(
+    rb"^[ \t]*(spacings|space directions|space origin)[ \t]*:(?!=)(.*)", re.M | re.I
+)
+_META_NUMBERS = re.compile(
+    rb"^[ \t]*(ElementSpacing|ElementSize|Offset|Origin|Position|TransformMatrix|Rotation"
+    rb"|Orientation)[ \t]*[=:](.*)",
+    re.M,
+)
+_SPACINGS = {"spacings", "space directions", "elementspacing", "elementsize"}  # what can state one
 _META_KEY = b"ElementDataFile"
 _META_HEADER = re.compile(rb"(?:.*?[\r\n])??[ \t]*ElementDataFile *= *LOCAL *\r?\n", re.S)
 
 
 def read(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """Read a .nrrd or .mha file: values (z, y, x) and geometry."""
+    """Read a .nrrd or .mha file: values (z, y, x) and geometry.
+
+    ITK takes 0 or 1 for numbers that it cannot read, and turns axes round for negative spacings, so
+    the header's numbers are read here first.
+    """
     import SimpleITK as sitk
 
     nrrd = path.name.lower().endswith(".nrrd")
     data = read_whole(path)
-    packed = _packed_voxels(path, data, nrrd=nrrd)
+    header, packed = _header_and_packed(path, data, nrrd=nrrd)
+    numbers = _numbers(path, header, nrrd=nrrd)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
@@ -53,6 +77,10 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
             "for each channel"
         )
     dimensions: Dimensions = 2 if image.GetDimension() == 2 else 3
+    if dimensions == 3 and not numbers.keys() & _SPACINGS:
+        logger.warning("%s: its header does not say its spacing; 1 mm is taken", path)
+    if b"none" in numbers.get("space directions", b"").lower():
+        raise DataError(f"{path}: the header's space directions lack an axis; repair the header")
     array = sitk.GetArrayFromImage(image)
     spacing = [*image.GetSpacing(), 1.0][:3]
     affine = np.eye(4)
@@ -62,9 +90,13 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     affine[:2] *= -1  # ITK counts towards left and posterior
     if not np.isfinite(affine).all():
         raise DataError(f"{path}: the header's geometry is not finite; repair the header")
+    shape = to_shape(image.GetSize())
+    checked = checked_spacing(path, spacing[0], spacing[1], spacing[2], dimensions)
+    field = "space directions" if nrrd else "TransformMatrix"
+    check_directions(path, field, affine, checked, shape)
     return array.reshape((1, *array.shape)) if dimensions == 2 else array, Geometry(
-        shape=to_shape(image.GetSize()),
-        spacing=checked_spacing(path, spacing[0], spacing[1], spacing[2], dimensions),
+        shape=shape,
+        spacing=checked,
         affine=matrix(affine),
         dimensions=dimensions,
     )
@@ -78,8 +110,8 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         sitk.WriteImage(_to_itk(array, geometry), str(temporary), useCompression=True)
 
 
-def _packed_voxels(path: Path, data: bytes, *, nrrd: bool) -> memoryview | None:
-    """Give the compressed voxels of a file, None if they are plain; refuse a strange header."""
+def _header_and_packed(path: Path, data: bytes, *, nrrd: bool) -> tuple[bytes, memoryview | None]:
+    """Give a file's header and compressed voxels, None if they are plain; refuse a strange one."""
     pattern, compressed = (_NRRD_HEADER, _NRRD_GZIP) if nrrd else (_META_HEADER, _META_ZLIB)
     header = pattern.match(data, 0, 2**20)
     if header is None:
@@ -87,7 +119,29 @@ def _packed_voxels(path: Path, data: bytes, *, nrrd: bool) -> memoryview | None:
         raise DataError(f"{path}: has no {kind} header with the voxels after it; restore it")
     if _NRRD_DETACHED.search(header[0]) if nrrd else data.count(_META_KEY) != 1:
         raise DataError(f"{path}: its header names another file; save header and voxels as one")
-    return memoryview(data)[header.end() :] if compressed.search(header[0]) else None
+    packed = memoryview(data)[header.end() :] if compressed.search(header[0]) else None
+    return header[0], packed
+
+
+def _numbers(path: Path, header: bytes, *, nrrd: bool) -> dict[str, bytes]:
+    """Give the lines of a header that say where voxels lie, by name; refuse what is no number."""
+    found = {}
+    lines = (_NRRD_NUMBERS if nrrd else _META_NUMBERS).findall(header.replace(b"\r", b"\n"))
+    for name, text in ((name.decode().lower(), text.strip()) for name, text in lines):
+        parts = [part for part in re.split(rb"[\s(),]+", text) if part and part.lower() != b"none"]
+        try:
+            values = [float(part) for part in parts]
+        except ValueError:
+            values = [math.nan]
+        positive = name in _SPACINGS - {"space directions"}
+        if not all(math.isfinite(value) and (value > 0 or not positive) for value in values):
+            shown = text[:100].decode("utf-8", errors="backslashreplace")
+            wanted = "numbers over 0" if positive else "finite numbers"
+            raise DataError(
+                f"{path}: the header's {name} is {shown!r}; it must be {wanted}, repair the header"
+            )
+        found[name] = text
+    return found
 
 
 def _check_packed(path: Path, packed: memoryview, most: int) -> None:

@@ -24,6 +24,7 @@ from nnseg.volume.geometry import (
     Dimensions,
     Geometry,
     NiftiGrid,
+    check_directions,
     checked_spacing,
     matrix,
     to_shape,
@@ -41,6 +42,7 @@ MAX_HEADER = 2**24  # bytes of a .hdr, its extensions included
 _NIFTI_1, _NIFTI_2 = 348, 540  # sizes that headers state, in bytes
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32}  # of plain datatypes
 _FORM_CODES = range(6)
+_ATLAS_CODES = (3, 4, 5)  # of an sform: Talairach, MNI 152, another template
 _READ_AT_ONCE = 2**24
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units, lowest three bits
 
@@ -110,7 +112,7 @@ def _single(path: Path) -> tuple[Any, Any, NDArray[Any], Any]:
         shape = raw.get_data_shape()
         offset, count = int(raw["vox_offset"]), math.prod(shape)
         voxels = np.frombuffer(data, raw.get_data_dtype(), count, offset)
-        return raw, raw.get_best_affine(), voxels.reshape(shape, order="F"), raw
+        return raw, _affine(path, raw), voxels.reshape(shape, order="F"), raw
     kind = nibabel.Nifti1Image if int(raw["sizeof_hdr"]) == _NIFTI_1 else nibabel.Nifti2Image
     try:
         nifti = kind.from_bytes(bytes(data))
@@ -119,9 +121,21 @@ def _single(path: Path) -> tuple[Any, Any, NDArray[Any], Any]:
     return _parsed(path, nifti, raw)
 
 
+def _affine(path: Path, raw: Any) -> Any:
+    """Give the matrix that a header prefers: sform, qform, or only its spacing."""
+    try:
+        return raw.get_best_affine()
+    except ValueError:  # what nibabel makes of a quaternion that is none
+        parts = ", ".join(f"{float(raw[f'quatern_{axis}']):g}" for axis in "bcd")
+        raise DataError(
+            f"{path}: the header's quatern is ({parts}), longer than 1, and so no rotation; repair "
+            "the header"
+        ) from None
+
+
 def _is_flawless(raw: Any) -> bool:
     """Say whether nibabel finds nothing to correct in a header, and no scale for the voxels."""
-    single, magic = (352, b"n+1") if int(raw["sizeof_hdr"]) == _NIFTI_1 else (544, b"n+2")
+    magic = b"n+1" if int(raw["sizeof_hdr"]) == _NIFTI_1 else b"n+2"
     offset, slope, inter = (float(raw[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
     dimensions, *sizes = (int(n) for n in raw["dim"])
     handedness, *spacing = (float(value) for value in raw["pixdim"][:4])
@@ -132,7 +146,6 @@ def _is_flawless(raw: Any) -> bool:
         and min(sizes[:dimensions]) > 0
         and handedness in (-1.0, 1.0)
         and min(spacing) > 0
-        and offset >= single
         and offset % 16 == 0
         and int(raw["qform_code"]) in _FORM_CODES
         and int(raw["sform_code"]) in _FORM_CODES
@@ -210,12 +223,26 @@ def _raw_header(path: Path, head: bytes | bytearray) -> Any:
     raise DataError(f"{path}: does not begin with a NIfTI header; restore it")
 
 
+def _first_voxel(raw: Any) -> int:
+    """Give the byte of a single file at which its voxels can begin: header, then 4 of flags."""
+    return int(raw["sizeof_hdr"]) + 4
+
+
 def _announced_bytes(path: Path, stream: Any, raw: Any, head: bytes) -> bytearray:
-    """Give `head` and what follows it in `stream`, as far as the header announces it."""
+    """Give `head` and what follows it in `stream`, as far as the header announces it.
+
+    A `head` is there in a file that holds header and voxels.
+    """
     count = math.prod(max(int(n), 1) for n in raw["dim"][1 : int(raw["dim"][0]) + 1])
     offset = float(raw["vox_offset"])
     if not math.isfinite(offset) or not 0 <= offset < MAX_BYTES:
         raise DataError(f"{path}: the header's vox_offset is {offset}; restore the file")
+    first = _first_voxel(raw)
+    if head and offset < first:
+        raise DataError(
+            f"{path}: the header's vox_offset is {offset:g}, but the header alone takes the first "
+            f"{first} bytes; restore the file"
+        )
     announced = int(offset) + count * int(raw["bitpix"]) // 8
     on_disk = path.stat().st_size
     packed = _is_packed(path)
@@ -264,9 +291,14 @@ def _geometry(path: Path, header: Any, affine: Any, raw: Any, shape: tuple[int, 
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-30:
         raise DataError(f"{path}: the header's affine cannot be inverted; repair the header")
     affine[:3] *= scale
+    spacing = checked_spacing(path, x, y, z, dimensions)
+    if grid.sform_code > 0:
+        # an sform may also lead to an atlas, by a scale; the spacing then goes with the qform
+        to_atlas = grid.sform_code in _ATLAS_CODES and grid.qform_code > 0
+        check_directions(path, "srow", affine, None if to_atlas else spacing, to_shape(shape))
     return Geometry(
         shape=to_shape(shape),
-        spacing=checked_spacing(path, x, y, z, dimensions),
+        spacing=spacing,
         affine=matrix(affine),
         dimensions=dimensions,
         nifti=grid,

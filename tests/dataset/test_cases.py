@@ -1,6 +1,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from nnseg.dataset import (
     find_training_cases,
     listed_cases,
 )
-from nnseg.errors import DataError, MissingError
+from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.folders import Folders
 from nnseg.labels import Labels
 
@@ -101,6 +102,57 @@ def test_incomplete_folders_are_refused(
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="imagesTr does not exist"):
         find_cases(tmp_path / "imagesTr", None, SPEC)
+
+
+@pytest.mark.parametrize("method", ["is_dir", "iterdir", "is_file"])
+def test_a_folder_that_cannot_be_listed_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    folder = touch(tmp_path / "images", "a_0000.nii.gz", "a_0001.nii.gz")
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(MachineError, match=r"images: cannot be listed \(Permission denied\)"):
+        find_cases(folder, None, SPEC)
+
+
+def test_a_listed_path_that_is_too_long_is_refused_in_short(tmp_path: Path) -> None:
+    listed = {"a": ListedCase(images=("x" * 5000, "y"), label="z")}
+    with pytest.raises(
+        DataError, match=r"xxx\.\.\.: cannot be looked for \(File name too"
+    ) as caught:
+        find_training_cases(Folders.of_root(tmp_path), "Dataset001_A", replace(SPEC, listed=listed))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_name_that_is_no_text_is_refused_with_its_bytes(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "images", "b_0000.nii.gz", "caf\udce9_0000.nii.gz")
+    with pytest.raises(DataError, match=r"the name caf\\xe9_0000\.nii\.gz is no text"):
+        find_cases(folder, None, replace(SPEC, channels=("T1",)))
+
+
+def test_a_label_map_whose_name_is_composed_otherwise_is_that_of_its_image(
+    tmp_path: Path,
+) -> None:
+    one, two = "caf\xe9", "cafe\u0301"
+    images = touch(tmp_path / "i", f"{one}_0000.nii.gz", f"{two}s_0000.nii.gz")
+    labels = touch(tmp_path / "l", f"{two}.nii.gz", f"{one}s.nii.gz")
+    cases = find_cases(images, labels, replace(SPEC, channels=("T1",)))
+    assert {case.case_id: case.label for case in cases} == {
+        one: labels / f"{two}.nii.gz",
+        f"{two}s": labels / f"{one}s.nii.gz",
+    }
+
+
+def test_an_exact_name_is_preferred_to_one_that_only_looks_alike(tmp_path: Path) -> None:
+    one, two = "caf\xe9", "cafe\u0301"
+    images = touch(tmp_path / "i", f"{one}_0000.nii.gz", f"{two}_0000.nii.gz")
+    labels = touch(tmp_path / "l", f"{one}.nii.gz", f"{two}.nii.gz")
+    cases = find_cases(images, labels, replace(SPEC, channels=("T1",)))
+    assert all(case.label == labels / f"{case.case_id}.nii.gz" for case in cases)
+    assert len(cases) == 2
 
 
 def test_a_complete_case_has_no_channel_fault() -> None:

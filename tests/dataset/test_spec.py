@@ -49,6 +49,8 @@ def test_modality_is_understood_as_channel_names() -> None:
         ({"channel_names": {}}, "channel_names is empty"),
         ({"modality": {"0": "T1"}}, "both channel_names and modality"),
         ({"file_ending": "nii.gz"}, "'nii.gz'; it must begin with a dot"),
+        ({"file_ending": "./../../evil.nii.gz"}, r"evil\.nii\.gz', which cannot be read"),
+        ({"file_ending": ".svg"}, "x: file_ending is '.svg', which cannot be read; convert"),
         ({"regions_class_order": [1]}, "x: regions_class_order is of 1 entries"),
     ],
 )

@@ -13,7 +13,7 @@ from nnseg.doctor.examine import examine, examine_each, in_threads, survey
 from nnseg.doctor.findings import Finding, describe, raise_for_errors
 from nnseg.phantom import write_dataset
 from nnseg.phantom.broken import planted_faults
-from nnseg.volume import read_segmentation, simple_geometry, write
+from nnseg.volume import flat_geometry, read_segmentation, simple_geometry, write
 
 SHAPE = (3, 4, 5)
 GRID = simple_geometry(SHAPE, (3.0, 2.0, 1.0))
@@ -179,6 +179,34 @@ def test_a_folder_that_cannot_be_listed_is_a_finding(
     monkeypatch.setattr(Path, "iterdir", refuse)
     (finding,) = examine(dataset)
     assert (finding.rule, finding.found) == ("folder_missing", "cannot be listed")
+    assert finding.remedy == "check its rights"
+
+
+def test_pictures_among_volumes_are_an_error_that_names_both(dataset: Path) -> None:
+    declare(dataset, numTraining=3)
+    flat = flat_geometry((4, 5), (2.0, 1.0))
+    image = np.arange(20, dtype=np.int16).reshape(1, 4, 5)
+    write(dataset / "imagesTr" / "c_0000.nii.gz", image, flat)
+    write(dataset / "labelsTr" / "c.nii.gz", np.eye(4, 5, dtype=np.uint8)[None], flat)
+    (finding,) = examine(dataset)
+    assert (finding.rule, finding.severity, finding.file) == (
+        "dimensions_mixed",
+        "error",
+        "imagesTr",
+    )
+    assert finding.found == "holds 1 case (c) of 2D files and 2 cases (a, b) of 3D files"
+
+
+def test_a_volume_of_one_slice_may_lie_among_pictures(tmp_path: Path) -> None:
+    declare(tmp_path)
+    thin = simple_geometry((1, 4, 5), (3.0, 2.0, 1.0))
+    for case, grid in (("a", flat_geometry((4, 5), (2.0, 1.0))), ("b", thin)):
+        image = np.arange(20, dtype=np.int16).reshape(1, 4, 5) + ord(case)
+        write(tmp_path / "imagesTr" / f"{case}_0000.nii.gz", image, grid)
+        label = np.zeros((1, 4, 5), np.uint8)
+        label[0, 0, :2] = 1, 2
+        write(tmp_path / "labelsTr" / f"{case}.nii.gz", label, grid)
+    assert examine(tmp_path) == ()
 
 
 def test_no_image_at_all_is_an_error(dataset: Path) -> None:

@@ -230,3 +230,41 @@ def test_the_datasets_own_folds_come_before_ours(frames: Listing, tmp_path: Path
     made = tmp_path / "made.json"
     made.write_text(json.dumps([{"train": ["p0_frame1"], "val": ["p0_frame2"]}]))
     assert judge_folds(frames, None, made) == ()
+
+
+def test_a_name_that_is_no_text_is_an_error_and_the_others_are_listed(tmp_path: Path) -> None:
+    declare(tmp_path, channel_names={"0": "T1"})
+    touch(tmp_path, "imagesTr/caf\udce9_0000.nii.gz", "labelsTr/caf\udce9.nii.gz")
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    listing, findings = listed(tmp_path)
+    assert rules(findings) == [
+        ("name_unusable", r"imagesTr/caf\xe9_0000.nii.gz"),
+        ("name_unusable", r"labelsTr/caf\xe9.nii.gz"),
+    ]
+    assert listing.case_ids == ["a"]
+
+
+def test_an_id_that_leaves_no_room_for_endings_is_an_error(tmp_path: Path) -> None:
+    declare(tmp_path, channel_names={"0": "T1"}, numTraining=2)
+    fits, long = "\xe9" * 100, "\xe9" * 100 + "x"  # 200 and 201 bytes
+    for case in (fits, long):
+        touch(tmp_path, f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz")
+    _, findings = listed(tmp_path)
+    assert rules(findings) == [("name_unusable", f"imagesTr/{long}_0000.nii.gz")]
+    assert "takes 201 bytes; 200 are the most" in findings[0].found
+
+
+def test_an_image_and_a_label_map_whose_names_look_alike_are_one_case(tmp_path: Path) -> None:
+    declare(tmp_path, channel_names={"0": "T1"})
+    touch(tmp_path, "imagesTr/caf\xe9_0000.nii.gz", "labelsTr/cafe\u0301.nii.gz")
+    listing, findings = listed(tmp_path)
+    assert findings == []
+    assert listing.labels == {"caf\xe9": tmp_path / "labelsTr" / "cafe\u0301.nii.gz"}
+
+
+def test_a_listed_path_that_is_too_long_is_a_finding(tmp_path: Path) -> None:
+    case = {"images": ["x" * 5000], "label": "a.nii.gz"}
+    declare(tmp_path, channel_names={"0": "T1"}, dataset={"a": case})
+    touch(tmp_path, "a.nii.gz")
+    _, findings = listed(tmp_path)
+    assert ("listed_missing", "x" * 5000) in rules(findings)

@@ -158,6 +158,44 @@ def test_pictures_with_masks_of_0_and_255_become_a_sound_dataset(tmp_path: Path)
     assert examine(target) == ()
 
 
+def test_a_tiff_label_map_keeps_the_spacing_file_that_it_shares(tmp_path: Path) -> None:
+    source, target = tmp_path / "Dataset002_Tiff", tmp_path / "Dataset002_fixed"
+    write(source / "a_0000.tif", np.arange(60, dtype=np.uint8).reshape(SHAPE), GRID)
+    (source / "a_0000.json").unlink()
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1, :2, :3] = 255
+    write(source / "a.tif", mask, GRID)
+    (source / "a.json").write_text('{"spacing": [3, 2, 1], "stain": "DAPI"}')
+    declare(
+        source, 1, file_ending=".tif", dataset={"a": {"images": ["a_0000.tif"], "label": "a.tif"}}
+    )
+    assert mend(source, target, workers=1).left == ()
+    assert json.loads((target / "a.json").read_text()) == {"spacing": [3, 2, 1], "stain": "DAPI"}
+    assert names(target) == names(source)
+    assert read_array(target / "a_0000.tif")[1].spacing == GRID.spacing
+
+
+@pytest.mark.parametrize("value", [1e300, 2.0**31, -(2.0**31) - 1])
+def test_a_float_label_map_whose_values_are_no_labels_is_left(
+    dataset: Path, target: Path, value: float
+) -> None:
+    segmentation = np.zeros(SHAPE, np.float64)
+    segmentation[1, :2, :3], segmentation[2] = value, -5
+    write(dataset / "labelsTr" / "a.nii.gz", segmentation, GRID)
+    mending = mend(dataset, target, workers=1)
+    assert "labelsTr/a.nii.gz" not in {m.file for m in mending.mended}
+    assert [(x.finding.rule, x.finding.file) for x in mending.left] == [
+        ("label_undeclared", "labelsTr/a.nii.gz")
+    ]
+    before = (dataset / "labelsTr" / "a.nii.gz").read_bytes()
+    assert (target / "labelsTr" / "a.nii.gz").read_bytes() == before
+
+
+def test_no_lock_stays_beside_the_copy(dataset: Path, target: Path) -> None:
+    mend(dataset, target, workers=1)
+    assert {path.name for path in target.parent.iterdir()} == {dataset.name, target.name}
+
+
 def test_listed_label_maps_are_mended_where_they_lie(dataset: Path, target: Path) -> None:
     (dataset / "other").mkdir()
     (dataset / "labelsTr" / "b.nii.gz").rename(dataset / "other" / "mask.nii.gz")

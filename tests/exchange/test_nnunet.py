@@ -471,3 +471,16 @@ def test_plans_whose_names_lead_out_of_our_folders_are_refused(plans: dict[str, 
     for change in ({"dataset_name": victim}, {"configurations": moved}):
         with pytest.raises(PlanError, match=r"p: .*'\.\./\.\./\.\./victim', which cannot name"):
             read_plans(plans | change, SPEC, name="theirs", where="p")
+
+
+def test_the_decoder_is_counted_from_the_deepest_level_there_and_from_the_finest_here() -> None:
+    plan = plan_of()
+    full = plan.configuration("3d_fullres")
+    blocks = tuple(range(1, full.architecture.levels))
+    uneven = dataclasses.replace(full.architecture, decoder_blocks=blocks)
+    configurations = {"3d_fullres": dataclasses.replace(full, architecture=uneven)}
+    data = plans_to_json(dataclasses.replace(plan, configurations=configurations))
+    arguments = data["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arguments["n_conv_per_stage_decoder"] == list(blocks[::-1])
+    back = read_plans(data, SPEC, name="nnseg").configuration("3d_fullres")
+    assert back.architecture.decoder_blocks == blocks

@@ -58,7 +58,7 @@ def job_of(
                     if name == "preprocess again":
                         last.unlink()
                 if name == "plan again":
-                    arguments = (*PLAN, "--clean", "--memory-gb", "2")
+                    arguments = (*PLAN, "--memory-gb", "2")
             end = copy_root(start, folder / "end", preprocessed=(start / "preprocessed").exists())
             outcome = warm.run(end, *arguments)
             assert outcome.code == 0, outcome.said

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from nnseg import store
 from nnseg.commit import sha256
 from nnseg.dataset import Case
 from nnseg.doctor.findings import Finding, Notes
+from nnseg.fsck import audit as audit_module
 from nnseg.fsck.audit import CaseFolder, RawCases, Remake, audit
 from nnseg.fsck.proofs import Look
 from nnseg.lock import locked
@@ -218,6 +220,35 @@ def test_arrays_that_two_folders_share_are_damaged_in_both(scene: Scene) -> None
     for folder in (scene.folder, other):
         findings, _ = dataclasses.replace(scene, folder=folder).judge()
         assert told(findings) == [("error", "case_damaged", f"{folder.name}/a.image.b2nd")]
+
+
+def test_a_folder_that_a_run_begins_to_use_meanwhile_is_not_judged(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scene.folder / "a.json").unlink()
+    with ExitStack() as held:
+
+        def begin(*arguments: object) -> dict[str, object]:
+            held.enter_context(locked(scene.folder, "nnseg preprocess"))
+            return {case_id: audit_module._Verdict(state="missing") for case_id in IDS}
+
+        monkeypatch.setattr(audit_module, "for_each", begin)
+        findings, remake = scene.judge()
+    assert told(findings) == [("warning", "in_use", "2d")]
+    assert remake is None
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    findings, remake = scene.judge()
+    assert told(findings) == [("error", "unreadable", "2d")]
+    assert findings[0].found == "cannot be read (Permission denied)"
+    assert remake is None
 
 
 def test_a_folder_that_a_run_is_using_is_not_judged(scene: Scene) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from nnseg import commit, phantom, pipeline, record
 from nnseg.commit import sha256
+from nnseg.dataset.groups import GroupRule, rule_file
 from nnseg.doctor.findings import Finding
-from nnseg.errors import MissingError
+from nnseg.errors import MachineError, MissingError
 from nnseg.folders import Folders, checkpoint_file
 from nnseg.fsck.examine import Examination, examine, examine_results, holds_results, kept_datasets
 from nnseg.lock import locked
@@ -42,7 +43,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a fold that looks trained."""
     from torch import nn
 
-    from nnseg.checkpoint import save_model, save_weights
+    from nnseg.checkpoint import save_model, save_sealed, save_weights
     from nnseg.model.device import Execution
     from nnseg.recipe import TrainSettings, plan_course
     from nnseg.resume import RunRecord
@@ -83,7 +84,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             weights_sha256=digest,
             finished=True,
         )
-        record.save(latest, checkpoint_file(fold, "latest"))
+        save_sealed(latest, checkpoint_file(fold, "latest"))
         run.outputs += [checkpoint_file(fold, kind) for kind in ("final", "best", "latest")]
     return root
 
@@ -195,13 +196,74 @@ def test_redo_follows_a_raw_file_that_was_replaced(root: Path) -> None:
     segmentation, geometry = read_segmentation(first)
     segmentation[0, 0, 0] = 1
     write(first, segmentation, geometry)
-    (finding,) = look(root).findings
+    measured, finding = look(root).findings
     assert finding.rule == "other_raw"
     assert finding.file == f"{KEPT}/nnseg/2d/{finding.case_id}.json"
     assert first.name.startswith(str(finding.case_id))
+    assert (measured.severity, measured.rule) == ("warning", "fingerprint_raw")
+    assert f"before the raw files of case {finding.case_id} changed" in measured.found
+    assert measured.remedy == f"`nnseg plan {DATASET}` measures them anew"
     raw = tree(folders.raw_folder(DATASET))
-    assert pipeline.fsck(folders, DATASET, redo=True, workers=1).findings == ()
+    assert pipeline.fsck(folders, DATASET, redo=True, workers=1).findings == (measured,)
     assert tree(folders.raw_folder(DATASET)) == raw
+
+
+def test_a_fingerprint_of_other_cases_is_told(root: Path) -> None:
+    folders = Folders.of_root(root)
+    shutil.copy(min(folders.images(DATASET).iterdir()), folders.images(DATASET) / "z_0000.nii.gz")
+    shutil.copy(min(folders.labels(DATASET).iterdir()), folders.labels(DATASET) / "z.nii.gz")
+    found = [finding.found for finding in look(root).findings if finding.rule == "fingerprint_raw"]
+    assert found == ["is of other cases than the raw dataset has"]
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "found"),
+    [
+        ("channel_names", '"0": "', '"0": "another ', "channel_names are ['another "),
+        ("labels", ": 1", ": 9", " is 9, and was 1"),
+        ("file_ending", ".nii.gz", ".nrrd", "file_ending is .nrrd, and was .nii.gz"),
+    ],
+)
+def test_a_plan_of_another_dataset_json_is_told_with_the_key(
+    root: Path, key: str, old: str, new: str, found: str
+) -> None:
+    path = Folders.of_root(root).spec_file(DATASET)
+    before, opening, after = path.read_text().partition(f'"{key}"')
+    path.write_text(before + opening + after.replace(old, new, 1))
+    (finding,) = (one for one in look(root).findings if one.rule == "plan_outdated")
+    assert (finding.severity, finding.file) == ("error", f"{KEPT}/plans/nnseg.json")
+    assert found in finding.found
+    assert str(path) in finding.found
+
+
+def test_folds_that_part_a_patient_of_the_rule_beside_them_are_told(root: Path) -> None:
+    folders = Folders.of_root(root)
+    rule = rule_file(folders.splits_file(DATASET))
+    record.save(GroupRule(regex=r"(.)"), rule)  # all cases are of one
+    (finding,) = (one for one in look(root).findings if one.rule == "folds")
+    assert (finding.severity, finding.file) == ("error", f"{KEPT}/splits_final.json")
+    assert "fold 0 trains on" in finding.found
+    folders.user_splits_file(DATASET).write_bytes(folders.splits_file(DATASET).read_bytes())
+    assert "folds" not in {finding.rule for finding in look(root).findings}  # the user's own
+
+
+def test_a_folder_that_cannot_be_listed_is_no_bug(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(MachineError, match=rf"{KEPT}: cannot be read \(Permission denied\); check"):
+        look(root)
+    with pytest.raises(MachineError, match="preprocessed: cannot be read"):
+        kept_datasets(Folders.of_root(root))
+
+
+def test_a_damaged_source_of_the_folds_is_told(root: Path) -> None:
+    (root / KEPT / "splits_source.json").write_text("{}")
+    (finding,) = look(root).findings
+    assert (finding.rule, finding.file) == ("folds", f"{KEPT}/splits_source.json")
 
 
 def test_without_raw_files_nothing_is_removed(root: Path) -> None:
@@ -317,9 +379,13 @@ def test_a_damaged_record_of_a_run_is_an_error(root: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_after_writing_gives_no_false_alarm(with_model: Path) -> None:
+    from nnseg.checkpoint import load_sealed, save_sealed
+    from nnseg.resume import RunRecord
+
     fold, path = with_model / FOLD, with_model / KEPT / "fingerprint.json"
     change(path, '"median_relative_size": 1', '"median_relative_size": 0')
-    change(checkpoint_file(fold, "latest"), '"seconds": 9', '"seconds": 8')
+    latest = checkpoint_file(fold, "latest")
+    save_sealed(dataclasses.replace(load_sealed(RunRecord, latest), seconds=8.0), latest)
     assert len(look(with_model).findings) == 2
     for log in (path.with_name("run_fingerprint.log"), fold / "log.txt"):
         with open(log, "a", encoding="utf-8") as file:
@@ -453,3 +519,27 @@ def test_predictions_kept_with_a_dataset_are_examined_with_it(
     flip(path)
     file = path.relative_to(with_model).as_posix()
     assert told(look(with_model).findings) == [("error", "output", file)]
+
+
+def test_the_checkpoint_before_the_latest_is_examined_too(with_model: Path) -> None:
+    from nnseg.checkpoint import load_sealed, save_sealed, save_weights
+    from nnseg.resume import RunRecord
+
+    fold = with_model / "results" / DATASET / "nnseg" / "2d" / "fold_0"
+    latest = load_sealed(RunRecord, checkpoint_file(fold, "latest"))
+    file, digest = save_weights(fold, "checkpoint_latest", b"of an epoch before")
+    earlier = dataclasses.replace(
+        latest, epoch=1, finished=False, weights_file=file, weights_sha256=digest
+    )
+    path = checkpoint_file(fold, "previous")
+    save_sealed(earlier, path)
+    assert look(with_model).findings == ()
+    flip(fold / file)
+    assert told(look(with_model).findings) == [
+        ("error", "weights", (fold / file).relative_to(with_model).as_posix())
+    ]
+    save_weights(fold, "checkpoint_latest", b"of an epoch before")
+    path.write_bytes(path.read_bytes().replace(b'"epoch": 1', b'"epoch": 2', 1))
+    assert ("error", "checkpoint", path.relative_to(with_model).as_posix()) in told(
+        look(with_model).findings
+    )

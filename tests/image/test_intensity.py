@@ -1,9 +1,19 @@
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nnseg.image.intensity import MAX_VALUES, CaseIntensity, Intensity, measure, pool
+from nnseg.image.intensity import (
+    ALL_VALUES,
+    MAX_VALUES,
+    MIN_VALUES,
+    CaseIntensity,
+    Intensity,
+    measure,
+    pool,
+    values_kept,
+)
 
 
 def case(*values: float) -> CaseIntensity:
@@ -112,3 +122,30 @@ def test_one_voxel_is_foreground_enough() -> None:
     assert pooled.std == 0
     assert {pooled.mean, pooled.median, pooled.min, pooled.max} == {5}
     assert {pooled.percentile_00_5, pooled.percentile_99_5} == {5}
+
+
+def test_all_cases_together_keep_a_bounded_number_of_values() -> None:
+    for cases in (1, 63, 64, 65, 500, 2000):
+        for channels in (1, 3, 4):
+            kept = values_kept(cases, channels)
+            assert MIN_VALUES <= kept <= MAX_VALUES
+            assert kept * cases * channels <= ALL_VALUES or kept == MIN_VALUES
+    assert values_kept(64, 1) == MAX_VALUES
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_fewer_values_are_kept_if_asked_of_whole_numbers_and_others(kind: Any) -> None:
+    voxels = np.random.default_rng(3).gamma(4, 90, 50_000).astype(kind)
+    kept = measure(voxels, 100)
+    assert kept.values.size == kept.weights.size == 100
+    ordered = np.sort(voxels).astype(np.float32)
+    np.testing.assert_array_equal(kept.values, ordered[250::500])
+    assert set(kept.weights.tolist()) == {500}
+    assert kept.mean == pytest.approx(voxels.mean(dtype=np.float64), rel=1e-12)
+    assert kept.std == pytest.approx(voxels.std(dtype=np.float64), rel=1e-12)
+
+
+def test_whole_numbers_that_fit_are_kept_exactly_however_few_may_be() -> None:
+    kept = measure(np.array([5, 5, 9, 7], np.int16), 3)
+    assert (kept.values.tolist(), kept.weights.tolist()) == ([5, 7, 9], [2, 1, 1])
+    assert measure(np.array([5, 5, 9, 7], np.int16), 2).values.size == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.intake.patterns import find_files
 
 Touch = Callable[..., None]
@@ -100,3 +100,63 @@ def test_what_cannot_be_read_is_listed_but_not_what_belongs_to_a_file(touch: Tou
     found = find_files(["*"])
     assert sorted(found.files[0]) == ["p1", "p2"]
     assert [path.name for path in found.strange] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("loops", [["scans/loop"], ["scans/loop", "scans/in/again", "scans/b"]])
+def test_links_in_a_circle_add_no_case_and_come_to_an_end(
+    touch: Touch, loops: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    touch("scans/p1.nii", "scans/p2.nii", "scans/in/p3.nii")
+    for loop in loops:
+        Path(loop).symlink_to(Path("scans").resolve())
+    for pattern in ("scans/**/*.nii", "sc*/**/*.nii", "**/**/*.nii", "scans/**"):
+        found = find_files([pattern])
+        assert sorted(path.name for path in found.files[0].values()) == [
+            "p1.nii",
+            "p2.nii",
+            "p3.nii",
+        ]
+    assert "loop: links to a folder that it lies in, and is passed over" in caplog.text
+
+
+def test_folders_that_link_to_each_other_are_each_walked_once(touch: Touch) -> None:
+    touch("x/p1.nii", "y/p2.nii")
+    Path("x/far").symlink_to(Path("y").resolve())
+    Path("y/far").symlink_to(Path("x").resolve())
+    assert ids("x/**/*.nii") == [["far_p2", "p1"]]
+
+
+def test_links_to_other_folders_are_followed(touch: Touch) -> None:
+    touch("elsewhere/p1.nii", "scans/p2.nii")
+    Path("scans/far").symlink_to(Path("elsewhere").resolve())
+    assert ids("scans/**/*.nii") == [["far_p1", "p2"]]
+
+
+def test_one_file_under_two_names_is_no_two_cases(touch: Touch) -> None:
+    touch("scans/p1.nii")
+    Path("scans/p2.nii").symlink_to("p1.nii")
+    with pytest.raises(
+        DataError, match=r"p1\.nii and scans/p2\.nii, which .* are one file; narrow"
+    ):
+        find_files(["scans/*.nii"])
+
+
+def test_a_range_that_runs_backwards_is_refused(touch: Touch) -> None:
+    touch("scans/c0.nii.gz", "scans/cb.nii.gz")
+    with pytest.raises(
+        UsageError, match=r"bad character range b-a.*; write the ranges in \[ \] up"
+    ):
+        find_files(["scans/c[0-2b-a].nii.gz"])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    touch: Touch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch("scans/p1.nii")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(MachineError, match=r"scans: cannot be listed \(Permission denied\)"):
+        find_files(["scans/**/*.nii"])

@@ -11,7 +11,7 @@ from torch.nn.functional import conv3d, grid_sample, interpolate, one_hot, pad
 
 from nnseg.axes import Shape
 from nnseg.errors import PlanError
-from nnseg.model.augment import Augmentation, Draw, augment, draw, plan_augmentation
+from nnseg.model.augment import Augmentation, Draw, augment, draw, plan_augmentation, reach
 
 PATCH = (8, 12, 10)
 VOLUME = plan_augmentation(PATCH, 3)
@@ -62,8 +62,8 @@ def apply(
     """Augment one sample."""
     if labels is None:
         labels = torch.zeros(image.shape[1:], dtype=torch.uint8)
-    images, segmentations = augment([image], [labels], None, [parameters], augmentation, ())
-    return images[0], segmentations[0]
+    images, maps = augment([image], [labels[None]], [parameters], augmentation)
+    return images[0], maps[0, 0]
 
 
 def turn_about_z(angle: float) -> np.ndarray:
@@ -266,30 +266,29 @@ def test_inputs_stay_as_they_were_and_equal_draws_give_equal_batches(
 ) -> None:
     rng = np.random.default_rng(0)
     draws = [draw(augmentation, 2, rng) for _ in range(40)]
-    images, segmentations, masks = [], [], []
+    images, maps = [], []
     for seed, parameters in enumerate(draws):
         shape = augmentation.patch_size if parameters.affine is None else augmentation.loaded_shape
         images.append(image_of(shape, 2, seed))
-        segmentations.append(labels_of(shape, seed=seed))
-        masks.append(segmentations[-1] > 0)
-    before = [[tensor.clone() for tensor in each] for each in (images, segmentations, masks)]
-    first = augment(images, segmentations, masks, draws, augmentation, (1,))
-    second = augment(images, segmentations, masks, draws, augmentation, (1,))
-    for kept, now in zip(before, (images, segmentations, masks), strict=True):
+        labels = labels_of(shape, seed=seed)
+        maps.append(torch.stack([labels, (labels > 0).byte()]))
+    before = [[tensor.clone() for tensor in each] for each in (images, maps)]
+    first = augment(images, maps, draws, augmentation, masked_channels=(1,))
+    second = augment(images, maps, draws, augmentation, masked_channels=(1,))
+    for kept, now in zip(before, (images, maps), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert first[0].shape == (40, 2, *augmentation.patch_size)
-    assert first[1].shape == (40, *augmentation.patch_size)
+    assert first[1].shape == (40, 2, *augmentation.patch_size)
     assert first[0].dtype == torch.float32
     for i in range(40):  # what else is in the batch does not matter
         alone = augment(
             images[i : i + 1],
-            segmentations[i : i + 1],
-            masks[i : i + 1],
+            maps[i : i + 1],
             draws[i : i + 1],
             augmentation,
-            (1,),
+            masked_channels=(1,),
         )
         torch.testing.assert_close(alone[0][0], first[0][i], rtol=1e-4, atol=1e-4)
         assert torch.equal(alone[1][0], first[1][i])
@@ -502,14 +501,13 @@ def test_transforms_run_in_the_order_of_the_method() -> None:
 def test_mirroring_flips_image_labels_and_mask_together(axes: tuple[int, ...]) -> None:
     image, labels = image_of(PATCH, 2), labels_of(PATCH)
     parameters = [nothing(2), replace(nothing(2), mirror=axes)]
-    images, segmentations = augment(
-        [image, image], [labels, labels], [labels > 1] * 2, parameters, VOLUME, (1,)
-    )
+    maps = torch.stack([labels, (labels > 1).byte()])
+    images, found = augment([image] * 2, [maps] * 2, parameters, VOLUME, masked_channels=(1,))
     plain = image.clone()
     plain[1][labels <= 1] = 0
     assert torch.equal(images[0], plain)
     assert torch.equal(images[1], plain.flip([axis + 1 for axis in axes]))
-    assert torch.equal(segmentations[1], labels.flip(axes))
+    assert torch.equal(found[1, 0], labels.flip(axes))
 
 
 def test_masked_channels_are_zero_outside_of_the_moved_mask_only() -> None:
@@ -518,7 +516,8 @@ def test_masked_channels_are_zero_outside_of_the_moved_mask_only() -> None:
     parameters = replace(
         nothing(3), affine=turn_about_z(0.5) * 0.8, noise_std=0.05, gamma=(1.2,) * 3
     )
-    images, segmentations = augment([image], [labels], [mask > 1], [parameters], VOLUME, (0, 2))
+    maps = torch.stack([labels, (mask > 1).byte()])
+    images, found = augment([image], [maps], [parameters], VOLUME, masked_channels=(0, 2))
     _, inside = apply(parameters, image, VOLUME, (mask > 1).to(torch.uint8))
     unmasked, unmasked_labels = apply(parameters, image, VOLUME, labels)
     assert 0 < inside.sum() < inside.numel()
@@ -526,7 +525,7 @@ def test_masked_channels_are_zero_outside_of_the_moved_mask_only() -> None:
         assert not images[0, channel][inside == 0].any()
         assert torch.equal(images[0, channel][inside == 1], unmasked[channel][inside == 1])
     assert torch.equal(images[0, 1], unmasked[1])
-    assert torch.equal(segmentations[0], unmasked_labels)
+    assert torch.equal(found[0, 0], unmasked_labels)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int64, torch.uint16])
@@ -538,3 +537,82 @@ def test_every_integer_type_of_label_map_is_kept(kind: torch.dtype) -> None:
     _, found = apply(parameters, image, VOLUME, labels.to(kind))
     assert found.dtype == kind
     assert torch.equal(found.long(), wanted.long())
+
+
+@pytest.mark.parametrize(("mirror", "trade"), [((2,), True), ((0, 2), True), ((0, 1), False)])
+def test_left_and_right_trade_places_where_their_axis_is_mirrored(
+    mirror: tuple[int, ...], trade: bool
+) -> None:
+    rules = plan_augmentation(PATCH, 3, swaps=[(1, 2), (4, 3)], swap_axis=2)
+    labels, mask, previous = labels_of(PATCH, 5), labels_of(PATCH) > 1, labels_of(PATCH, 5, seed=2)
+    maps = torch.stack([labels, mask.byte(), previous])
+    drawn = [nothing(), replace(nothing(), mirror=mirror)]
+    image = image_of(PATCH)
+    _, found = augment([image] * 2, [maps] * 2, drawn, rules, masked_channels=(0,))
+    assert torch.equal(found[0], maps)
+    flipped = maps.flip([axis + 1 for axis in mirror])
+    table = torch.tensor([0, 2, 1, 4, 3] if trade else [0, 1, 2, 3, 4], dtype=torch.uint8)
+    assert torch.equal(found[1, 0], table[flipped[0].long()])
+    assert torch.equal(found[1, 1], flipped[1])  # the mask has no sides
+    assert torch.equal(found[1, 2], table[flipped[2].long()])
+
+
+@pytest.mark.parametrize(
+    ("swaps", "axis", "message"),
+    [
+        ([(1, 2)], None, "swap_axis is None; swaps need 0, 1 or 2"),
+        ([(1, 2), (2, 3)], 2, "every label may stand there once"),
+        ([(1, 1)], 2, "every label may stand there once"),
+        ([(0, 1)], 2, "background never"),
+    ],
+)
+def test_swaps_that_make_no_sense_are_refused(
+    swaps: list[tuple[int, int]], axis: int | None, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_augmentation(PATCH, 3, swaps=swaps, swap_axis=axis)
+
+
+@pytest.mark.parametrize("augmentation", KINDS)
+def test_what_a_sample_looks_at_is_all_that_has_to_be_read(augmentation: Augmentation) -> None:
+    rng = np.random.default_rng(2)
+    shares = []
+    for seed, parameters in enumerate(draw(augmentation, 1, rng) for _ in range(60)):
+        moved = parameters.affine is not None
+        whole = augmentation.loaded_shape if moved else augmentation.patch_size
+        box = reach(parameters.affine, augmentation)
+        z, y, x = (slice(*ends) for ends in box)
+        image, labels = image_of(whole, 1, seed), labels_of(whole, seed=seed)[None]
+        wanted, wanted_labels = augment([image], [labels], [parameters], augmentation)
+        found, found_labels = augment(
+            [image[:, z, y, x]],
+            [labels[:, z, y, x]],
+            [parameters],
+            augmentation,
+            offsets=[(z.start, y.start, x.start)],
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+        assert (found_labels != wanted_labels).sum() <= 2  # ties that rounding decides
+        if moved:
+            shares.append(image[:, z, y, x].numel() / image.numel())
+    assert np.mean(shares) < 0.9
+
+
+def test_a_part_that_reaches_out_of_the_patch_is_refused() -> None:
+    maps = torch.zeros((1, *PATCH), dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"sample 0 has shape .* at \(0, 1, 0\); its draw needs"):
+        augment([image_of(PATCH)], [maps], [nothing()], VOLUME, offsets=[(0, 1, 0)])
+
+
+def test_a_flat_part_of_few_slices_keeps_its_place_when_it_is_mirrored() -> None:
+    image, labels = image_of(FLAT.loaded_shape), labels_of(FLAT.loaded_shape)[None]
+    image[:, 3:], labels[:, 3:] = 0, 0
+    parameters = replace(nothing(), affine=turn_about_z(0.7), mirror=(0, 2))
+    wanted, wanted_labels = augment([image], [labels], [parameters], FLAT)
+    found, found_labels = augment(
+        [image[:, 1:3]], [labels[:, 1:3]], [parameters], FLAT, offsets=[(1, 0, 0)]
+    )
+    assert not torch.equal(found, wanted)  # slice 0 was left out
+    torch.testing.assert_close(found[:, :, :3], wanted[:, :, :3])
+    assert torch.equal(found_labels[:, :, 1:3], wanted_labels[:, :, 1:3])
+    assert not found[:, :, 3].any()

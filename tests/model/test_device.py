@@ -7,13 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnseg.errors import MachineError
-from nnseg.model import device
+from nnseg.model import device, kernels
+from nnseg.model.blocks import ConvBlock
 from nnseg.model.device import (
     Execution,
     bf16_faults,
     choose_execution,
     compile_network,
     layout,
+    own_kernels_are_fast,
 )
 
 
@@ -53,6 +55,7 @@ def test_bf16_is_chosen_on_a_cpu_only_where_it_is_right_and_fast(
 ) -> None:
     monkeypatch.setattr(device, "bf16_is_fast", lambda: fast)
     monkeypatch.setattr(device, "bf16_faults", lambda: faults)
+    monkeypatch.setattr(device, "own_kernels_are_fast", lambda: False)
     assert choose_execution("cpu").precision == precision
 
 
@@ -68,6 +71,7 @@ def test_what_is_asked_for_is_taken_without_measuring(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(device, "bf16_is_fast", measured)
     monkeypatch.setattr(device, "bf16_faults", measured)
+    monkeypatch.setattr(device, "own_kernels_are_fast", measured)
     chosen = choose_execution("cpu", "fp32", compiled=True)
     assert (chosen.device, chosen.precision, chosen.compiled) == ("cpu", "fp32", True)
 
@@ -182,3 +186,61 @@ def test_a_placed_network_has_the_layout_chosen() -> None:
     assert not weight.is_contiguous()
     plain = Execution(device="cpu", channels_last=False).place(nn.Conv3d(4, 4, 3), 3).weight
     assert plain.is_contiguous()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_own_kernels_are_taken_in_bf16_where_they_win_and_nothing_is_compiled_then(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(device, "bf16_faults", lambda: [])
+    monkeypatch.setattr(device, "own_kernels_are_fast", lambda: fast)
+    chosen = choose_execution("cpu", "bf16", compiled=True)
+    assert (chosen.own_kernels, chosen.compiled) == (fast, not fast)
+    assert not choose_execution("cpu", "fp32").own_kernels
+
+
+def test_own_kernels_do_not_win_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    assert not own_kernels_are_fast()
+
+
+def test_a_kernel_that_is_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    monkeypatch.setattr(kernels, "convolve", lambda inputs, weight, bias: inputs[0] * weight.mean())
+    monkeypatch.setattr(kernels, "normalize", lambda x, scale, *_: x * scale[:, None, None, None])
+    with caplog.at_level(logging.WARNING, logger="nnseg"):
+        assert not own_kernels_are_fast()
+    assert "the CPU kernels deviate by" in caplog.text
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_placed_network_runs_on_the_kernels_chosen(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    execution = Execution(device="cpu", precision="bf16", own_kernels=own)
+    block = execution.place(ConvBlock(2, 3, (3, 3, 3)), 3)
+    assert (block.own_kernels, block.norm.own_kernels) == (own, own)
+
+
+def test_a_run_that_goes_on_without_its_kernels_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    execution = Execution(device="cpu", precision="bf16", own_kernels=True)
+    with caplog.at_level(logging.WARNING, logger="nnseg"):
+        network, x = execution.place(ConvBlock(32, 32, (3, 3, 3)), 3), torch.zeros(1, 32, 2, 3, 4)
+    assert caplog.messages == [
+        "the CPU kernels of this run cannot be had here: going on without them"
+    ]
+    with execution.autocast():
+        assert network(x).shape == x.shape
+
+
+def test_what_runs_on_own_kernels_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "compile")
+    network = Outputs()
+    execution = Execution(device="cpu", compiled=True, own_kernels=True)
+    assert compile_network(network, torch.zeros(1, 2, 3, 4), execution, 1) is network

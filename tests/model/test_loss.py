@@ -20,6 +20,7 @@ from nnseg.model.loss import (
     dice,
     dice_ce,
     hard_counts,
+    make_loss,
 )
 
 PLAIN = Labels(labels={"background": 0, "a": 1, "b": 2})
@@ -200,8 +201,8 @@ def test_a_loss_is_traced_as_one_graph(labels: Labels) -> None:
 
 
 def test_an_unknown_loss_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="no loss is named 'focal'; known: ce, dice, dice_ce"):
-        LOSSES["focal"]
+    with pytest.raises(PlanError, match="no loss is named 'lovasz'; known: ce, dice"):
+        LOSSES["lovasz"]
 
 
 def test_weights_halve_from_output_to_output_and_leave_out_the_coarsest() -> None:
@@ -288,3 +289,166 @@ def test_batch_dice_sums_before_the_ratio() -> None:
     assert dice(logits, segmentation, labels, False).item() == pytest.approx(-0.5, abs=1e-5)
     assert dice(logits, segmentation, labels, True).item() == pytest.approx(-2 / 3, abs=1e-5)
     assert math.isclose(ce(logits, segmentation, labels, True).item(), 50, rel_tol=1e-6)
+
+
+def plain_terms(logits: Tensor, segmentation: Tensor, labels: Labels) -> tuple[Tensor, ...]:
+    """Probabilities, truths and validity of every voxel and class in float64, one-hot."""
+    logits = logits.double()
+    if labels.has_regions:
+        truth = torch.stack(
+            [
+                torch.isin(segmentation, torch.tensor(members))
+                for members in labels.foreground.values()
+            ],
+            dim=1,
+        )
+        found = torch.sigmoid(logits)
+    else:
+        truth = one_hot(segmentation, 4).movedim(-1, 1)[:, :3]
+        found = torch.softmax(logits, dim=1)
+    valid = (
+        torch.ones_like(segmentation) if labels.ignore is None else segmentation != labels.ignore
+    )
+    return found, truth.double(), valid.double()
+
+
+def plain_entropies(
+    logits: Tensor, segmentation: Tensor, labels: Labels, weights: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The probability of the truth, its weight, and the number that a mean divides by."""
+    found, truth, valid = plain_terms(logits, segmentation, labels)
+    if labels.has_regions:
+        right = truth * found + (1 - truth) * (1 - found)
+        share = torch.tensor(weights, dtype=torch.float64)[:, None, None, None]
+        weight = (share / share.mean() * valid[:, None]).expand_as(right)
+        return right, weight, valid.sum() if labels.ignore else torch.tensor(right.numel())
+    right = (truth * found).sum(dim=1) + (1 - valid)
+    heads = torch.tensor((1.0, *weights), dtype=torch.float64)[:, None, None, None]
+    weight = (truth * heads).sum(dim=1) * valid
+    return right, weight, weight.sum()
+
+
+def plain_overlap(
+    logits: Tensor,
+    segmentation: Tensor,
+    labels: Labels,
+    batch_dice: bool,
+    weights: tuple[float, ...],
+    false_missed: tuple[float, float],
+) -> Tensor:
+    found, truth, valid = plain_terms(logits, segmentation, labels)
+    if not labels.has_regions:
+        found, truth = found[:, 1:], truth[:, 1:]
+    found, truth = found * valid[:, None], truth * valid[:, None]
+    axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
+    both = (found * truth).sum(axes)
+    false, missed = (found * (1 - truth)).sum(axes), ((1 - found) * truth).sum(axes)
+    below = both + false_missed[0] * false + false_missed[1] * missed
+    smooth = 1e-5 if false_missed != (0.5, 0.5) else 0.5e-5  # Dice doubles everything
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    return (((both + smooth) / (below + smooth)) * shares).sum(dim=-1).mean()
+
+
+def plain_loss(
+    name: str,
+    logits: Tensor,
+    segmentation: Tensor,
+    labels: Labels,
+    batch_dice: bool,
+    weights: tuple[float, ...],
+) -> Tensor:
+    """Each loss as its source writes it."""
+    given = (logits, segmentation, labels)
+    right, weight, terms = plain_entropies(*given, weights)
+    entropy = -right.log()
+    overlap = plain_overlap(*given, batch_dice, weights, (0.5, 0.5))
+    if name == "tversky":
+        return -plain_overlap(*given, batch_dice, weights, (0.3, 0.7))
+    if name == "focal":
+        return ((1 - right) ** 2 * entropy * weight).sum() / terms
+    if name == "dice_topk":
+        worst = (entropy * weight).flatten().sort(descending=True).values
+        return worst[: worst.numel() // 10].mean() - overlap
+    cross = (entropy * weight).sum() / terms
+    return {"ce": cross, "dice": -overlap, "dice_ce": cross - overlap}[name]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("labels", KINDS)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_and_its_gradient_equal_the_plain_formula(
+    name: str, labels: Labels, batch_dice: bool, weighted: bool
+) -> None:
+    logits, segmentation = example(labels)
+    weights = (0.5, 2.0, 4.0)[: len(labels.foreground)] if weighted else None
+    loss = make_loss(name, weights)
+    ours, theirs = (logits.double().requires_grad_() for _ in range(2))
+    found = loss(ours, segmentation, labels, batch_dice)
+    each = weights or (1.0,) * len(labels.foreground)
+    wanted = plain_loss(name, theirs, segmentation, labels, batch_dice, each)
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
+    found.backward()
+    wanted.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("labels", KINDS)
+@pytest.mark.parametrize("name", ["dice_topk", "focal", "tversky"])
+def test_gradients_of_further_losses_pass_gradcheck(labels: Labels, name: str) -> None:
+    logits, segmentation = example(labels, (2, 3, 2))
+    exact = logits.double().requires_grad_()
+    loss = make_loss(name, (1.0, 3.0, 2.0)[: len(labels.foreground)])
+    assert torch.autograd.gradcheck(lambda x: loss(x, segmentation, labels, True), exact)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("labels", [IGNORING, IGNORING_REGIONS])
+def test_a_batch_that_is_all_ignored_gives_a_finite_loss_without_gradient(
+    name: str, labels: Labels
+) -> None:
+    logits, segmentation = example(labels)
+    leaf = logits.requires_grad_()
+    loss = make_loss(name, (1.0, 3.0, 2.0)[: len(labels.foreground)])
+    value = loss(leaf, torch.full_like(segmentation, 3), labels, False)
+    value.backward()
+    assert value.item() in (0.0, pytest.approx(-1.0))
+    assert leaf.grad is not None
+    assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("labels", [IGNORING, IGNORING_REGIONS])
+def test_no_loss_looks_at_an_ignored_voxel(name: str, labels: Labels) -> None:
+    logits, segmentation = example(labels)
+    changed = torch.where((segmentation == 3)[:, None], -logits, logits)
+    loss = make_loss(name, (1.0, 3.0, 2.0)[: len(labels.foreground)])
+    before = loss(logits, segmentation, labels, False)
+    assert torch.equal(loss(changed, segmentation, labels, False), before)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_weights_of_1_change_nothing(name: str) -> None:
+    logits, segmentation = example(PLAIN)
+    plain, weighted = (
+        make_loss(name, weights)(logits.double(), segmentation, PLAIN, True)
+        for weights in (None, (1.0, 1.0))
+    )
+    torch.testing.assert_close(plain, weighted, rtol=0, atol=1e-12)
+
+
+def test_a_loss_of_ones_own_without_weights_is_refused_with_them() -> None:
+    own = "own loss of this test"
+    LOSSES.register(own, lambda logits, segmentation, labels, batch_dice: logits.sum())
+    try:
+        assert make_loss(own) is LOSSES[own]
+        with pytest.raises(PlanError, match="takes no class weights; leave them out"):
+            make_loss(own, (1.0, 2.0))
+    finally:
+        del LOSSES._entries[own]
+
+
+def test_the_worst_tenth_is_at_least_one_voxel() -> None:
+    logits, segmentation = example(PLAIN, (1, 2, 1))
+    value = make_loss("dice_topk")(logits, segmentation, PLAIN, True)
+    assert torch.isfinite(value)

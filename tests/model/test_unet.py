@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from nnseg.errors import PlanError
 from nnseg.model.architecture import Architecture
-from nnseg.model.blocks import ConvBlock, InstanceNorm
+from nnseg.model.blocks import ConvBlock, InstanceNorm, ResidualBlock
 from nnseg.model.unet import build_network
 
 FLAT = Architecture(
@@ -38,6 +38,8 @@ HIPPOCAMPUS = Architecture(
     encoder_blocks=(2, 2, 2, 2),
     decoder_blocks=(2, 2, 2),
 )
+RESIDUAL = dataclasses.replace(DEEP, network="resenc")
+RESIDUAL_FLAT = dataclasses.replace(FLAT, network="resenc")
 SINGLE = Architecture(
     network="plain",
     dimensions=3,
@@ -59,15 +61,19 @@ def built(architecture: Architecture, channels: int = 2, heads: int = 3, seed: i
         return build_network(architecture, channels, heads).eval()
 
 
+@pytest.mark.parametrize("architecture", [DEEP, RESIDUAL])
 @torch.no_grad()
-def test_logits_in_3d_have_the_shape_of_the_image_and_of_each_resolution_below() -> None:
-    outputs = built(DEEP)(drawn(2, 2, 4, 8, 6), 2)
+def test_logits_in_3d_have_the_shape_of_the_image_and_of_each_resolution_below(
+    architecture: Architecture,
+) -> None:
+    outputs = built(architecture)(drawn(2, 2, 4, 8, 6), 2)
     assert [tuple(output.shape) for output in outputs] == [(2, 3, 4, 8, 6), (2, 3, 4, 4, 3)]
 
 
+@pytest.mark.parametrize("architecture", [FLAT, RESIDUAL_FLAT])
 @torch.no_grad()
-def test_logits_in_2d_keep_the_axis_of_the_slice() -> None:
-    outputs = built(FLAT)(drawn(2, 2, 1, 8, 6), 2)
+def test_logits_in_2d_keep_the_axis_of_the_slice(architecture: Architecture) -> None:
+    outputs = built(architecture)(drawn(2, 2, 1, 8, 6), 2)
     assert [tuple(output.shape) for output in outputs] == [(2, 3, 1, 8, 6), (2, 3, 1, 4, 3)]
 
 
@@ -117,10 +123,15 @@ def test_weights_are_he_normal_for_the_slope_and_biases_0() -> None:
     assert not any(bool(bias.any()) for bias in biases)
 
 
-# Counted in dynamic_network_architectures' PlainConvUNet of the same settings.
+# Counted in dynamic_network_architectures' networks of the same settings.
 @pytest.mark.parametrize(
     ("architecture", "channels", "heads", "parameters"),
-    [(HIPPOCAMPUS, 1, 3, 5_603_177), (FLAT, 2, 6, 7_416)],
+    [
+        (HIPPOCAMPUS, 1, 3, 5_603_177),
+        (FLAT, 2, 6, 7_416),
+        (dataclasses.replace(HIPPOCAMPUS, network="resenc"), 1, 3, 10_377_865),
+        (RESIDUAL_FLAT, 2, 6, 13_996),
+    ],
 )
 def test_a_network_has_as_many_parameters_as_the_peers(
     architecture: Architecture, channels: int, heads: int, parameters: int
@@ -135,9 +146,10 @@ def test_a_network_of_one_level_has_its_head_on_that() -> None:
     assert logits.shape == (1, 3, 3, 4, 5)
 
 
+@pytest.mark.parametrize("architecture", [DEEP, RESIDUAL])
 @torch.no_grad()
-def test_each_axis_is_pooled_by_its_own_stride() -> None:
-    network = built(DEEP)
+def test_each_axis_is_pooled_by_its_own_stride(architecture: Architecture) -> None:
+    network = built(architecture)
     shapes: list[tuple[int, ...]] = []
     for level in network.encoder:
         level.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[2:])))
@@ -148,3 +160,13 @@ def test_each_axis_is_pooled_by_its_own_stride() -> None:
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PlanError, match="'mamba'; known: plain"):
         build_network(dataclasses.replace(FLAT, network="mamba"), 1, 2)
+
+
+def test_a_residual_encoder_has_a_stem_and_blocks_that_begin_with_their_last_norm_at_0() -> None:
+    encoder = built(RESIDUAL).encoder
+    assert [len(level) for level in encoder] == [2, 2, 3]
+    assert isinstance(encoder[0][0], ConvBlock)
+    blocks = [block for level in encoder for block in level if isinstance(block, ResidualBlock)]
+    assert len(blocks) == 6
+    assert not any(bool(block.conv2.norm.weight.any()) for block in blocks)
+    assert all(bool((block.conv1.norm.weight == 1).all()) for block in blocks)

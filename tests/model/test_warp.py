@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, one_hot
 
-from nnseg.model import warp
-from nnseg.model.warp import find_positions, sample_images, sample_labels
+from nnseg.model import warp as module
+from nnseg.model.warp import Warp, sample_boxes
 
-CPU = torch.device("cpu")
 VOLUME = np.array([[0.9, 0.1, -0.3], [-0.2, 1.1, 0.3], [0.2, -0.4, 1.0]])
 PLANE = np.array([[math.cos(0.4), -math.sin(0.4)], [math.sin(0.4), math.cos(0.4)]]) * 1.2
 CASES = [
@@ -38,27 +37,62 @@ def blobs(*shape: int, count: int) -> Tensor:
     return labels.to(torch.uint8)
 
 
+def warped(affines: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]) -> Warp:
+    """Give the warp of samples whose boxes are all that was loaded."""
+    centres = np.repeat((np.array([loaded]) - 1) / 2, len(affines), axis=0)
+    return Warp(affines=affines, centres=centres, patch_size=patch)
+
+
+def sample_maps(maps: Tensor, warp: Warp) -> Tensor:
+    """Sample label maps (sample, map, *loaded) alone."""
+    return sample_boxes(list(torch.zeros(len(maps), 1, *maps.shape[2:])), list(maps), warp)[1]
+
+
 def test_positions_are_offsets_from_the_centre_moved_by_the_affine() -> None:
     affine = np.array([[0.0, -2.0], [3.0, 0.0]])  # y comes from -2 x, x from 3 y
-    positions = find_positions(affine[None], (2, 3), CPU)
-    assert positions.shape == (1, 2, 2, 3)
-    assert positions[0, 0].tolist() == [[2, 0, -2], [2, 0, -2]]
-    assert positions[0, 1].tolist() == [[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]
+    image = torch.arange(20.0).view(1, 4, 5)
+    found, _ = sample_boxes([image], [image.byte()], warped(affine[None], (2, 3), (4, 5)))
+    # y is at 3.5, 1.5, -0.5 for x -1, 0, 1, and x at 0.5 and 3.5 for y -0.5 and 0.5
+    assert found[0, 0].tolist() == [[7.75, 8.0, 0.25], [9.25, 11.0, 1.75]]
 
 
+@pytest.mark.parametrize("block", [50, 2**17])  # in slabs, or all at once
 @pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
 def test_images_are_sampled_as_by_a_grid_with_unaligned_corners(
-    affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]
+    affine: NDArray[np.float64],
+    patch: tuple[int, ...],
+    loaded: tuple[int, ...],
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
     affines = np.stack([affine, affine.T * 1.3])
     images = torch.randn(2, 3, *loaded, generator=torch.Generator().manual_seed(1))
     grids = torch.cat([grid_of(each, patch, loaded) for each in affines])
     wanted = grid_sample(images.double(), grids, align_corners=False)
-    found = sample_images(images, find_positions(affines, patch, CPU))
+    maps = [torch.zeros(1, *loaded, dtype=torch.uint8)] * 2
+    found, _ = sample_boxes(list(images), maps, warped(affines, patch, loaded))
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
-    for i in range(2):  # a single volume is cut into slabs
-        alone = sample_images(images[i : i + 1], find_positions(affines[i : i + 1], patch, CPU))
-        torch.testing.assert_close(alone[0].double(), wanted[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
+def test_a_box_that_is_cut_off_leaves_0_and_samples_may_have_other_boxes(
+    affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]
+) -> None:
+    affines = np.stack([affine, affine])
+    image = torch.randn(1, *loaded, generator=torch.Generator().manual_seed(1))
+    labels = blobs(*loaded, count=4)[None]
+    cut = tuple(slice(2, edge - 1) for edge in loaded)
+    emptied, emptied_labels = torch.zeros_like(image), torch.zeros_like(labels)
+    emptied[0][cut], emptied_labels[0][cut] = image[0][cut], labels[0][cut]
+    middle = (np.array(loaded) - 1) / 2
+    found, found_labels = sample_boxes(
+        [emptied, image[0][cut][None]],
+        [emptied_labels, labels[0][cut][None]],
+        Warp(affines=affines, centres=np.stack([middle, middle - 2]), patch_size=patch),
+    )
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert (found_labels[0] == found_labels[1]).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
@@ -70,12 +104,10 @@ def test_labels_are_those_of_the_largest_linear_share(
     block: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(warp, "BLOCK", block)
+    monkeypatch.setattr(module, "BLOCK", block)
     affines = np.stack([affine, affine.T * 1.3])
     maps = torch.stack([blobs(*loaded, count=5), blobs(*loaded, count=3)])
-    found = sample_labels(
-        maps[None].repeat(2, 1, *[1] * len(loaded)), find_positions(affines, patch, CPU)
-    )
+    found = sample_maps(maps[None].repeat(2, 1, *[1] * len(loaded)), warped(affines, patch, loaded))
     assert found.dtype == maps.dtype
     for i, each in enumerate(affines):
         grid = grid_of(each, patch, loaded)
@@ -91,22 +123,23 @@ def test_labels_are_those_of_the_largest_linear_share(
 def test_the_lowest_label_wins_a_tie() -> None:
     rows = torch.tensor([4, 7, 1, 3], dtype=torch.int16)[:, None].expand(4, 3)
     # twice the distance in y: positions fall midway between rows 0 and 1, and between 2 and 3
-    positions = find_positions(np.diag((2.0, 1.0))[None], (2, 3), CPU)
-    found = sample_labels(rows[None, None], positions)
+    found = sample_maps(rows[None, None], warped(np.diag((2.0, 1.0))[None], (2, 3), (4, 3)))
     assert found.dtype == torch.int16
     assert found.tolist() == [[[[4, 4, 4], [1, 1, 1]]]]
 
 
 def test_labels_need_no_absolute_majority() -> None:
-    middle = find_positions(np.eye(2)[None], (1, 1), CPU)  # a quarter of each of 4 voxels
+    middle = warped(np.eye(2)[None], (1, 1), (2, 2))  # a quarter of each of 4 voxels
     quarters = torch.tensor([[[[1, 2], [3, 2]]]], dtype=torch.uint8)
-    assert sample_labels(quarters, middle).item() == 2  # a half, against two quarters
+    assert sample_maps(quarters, middle).item() == 2  # a half, against two quarters
     quarters[..., 0, 1] = 5
-    assert sample_labels(quarters, middle).item() == 1
+    assert sample_maps(quarters, middle).item() == 1
 
 
 def test_far_outside_of_the_image_image_and_labels_are_0() -> None:
-    far = find_positions(np.eye(3)[None], (2, 3, 4), CPU) + 1e6
-    assert not sample_images(torch.ones(1, 1, 4, 5, 6), far).any()
-    assert not sample_labels(torch.ones(1, 1, 4, 5, 6, dtype=torch.uint8), far).any()
-    assert not sample_labels(torch.ones(1, 1, 4, 5, 6, dtype=torch.uint8), far - 2e6).any()
+    ones = torch.ones(1, 4, 5, 6)
+    for centre in (1e6, -1e6):
+        far = Warp(affines=np.eye(3)[None], centres=np.full((1, 3), centre), patch_size=(2, 3, 4))
+        image, labels = sample_boxes([ones], [ones.byte()], far)
+        assert not image.any()
+        assert not labels.any()

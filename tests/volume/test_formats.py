@@ -272,3 +272,14 @@ def test_endings_in_capitals_are_the_same_formats(tmp_path: Path) -> None:
     for name in ("a.PNG", "a.Bmp", "a.TIF", "a.NII.GZ", "a.Nrrd"):
         path = made(tmp_path / name, LABEL[:1].astype(np.uint8), geometry)
         np.testing.assert_array_equal(read_array(path)[0], LABEL[:1])
+
+
+def test_a_file_in_a_folder_that_may_not_be_entered_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"a\.nii: cannot be read \(Permission denied\)"):
+        read_array(tmp_path / "a.nii")

@@ -1,3 +1,5 @@
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,74 @@ def test_voxels_that_unpack_to_far_more_than_announced_are_refused(
     path.write_bytes(path.read_bytes().replace(b"50 40 30", b"5 4 3"))
     with pytest.raises(DataError, match="unpacks to more than its header announces"):
         read_array(path)
+
+
+NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 5 4 3\nencoding: raw\nendian: little\n"
+RAS = "space: right-anterior-superior\n"
+
+
+def headed(folder: Path, line: str) -> Path:
+    """A .mha or .nrrd file with more lines in its header."""
+    nrrd = line.lower().startswith("spac")
+    path = folder / ("a.nrrd" if nrrd else "a.mha")
+    text = f"{NRRD}{RAS}{line}\n\n" if nrrd else f"{META}{line}\nElementDataFile = LOCAL\n"
+    path.write_bytes(text.replace(f"{RAS}spacings", "spacings").encode() + LABEL.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Offset = nan 2 3", "the header's offset is 'nan 2 3'; it must be finite numbers"),
+        ("Offset = abc 2 3", "the header's offset is 'abc 2 3'"),
+        (" Position = 1 inf 3", "the header's position is"),
+        ("Origin : 1 2 x", "the header's origin is"),
+        ("ElementSpacing = -1.5 2 3", "elementspacing is '-1.5 2 3'; it must be numbers over 0"),
+        ("ElementSpacing = 1 0 3", "the header's elementspacing is"),
+        ("ElementSize = 1 2 nan", "the header's elementsize is"),
+        ("TransformMatrix = 1 0 0 0 nan 0 0 0 1", "the header's transformmatrix is"),
+        ("ElementSpacing = 1 2 3\nTransformMatrix = 2 0 0 0 1 0 0 0 1", "TransformMatrix one of "),
+        ("TransformMatrix = 1 0 0 0 1 0 0.8 0 0.6", "TransformMatrix meet at 37 degrees"),
+        ("spacings: 1 nan 3", "the header's spacings is '1 nan 3'; it must be numbers over 0"),
+        ("Spacings: 1 -2 3", "the header's spacings is"),
+        ("space directions: (1,0,0) (0,2,0) (0,4,3)", "space directions meet at 37 degrees"),
+        ("space directions: none (0,2,0) (0,0,3)", "space directions lack an axis"),
+        ("space directions: (1,0,0) (0,inf,0) (0,0,3)", "the header's space directions is"),
+        ("space origin: (1,x,0)", "the header's space origin is"),
+    ],
+)
+def test_a_geometry_that_cannot_be_meant_is_refused_by_its_field(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_array(headed(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ElementSpacing = 1 2 3\nOffset = -7 8 9e0\nTransformMatrix = 1 0 0 0 0 1 0 -1 0",
+        "ElementSize = 1 2 3",
+        "ElementSpacing = 1 2 3\nTransformMatrix = 1 0 0 0 1 0 0 0.4 0.9165",
+        "spacings: 1 2 3",
+        "space directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: (-7,8,9)",
+        "space directions: (1,0,0)(0,2,0)  (0,1.2,2.749545)",
+        "spacings: 1 2 3\nspacings:=nan",
+    ],
+)
+def test_a_sound_geometry_is_taken_without_a_word(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, geometry = read_array(headed(tmp_path, line))
+    assert geometry.spacing == pytest.approx((3.0, 2.0, 1.0), abs=1e-5)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("line", ["Offset = 1 2 3", "space origin: (1,2,3)"])
+def test_a_header_without_a_spacing_is_said_to_be_taken_as_1_mm(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, geometry = read_array(headed(tmp_path, line))
+    assert geometry.spacing == (1.0, 1.0, 1.0)
+    assert "does not say its spacing; 1 mm is taken" in caplog.text

@@ -1,5 +1,6 @@
 import gzip
 import logging
+import math
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_the_grid_fields_of_a_nifti_file_are_repeated_exactly(
         (SFORM, sform, "<i2"),
         (QUATERN, (0.1, 0.2, 0.3), "<f4"),
         (QOFFSET, (7.5, -3.25, 11.0), "<f4"),
-        (SROW, (0.9, 0.1, 0, 5, -0.1, 1.8, 0.2, 6, 0, -0.2, 2.7, 7), "<f4"),
+        (SROW, (0.98, 0.1, 0, 5, -0.1, 1.96, 0.2, 6, 0, -0.2, 2.95, 7), "<f4"),
         (PIXDIM, (-1, 1, 2, 3), "<f4"),
     ):
         field = np.array(value, kind).tobytes()
@@ -176,6 +177,8 @@ def test_a_spacing_that_cannot_be_meant_is_refused(
         (QOFFSET, np.inf, "<f4", "header's qoffset is not finite"),
         (VOX_OFFSET, np.nan, "<f4", "header's vox_offset is nan"),
         (VOX_OFFSET, -5.0, "<f4", r"header's vox_offset is -5\.0"),
+        (VOX_OFFSET, 0.0, "<f4", "vox_offset is 0, but the header alone takes the first 352 bytes"),
+        (VOX_OFFSET, 351.0, "<f4", "vox_offset is 351, but the header alone takes"),
         (UNITS, 7, "<u1", "xyzt_units is 7; not a unit of length"),
         (42, (32000, 32000, 32000), "<i2", "more than can be meant"),
         (DATATYPE, 64, "<i2", "is not a NIfTI file"),
@@ -186,6 +189,84 @@ def test_a_header_that_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         read_image([poked(tmp_path, offset, value, kind)])
+
+
+def test_voxels_within_a_header_of_nifti_2_are_refused(tmp_path: Path) -> None:
+    import nibabel
+
+    path = tmp_path / "a.nii"
+    values = np.ascontiguousarray(LABEL.transpose(2, 1, 0))
+    nibabel.save(nibabel.Nifti2Image(values, np.eye(4)), path)
+    data = bytearray(path.read_bytes())
+    assert int.from_bytes(data[168:176], "little") == 544
+    data[168:176] = (352).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"vox_offset is 352, but the header alone takes .* 544"):
+        read_array(path)
+
+
+@pytest.mark.parametrize("qfac", [1.0, 0.0])  # nibabel corrects a header with 0
+def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path: Path, qfac: float) -> None:
+    path = poked(tmp_path, SFORM, 0, "<i2")
+    data = bytearray(path.read_bytes())
+    data[QUATERN : QUATERN + 4] = np.array(5, "<f4").tobytes()
+    data[PIXDIM : PIXDIM + 4] = np.array(qfac, "<f4").tobytes()
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"quatern is .5, 0, 0., longer than 1|is not a NIfTI file"):
+        read_array(path)
+
+
+def sheared(degrees: float, *, state_planes: bool) -> tuple[float, ...]:
+    """An srow whose slices are piled up aslant; `state_planes` keeps their planes 3 mm apart."""
+    angle = math.radians(degrees)
+    length = 3 / math.cos(angle) if state_planes else 3
+    along = (length * math.sin(angle), length * math.cos(angle))
+    return (1, 0, 0, 0, 0, 2, along[0], 0, 0, 0, along[1], 0)
+
+
+@pytest.mark.parametrize("state_planes", [True, False])
+def test_slices_of_a_tilted_gantry_are_accepted_and_steeper_ones_refused(
+    tmp_path: Path, state_planes: bool
+) -> None:
+    path = poked(tmp_path, SROW, sheared(29.5, state_planes=state_planes))
+    assert read_array(path)[1].spacing == SPACING
+    path = poked(tmp_path, SROW, sheared(45, state_planes=state_planes))
+    with pytest.raises(DataError, match="axes of the header's srow meet at 45 degrees; more than"):
+        read_array(path)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_spacings_that_contradict_each_other_are_refused(tmp_path: Path, axis: int) -> None:
+    field = PIXDIM + 4 * (axis + 1)
+    for factor in (0.96, 1.04):  # no more than a program may round
+        poked(tmp_path, field, factor * (axis + 1))
+        read_array(tmp_path / "poked.nii")
+    for factor in (0.94, 1.06, 5.0):
+        poked(tmp_path, field, factor * (axis + 1))
+        with pytest.raises(DataError, match=r"states a spacing of \(.*\), but its srow one of "):
+            read_array(tmp_path / "poked.nii")
+
+
+def test_an_sform_that_leads_to_an_atlas_may_scale_where_a_qform_has_the_spacing(
+    tmp_path: Path,
+) -> None:
+    path = poked(tmp_path, SFORM, 4, "<i2")
+    data = bytearray(path.read_bytes())
+    data[PIXDIM + 4 : PIXDIM + 8] = np.array(1.5, "<f4").tobytes()
+    path.write_bytes(data)
+    assert read_array(path)[1].spacing == (3.0, 2.0, 1.5)
+    data[QFORM : QFORM + 2] = b"\0\0"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="but its srow one of"):
+        read_array(path)
+
+
+def test_how_thick_a_single_slice_is_contradicts_nothing(tmp_path: Path) -> None:
+    path = made(tmp_path / "a.nii", LABEL[:1], simple_geometry((1, 4, 5), SPACING))
+    data = bytearray(path.read_bytes())
+    data[PIXDIM + 12 : PIXDIM + 16] = np.array(8, "<f4").tobytes()
+    path.write_bytes(data)
+    assert read_array(path)[1].spacing == (8.0, 2.0, 1.0)
 
 
 def test_other_units_than_mm_are_honoured_with_a_warning(

@@ -1,0 +1,171 @@
+"""Commands with a trained model: predict, evaluate."""
+
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnseg.cli.arguments import (
+    add_device,
+    add_plan_name,
+    dataset_of,
+    whole_number,
+)
+from nnseg.console import STOP, Progress
+from nnseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from nnseg.checkpoint import Kind
+
+
+def predict_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="IN",
+        help="a folder of images, or one image",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="a folder, or a file for one image",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "-m",
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a configuration (fold_0, ...) or of one fold",
+    )
+    model.add_argument("-d", "--dataset", metavar="DATASET", help="id, name or path of the dataset")
+    model.add_argument("-c", "--configuration", metavar="NAME", help="2d, 3d_fullres, ...")
+    model.add_argument(
+        "-f",
+        "--folds",
+        nargs="+",
+        default=(),
+        metavar="FOLD",
+        help="folds to average; all trained ones if left out",
+    )
+    model.add_argument(
+        "-chk", "--checkpoint", default="final", metavar="NAME", help="final (the default) or best"
+    )
+    add_plan_name(model)
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "-step_size",
+        "--step",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="distance of tiles as a share of their edge: 0.5",
+    )
+    how.add_argument("--disable_tta", action="store_true", help="without mirrored images: faster")
+    how.add_argument(
+        "--continue_prediction", action="store_true", help="keep the outputs that are there"
+    )
+    how.add_argument(
+        "-num_parts", type=whole_number, default=1, metavar="N", help="share the cases out"
+    )
+    how.add_argument("-part_id", type=int, default=0, metavar="I", help="take share I, from 0")
+    how.add_argument(
+        "-npp",
+        "-nps",
+        type=int,
+        metavar="N",
+        help="accepted for nnU-Net's sake: there are no worker processes",
+    )
+    add_device(how)
+
+
+def run_predict(args: Namespace) -> None:
+    from nnseg import pipeline
+    from nnseg.folders import trained_folds
+    from nnseg.inference import load_model
+
+    if not 0 <= args.part_id < args.num_parts:
+        raise UsageError(f"-part_id is {args.part_id}; it must be 0 to {args.num_parts - 1}")
+    if not 0 < args.step <= 1:
+        raise UsageError(f"-step_size is {args.step}; it must be over 0 and at most 1")
+    kinds: dict[str, Kind] = {"final": "final", "best": "best"}
+    kind = kinds.get(re.sub(r"^checkpoint_|\.pth$", "", args.checkpoint))
+    if kind is None:
+        raise UsageError(f"-chk is {args.checkpoint}; it must be final or best")
+    plan_name = args.plan or pipeline.DEFAULT_PLAN
+    if args.model:
+        chosen = trained_folds(args.model, args.folds, kind)
+    elif args.dataset and args.configuration:
+        folders, dataset = dataset_of(args)
+        model_folder = folders.model(dataset, plan_name, args.configuration)
+        command = f"nnseg train {dataset} {args.configuration}"
+        chosen = trained_folds(model_folder, args.folds, kind, command)
+    else:
+        raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
+    progress = Progress(args.quiet)
+    model = load_model(chosen, kind, device=args.device, precision=args.precision)
+    STOP.listen()
+    try:
+        written = pipeline.predict(
+            model,
+            args.input,
+            args.output,
+            step=args.step,
+            mirror=not args.disable_tta,
+            part=args.part_id,
+            parts=args.num_parts,
+            overwrite=not args.continue_prediction,
+            on_progress=progress,
+            stop=STOP,
+        )
+    finally:
+        progress.close()
+    print(f"{len(written)} segmentations in {args.output}")
+
+
+def evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("reference", type=Path, help="the truth: a folder of label maps, or one")
+    parser.add_argument("prediction", type=Path, help="a folder of predictions, or one")
+    parser.add_argument(
+        "-djfile",
+        "--dataset-json",
+        type=Path,
+        metavar="FILE",
+        help="names the labels; left out: PREDICTION/dataset.json, else the one above REFERENCE",
+    )
+    parser.add_argument(
+        "--tolerance-mm",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of the normalized surface Dice: 1",
+    )
+    parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
+    parser.add_argument("--json", action="store_true", help="print summary.json, nothing else")
+
+
+def run_evaluate(args: Namespace) -> None:
+    from nnseg import pipeline, record, report
+    from nnseg.evaluate import to_nnunet
+
+    spec = pipeline.spec_for_evaluation(args.reference, args.prediction, args.dataset_json)
+    progress = Progress(args.quiet or args.json)
+    summary = pipeline.evaluate(
+        args.reference,
+        args.prediction,
+        spec.labels,
+        spec.file_ending,
+        tolerance_mm=args.tolerance_mm,
+        workers=args.workers,
+        on_progress=progress,
+    )
+    progress.close()
+    if args.json:
+        print(record.json_text(to_nnunet(summary, spec.labels)), end="")
+    else:
+        print(report.describe_summary(summary))

@@ -1,0 +1,228 @@
+"""The command train."""
+
+import time
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnseg.cli.arguments import (
+    add_dataset,
+    add_device,
+    add_plan_name,
+    dataset_of,
+    label_pair,
+    numbers,
+    ranks_of,
+    time_span,
+    whole_number,
+)
+from nnseg.console import STOP, Progress
+from nnseg.errors import PlanError, UsageError
+
+if TYPE_CHECKING:
+    from nnseg.resume import EpochReport
+
+
+def train_arguments(parser: ArgumentParser) -> None:
+    add_dataset(parser)
+    parser.add_argument("configuration", metavar="CONFIGURATION", help="2d, 3d_fullres, ...")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="best: nnU-Net's 1000 epochs; default: as many as the data are worth; quick: minutes",
+    )
+    recipe.add_argument(
+        "--budget", type=time_span, metavar="TIME", help="fit the wall clock: 40m, 8h"
+    )
+    recipe.add_argument("--epochs", type=whole_number, metavar="N", help="the preset's")
+    recipe.add_argument("--iterations", type=whole_number, metavar="N", help="steps an epoch: 250")
+    recipe.add_argument("--validation-iterations", type=whole_number, metavar="N", help="50")
+    recipe.add_argument("--batch-size", type=whole_number, metavar="N", help="the plan's")
+    recipe.add_argument("--optimizer", metavar="NAME", help="sgd or adamw")
+    recipe.add_argument("--lr", type=float, metavar="X", help="0.01; 0.1 for a short budget")
+    recipe.add_argument("--momentum", type=float, metavar="X", help="0.99; 0.9 for a short budget")
+    recipe.add_argument("--weight-decay", type=float, metavar="X", help="3e-5")
+    recipe.add_argument("--schedule", metavar="NAME", help="poly or cosine")
+    recipe.add_argument(
+        "--ema", type=float, metavar="X", help="average the weights; 0.999 keeps so much a step"
+    )
+    recipe.add_argument(
+        "--patience",
+        type=float,
+        metavar="X",
+        help="share of the epochs without a gain that ends it",
+    )
+    recipe.add_argument("--loss", metavar="NAME", help="dice_ce, dice, ce, dice_topk, ...")
+    recipe.add_argument(
+        "--class-weights", type=numbers, metavar="X,...", help="of the loss, one a label"
+    )
+    recipe.add_argument(
+        "--augmentation", metavar="NAME", help="full or mild; mild for a short budget"
+    )
+    recipe.add_argument(
+        "--swap-labels",
+        type=label_pair,
+        nargs="+",
+        metavar="LEFT=RIGHT",
+        help="labels that trade places when left and right are mirrored",
+    )
+    recipe.add_argument("--seed", type=int, metavar="N", help="0")
+    recipe.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="MODEL",
+        help="start from this model: a folder of ours, or nnU-Net's checkpoint_final.pth",
+    )
+    running = parser.add_argument_group("running")
+    add_plan_name(running)
+    add_device(running)
+    running.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        dest="compiled",
+        help="let torch compile the network (needs a C++ compiler)",
+    )
+    running.add_argument("--no-compile", action="store_false", dest="compiled", help=SUPPRESS)
+    running.add_argument(
+        "--c",
+        "--continue",
+        action="store_true",
+        dest="resume",
+        help="go on; an error if there is nothing to go on with",
+    )
+    running.add_argument(
+        "--overwrite", action="store_true", help="start anew; the run that is there is kept aside"
+    )
+    running.add_argument(
+        "--extend-to",
+        type=whole_number,
+        metavar="N",
+        help="give the run that is there, finished or not, its end after N epochs",
+    )
+    running.add_argument(
+        "--workers", type=int, metavar="N", help="threads that make batches ahead; 0 for none"
+    )
+    running.add_argument(
+        "--track", nargs="+", default=(), metavar="NAME", help="tensorboard, mlflow, wandb"
+    )
+    running.add_argument(
+        "--dry-run", action="store_true", help="say what it takes of memory and time: 10 steps"
+    )
+    running.add_argument("--val", action="store_true", help="only the full-volume validation")
+    running.add_argument("--no-validation", action="store_true", help="without it")
+
+
+def run_train(args: Namespace) -> None:
+    from nnseg import pipeline, report
+    from nnseg.recipe import PRESETS
+
+    folders, dataset = dataset_of(args)
+    given = {
+        name: value
+        for name in (
+            "epochs",
+            "iterations",
+            "validation_iterations",
+            "batch_size",
+            "optimizer",
+            "lr",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "ema",
+            "patience",
+            "loss",
+            "class_weights",
+            "augmentation",
+            "seed",
+        )
+        if (value := getattr(args, name)) is not None
+    }
+    if args.budget:
+        given["budget_seconds"] = args.budget
+    if args.swap_labels:
+        given["swap_labels"] = tuple(args.swap_labels)
+    preset = args.preset or ("best" if args.budget or args.epochs else "default")
+    try:
+        settings = replace(PRESETS[preset], **given)
+    except PlanError as error:
+        raise UsageError(str(error)) from None
+    ranks = ranks_of()
+    plan_name = args.plan or pipeline.DEFAULT_PLAN
+    progress = Progress(args.quiet or not ranks.is_first)
+    STOP.listen()
+    if args.dry_run:
+        foretold = pipeline.rehearse(
+            folders,
+            dataset,
+            args.configuration,
+            args.fold,
+            settings=settings,
+            plan_name=plan_name,
+            device=args.device,
+            precision=args.precision,
+            compiled=args.compiled,
+            loader_workers=args.workers,
+        )
+        print(f"{foretold}; nothing was written")
+        return
+    if args.val:
+        summary = pipeline.validate(
+            folders,
+            dataset,
+            args.configuration,
+            args.fold,
+            seed=settings.seed,
+            plan_name=plan_name,
+            device=args.device,
+            precision=args.precision,
+            on_progress=progress,
+            stop=STOP,
+        )
+        print(report.describe_summary(summary))
+        return
+    began, told = time.monotonic(), []
+
+    def tell(epoch: "EpochReport") -> None:
+        told.append(epoch.epoch)
+        left = (epoch.epochs - epoch.epoch) * epoch.seconds
+        progress.line(report.describe_epoch(epoch, left))
+
+    try:
+        folder = pipeline.train(
+            folders,
+            dataset,
+            args.configuration,
+            args.fold,
+            settings=settings,
+            plan_name=plan_name,
+            device=args.device,
+            precision=args.precision,
+            compiled=args.compiled,
+            resume=args.resume or None,
+            overwrite=args.overwrite,
+            extend_to=args.extend_to,
+            pretrained=args.pretrained,
+            loader_workers=args.workers,
+            trackers=args.track,
+            ranks=ranks,
+            validate_after=not args.no_validation,
+            on_progress=progress,
+            on_epoch=tell,
+            say=progress.line,
+            stop=STOP,
+        )
+    finally:
+        progress.close()
+    if not ranks.is_first:
+        return
+    if told:
+        print(f"trained in {report.duration(time.monotonic() - began)}: {folder}")
+    else:
+        print(f"this training was finished before: {folder}")
+    if not args.no_validation:
+        print(report.describe_summary(pipeline.validation_summary(folder)))

@@ -1,0 +1,166 @@
+"""Several processes that train one network together: what each does, and what they tell each other.
+
+torchrun starts them, one a GPU, on one host or on several; each is a *rank*. The batch stays the
+plan's: every rank makes and computes its share of the samples. What the loss sums over the batch
+is gathered from all of them, so that each rank has the loss of the whole batch, whatever the loss
+and the shares; their gradients are averaged by DistributedDataParallel.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from nnseg.errors import UsageError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)  # one rank may predict or save while the others wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Which of how many processes this one is; a single one needs nobody."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0  # on its host; the number of its GPU
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, samples: int) -> range:
+        """Give the samples of a batch that this rank computes.
+
+        >>> [list(Ranks(rank=rank, count=3).share(7)) for rank in range(3)]
+        [[0, 1, 2], [3, 4], [5, 6]]
+        """
+        each, more = divmod(samples, self.count)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
+
+
+ALONE = Ranks()
+
+
+def device_of(ranks: Ranks, device: str | None) -> str | None:
+    """Give the device of a rank: of several, each has the GPU of its own number."""
+    if ranks.count == 1:
+        return device
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    return f"cuda:{ranks.local_rank}" if kind == "cuda" else kind
+
+
+@contextmanager
+def joined(ranks: Ranks, device: str | None) -> Iterator[None]:
+    """Connect the ranks: over NCCL where each has a GPU, else over gloo.
+
+    torchrun has told torch by its environment where the first rank listens.
+
+    Raises:
+        UsageError: torchrun's environment is not complete.
+    """
+    if ranks.count == 1:
+        yield
+        return
+    own = str(device_of(ranks, device))
+    kind = "gloo"
+    if own.startswith("cuda"):
+        torch.cuda.set_device(own)
+        kind = "cpu:gloo,cuda:nccl"
+    try:
+        distributed.init_process_group(
+            kind, rank=ranks.rank, world_size=ranks.count, timeout=PATIENCE
+        )
+    except ValueError as error:
+        raise UsageError(f"the ranks cannot meet ({error}); start them by torchrun") from None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Wait until every rank is here."""
+    if distributed.is_initialized():
+        distributed.all_reduce(torch.zeros(1))  # barrier() would ask which GPU
+
+
+def first_then_others(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Do something on every rank, on the first before the others: they find what it has written."""
+    if not ranks.is_first:
+        wait_for_all()
+    found = action()
+    if ranks.is_first:
+        wait_for_all()
+    return found
+
+
+def any_rank(flag: bool) -> bool:
+    """Say whether any rank says so; all get the same answer."""
+    if not distributed.is_initialized():
+        return flag
+    told = torch.tensor([float(flag)])
+    distributed.all_reduce(told, distributed.ReduceOp.MAX)
+    return bool(told.item())
+
+
+def from_first(value: float) -> float:
+    """Give the first rank's value on every rank: clocks differ."""
+    if not distributed.is_initialized():
+        return value
+    told = torch.tensor([value], dtype=torch.float64)
+    distributed.broadcast(told, 0)
+    return float(told.item())
+
+
+def text_from_first(text: str) -> str:
+    """Give the first rank's text on every rank."""
+    if not distributed.is_initialized():
+        return text
+    told = [text]
+    distributed.broadcast_object_list(told, 0)
+    return told[0]
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Join the ranks' tensors (sample, ...) along the first axis, in order; gradients flow back."""
+    if not distributed.is_initialized():
+        return tensor
+    result: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank computes the same loss of what is gathered.
+
+    The gradient is summed over the ranks, and so is as many times too large as there are ranks;
+    DistributedDataParallel divides by their number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        count = distributed.get_world_size()
+        size = torch.tensor([tensor.shape[0]], device=tensor.device)
+        sizes = [torch.empty_like(size) for _ in range(count)]
+        distributed.all_gather(sizes, size)
+        lengths = [int(each) for each in sizes]
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: tensor.shape[0]] = tensor
+        parts = [torch.empty_like(padded) for _ in range(count)]
+        distributed.all_gather(parts, padded)
+        ctx.start = sum(lengths[: distributed.get_rank()])
+        ctx.length = tensor.shape[0]
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous().clone()
+        distributed.all_reduce(summed)
+        return summed[ctx.start : ctx.start + ctx.length]

@@ -1,0 +1,681 @@
+"""Stage 4 with its files: one fold trained, and its validation cases predicted whole and scored."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from hashlib import sha256 as hash_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from nnseg import commit, record, report, store
+from nnseg.axes import Segmentation
+from nnseg.cascade import out_of_fold
+from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
+from nnseg.diagnosis import LOOKED_AT_AFTER, Symptoms, diagnose, has_learnt_nothing
+from nnseg.errors import DataError, MachineError, MissingError, StoppedError
+from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summarize
+from nnseg.folders import (
+    Folders,
+    checkpoint_file,
+    metrics_file,
+    progress_file,
+    summary_file,
+    validation_folder,
+)
+from nnseg.lock import locked
+from nnseg.parallel import OnProgress
+from nnseg.plan import Configuration, Plan
+from nnseg.planning import DEFAULT_PLAN, check_spec, load_plan
+from nnseg.preprocess import preprocessing_hash
+from nnseg.runlog import Run, logged_run
+from nnseg.scoring import write_summary
+from nnseg.splits import folds
+from nnseg.trackers import TRACKERS, Tracker
+from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
+
+if TYPE_CHECKING:
+    from nnseg.checkpoint import Kind
+    from nnseg.inference import Model
+    from nnseg.model.device import Execution
+    from nnseg.model.ranks import Ranks
+    from nnseg.pretrained import Pretrained
+    from nnseg.recipe import TrainSettings
+    from nnseg.resume import EpochReport, RunRecord
+    from nnseg.train import Reserve, Task
+
+logger = logging.getLogger(__name__)
+
+Say: TypeAlias = Callable[[str], None]
+Stop: TypeAlias = Callable[[], bool]
+
+RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
+PLOT_EVERY = 30.0  # seconds; drawing takes a fifth of one
+MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
+REHEARSED = 10  # steps
+SMALLER = 0.75  # of the memory that a plan was made for: what to try where that is not there
+LOOKED_AT = 4  # batches and raw label maps that a diagnosis looks at, at most
+
+
+def train(
+    folders: Folders,
+    dataset: str,
+    configuration: str,
+    fold: str,
+    *,
+    settings: "TrainSettings | None" = None,
+    plan_name: str = DEFAULT_PLAN,
+    device: str | None = None,
+    precision: str | None = None,
+    compiled: bool | None = None,
+    resume: bool | None = None,
+    overwrite: bool = False,
+    extend_to: int | None = None,
+    pretrained: Path | None = None,
+    loader_workers: int | None = None,
+    trackers: Sequence[str] = (),
+    ranks: "Ranks | None" = None,
+    validate_after: bool = True,
+    on_progress: OnProgress | None = None,
+    on_epoch: "Callable[[EpochReport], None] | None" = None,
+    say: Say = lambda text: None,
+    stop: Stop = lambda: False,
+) -> Path:
+    """Stage 4: train one fold of a configuration, then predict and score its validation cases.
+
+    The same call goes on where a run stopped, and does nothing for a finished one.
+
+    Args:
+        folders: The data roots.
+        dataset: Its folder's name.
+        configuration: A name in the plan.
+        fold: "0" to "4", or "all".
+        settings: What may be chosen; None is nnU-Net's recipe.
+        plan_name: The plan.
+        device: "cpu", "cuda", ...; None is the best there is.
+        precision: "fp32", "bf16" or "fp16"; None chooses.
+        compiled: Let torch compile the network; None where that pays: it takes a minute.
+        resume: True only goes on; None goes on or starts.
+        overwrite: Start anew; the old run is kept aside.
+        extend_to: Give the run that is there, finished or not, its end after so many epochs.
+        pretrained: A model to start from; see `read_pretrained`.
+        loader_workers: Threads that make batches ahead; None is what suits the device. The batches
+            are the same.
+        trackers: Names of TRACKERS that get the figures of every epoch.
+        ranks: Which of the processes that train together this one is; None trains alone.
+        validate_after: False leaves out the full-volume validation.
+        on_progress: Called after steps and cases.
+        on_epoch: Called after every epoch.
+        say: Gets a line for the user, such as where a run goes on.
+        stop: Asked after every step; True saves and raises StoppedError.
+
+    Returns:
+        The folder of the fold: checkpoints, metrics.csv, progress.png, validation/.
+
+    Raises:
+        MissingError: Not planned, not preprocessed, or nothing to go on with.
+        UsageError: The run there was made with other settings.
+        StoppedError: It stopped with everything saved.
+    """
+    from nnseg.inference import load_model
+    from nnseg.model.ranks import ALONE, first_then_others, joined
+    from nnseg.recipe import TrainSettings
+    from nnseg.resume import extend_run, find_run
+    from nnseg.train import train as train_network
+
+    started = time.monotonic()
+    ranks = ranks or ALONE
+    start = None if pretrained is None else _read_pretrained(pretrained)
+    settings = settings or TrainSettings()
+    if start is not None:
+        settings = replace(settings, pretrained=start.sha256)
+    about = _find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
+    folder = about.folder
+    with ExitStack() as held:
+        if ranks.is_first:
+            held.enter_context(locked(folder, f"nnseg train {dataset} {configuration} {fold}"))
+        held.enter_context(joined(ranks, device))
+        find = partial(
+            find_run,
+            folder,
+            settings,
+            plan_hash=about.plan_hash,
+            split_hash=about.split_hash,
+            resume=resume,
+            overwrite=overwrite and ranks.is_first,
+            device=device,
+            precision=precision,
+        )
+        earlier = first_then_others(ranks, find)
+        if earlier is not None and settings.budget_seconds is None:  # --c need not repeat it
+            settings = replace(settings, budget_seconds=earlier.settings.budget_seconds)
+        if extend_to is not None:
+            if earlier is None:
+                raise MissingError(f"{folder}: there is no run to extend; leave out --extend-to")
+            earlier = extend_run(earlier, extend_to)
+        done = earlier is not None and earlier.finished
+        if done and (summary_file(validation_folder(folder)).is_file() or not validate_after):
+            return folder
+        run = Run()
+        if ranks.is_first:
+            arguments = {"dataset": dataset, "configuration": configuration, "fold": fold}
+            run = held.enter_context(logged_run(folder, "train", arguments | asdict(settings)))
+            run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
+        if not done:
+            execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
+            run.facts["execution"] = asdict(execution)
+            if earlier is not None:
+                say(f"going on after epoch {earlier.epoch} of {earlier.course.epochs}")
+            make = partial(
+                _make_task, about, settings, execution, ranks, loader_workers, on_progress, stop
+            )
+            task = first_then_others(ranks, make)
+            if start is not None and earlier is None:
+                task = replace(task, initial=_initial(start, about, settings, run, say))
+            teller = (
+                _Teller(about, task, earlier, trackers, on_epoch, say) if ranks.is_first else None
+            )
+            with teller or nullcontext(), _enough_memory(about):
+                finished = train_network(
+                    task,
+                    resume=earlier,
+                    started=started,
+                    reserve=_validation_reserve(task) if validate_after else None,
+                    on_epoch=teller,
+                    on_step=on_progress,
+                    stop=stop,
+                )
+            run.facts["execution"] = asdict(finished.execution)
+            run.facts["epochs"] = finished.course.epochs
+            run.facts["seconds"] = finished.seconds
+            device, precision = finished.execution.device, finished.execution.precision
+        if validate_after and ranks.is_first:
+            model = load_model((folder,), device=device, precision=precision, alone=True)
+            summary = _validate(about, model, settings.seed, TOLERANCE_MM, on_progress, stop)
+            run.facts["validation_dice"] = summary.foreground_mean.dice
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AboutFold:
+    """A fold of a configuration: its plan, its cases and its folder."""
+
+    folders: Folders
+    dataset: str
+    plan_name: str
+    plan: Plan
+    configuration: Configuration
+    fold: str
+    split: Fold
+    folder: Path
+
+    @property
+    def plan_hash(self) -> str:
+        return _hash(replace(self.plan, decisions=()))
+
+    @property
+    def split_hash(self) -> str:
+        return _hash(self.split)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What a training will take, as a few steps of it tell."""
+
+    epochs: int
+    iterations: int  # steps an epoch
+    step_seconds: float
+    bytes: int  # peak of memory: the GPU's, or of a CPU the process's
+    execution: "Execution"
+
+    def __str__(self) -> str:
+        epoch = self.step_seconds * self.iterations
+        run = self.execution
+        return (
+            f"{self.epochs} epochs of {self.iterations} steps on {run.device} in {run.precision}: "
+            f"{self.step_seconds:.2f} s a step, {report.duration(epoch)} an epoch, "
+            f"{report.duration(epoch * self.epochs)} in all, {self.bytes / 1e9:.1f} GB of memory"
+        )
+
+
+def rehearse(
+    folders: Folders,
+    dataset: str,
+    configuration: str,
+    fold: str,
+    *,
+    settings: "TrainSettings | None" = None,
+    plan_name: str = DEFAULT_PLAN,
+    device: str | None = None,
+    precision: str | None = None,
+    compiled: bool | None = None,
+    loader_workers: int | None = None,
+) -> Rehearsal:
+    """Do ten steps of a training without writing anything, and say what all of it would take.
+
+    The arguments are those of `train`.
+    """
+    from nnseg.model.ranks import ALONE
+    from nnseg.recipe import TrainSettings
+    from nnseg.train import rehearse_steps
+
+    settings = settings or TrainSettings()
+    about = _find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
+    execution = _choose_execution(settings, None, device, precision, compiled, ALONE)
+    task = _make_task(
+        about, settings, execution, ALONE, loader_workers, None, lambda: False, carried=False
+    )
+    course, seconds, peak = rehearse_steps(task, REHEARSED)
+    return Rehearsal(
+        epochs=course.epochs,
+        iterations=course.iterations,
+        step_seconds=seconds,
+        bytes=peak,
+        execution=execution,
+    )
+
+
+@contextmanager
+def _enough_memory(about: _AboutFold) -> Iterator[None]:
+    """Say which smaller plan would fit where a training takes more memory than there is.
+
+    Raises:
+        MachineError: It did.
+    """
+    from nnseg.model.device import OUT_OF_MEMORY
+
+    try:
+        yield
+    except OUT_OF_MEMORY as error:
+        reason = (str(error).splitlines() or ["none is left"])[0]
+        smaller = SMALLER * about.plan.memory_gb
+        raise MachineError(
+            f"there is not enough memory for {about.configuration.name} ({reason}); plan a smaller "
+            f"one: `nnseg plan_and_preprocess -d {about.dataset} --memory-gb {smaller:.3g} "
+            f"-p {about.plan_name}_{smaller:.3g}gb`, and train with -p"
+        ) from None
+
+
+def _find_fold(
+    folders: Folders, dataset: str, plan_name: str, configuration: str, fold: str, seed: int
+) -> _AboutFold:
+    plan = load_plan(folders, dataset, plan_name)
+    spec = read_spec(folders.spec_file(dataset))
+    check_spec(plan, spec, str(folders.spec_file(dataset)))
+    case_ids = [case.case_id for case in find_training_cases(folders, dataset, spec)]
+    return _AboutFold(
+        folders=folders,
+        dataset=dataset,
+        plan_name=plan_name,
+        plan=plan,
+        configuration=plan.configuration(configuration),
+        fold=fold,
+        split=select_fold(folds(folders, dataset), fold, case_ids),
+        folder=folders.fold(dataset, plan_name, configuration, fold, seed),
+    )
+
+
+def _read_pretrained(source: Path) -> "Pretrained":
+    from nnseg.pretrained import read_pretrained
+
+    return read_pretrained(source)
+
+
+def _choose_execution(
+    settings: "TrainSettings",
+    earlier: "RunRecord | None",
+    device: str | None,
+    precision: str | None,
+    compiled: bool | None,
+    ranks: "Ranks",
+) -> "Execution":
+    """Choose how to run: as the run did so far, and alike on all ranks, each on its own GPU."""
+    from nnseg.model.device import choose_execution
+    from nnseg.model.ranks import device_of, text_from_first
+    from nnseg.recipe import pays_to_compile
+
+    if earlier is not None:
+        device, precision = earlier.execution.device, earlier.execution.precision
+    chosen = choose_execution(
+        device_of(ranks, device), precision, compiled=pays_to_compile(settings, compiled)
+    )
+    if earlier is not None:  # it is usable here; what was found out then goes on
+        return replace(earlier.execution, device=chosen.device)
+    return replace(chosen, precision=text_from_first(chosen.precision))
+
+
+def _make_task(
+    about: _AboutFold,
+    settings: "TrainSettings",
+    execution: "Execution",
+    ranks: "Ranks",
+    loader_workers: int | None,
+    on_progress: OnProgress | None,
+    stop: Stop,
+    *,
+    carried: bool = True,
+) -> "Task":
+    """Open the cases of a fold, and have the stage before a cascade predict them.
+
+    Without `carried`, a cascade sees that nothing was found before; nothing is predicted.
+    """
+    from nnseg.train import Task
+
+    case_ids = {*about.split.train, *about.split.val}
+    cases = _open_cases(about, case_ids)
+    logger.info("%s", execution)
+    previous: Mapping[str, Any] | None = None
+    if about.configuration.previous is not None and not carried:
+        previous = {name: np.zeros(case.shape, np.uint8) for name, case in cases.items()}
+    elif carried:
+        previous = out_of_fold(
+            about.folders,
+            about.dataset,
+            about.plan_name,
+            about.plan,
+            about.configuration,
+            case_ids,
+            seed=settings.seed,
+            device=execution.device,
+            on_progress=on_progress,
+            stop=stop,
+        )
+    return Task(
+        plan=about.plan,
+        plan_hash=about.plan_hash,
+        split_hash=about.split_hash,
+        configuration=about.configuration,
+        fold=about.fold,
+        train_cases=[cases[case_id] for case_id in about.split.train],
+        val_cases=[cases[case_id] for case_id in about.split.val],
+        settings=settings,
+        execution=execution,
+        folder=about.folder,
+        previous=previous,
+        loader_workers=loader_workers,
+        ranks=ranks,
+    )
+
+
+def _initial(
+    start: "Pretrained", about: _AboutFold, settings: "TrainSettings", run: Run, say: Say
+) -> dict[str, Any]:
+    """Give the weights to start from, tensors by name, and say what was taken over."""
+    from nnseg.model.transfer import describe_transfer
+    from nnseg.pretrained import start_from
+
+    taken = start_from(start, about.plan, about.configuration.name, settings.seed)
+    run.inputs.append(start.source)
+    run.facts["pretrained"] = {
+        "source": str(start.source),
+        "kept": taken.kept,
+        "adapted": taken.adapted,
+        "fresh": taken.fresh,
+    }
+    say(f"starting from {start.source}\n{describe_transfer(taken)}")
+    return {name: taken.weights[name] for name in (*taken.kept, *taken.adapted)}
+
+
+class _Teller:
+    """Takes the report of every epoch to metrics.csv, progress.png, trackers and the caller.
+
+    Nothing of it may cost the training: what fails is dropped with a warning.
+    """
+
+    def __init__(
+        self,
+        about: _AboutFold,
+        task: "Task",
+        earlier: "RunRecord | None",
+        trackers: Sequence[str],
+        on_epoch: "Callable[[EpochReport], None] | None",
+        say: Say,
+    ) -> None:
+        self._about, self._task, self._on_epoch, self._say = about, task, on_epoch, say
+        self._history = list(earlier.history) if earlier else []
+        self._plotted = -math.inf
+        name = f"{task.plan.dataset} {task.configuration.name} {task.fold}"
+        settings = asdict(task.settings)
+        self._trackers = {each: TRACKERS[each](task.folder, name, settings) for each in trackers}
+
+    def __enter__(self) -> "_Teller":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._plot()
+        for name in [*self._trackers]:
+            self._track(name, lambda tracker: tracker.close())
+
+    def __call__(self, epoch: "EpochReport") -> None:
+        self._history.append(epoch)
+        text = report.history_csv(self._history)
+        commit.write_whole(metrics_file(self._task.folder), text.encode())
+        if time.monotonic() - self._plotted > PLOT_EVERY:
+            self._plot()
+        figures = report.epoch_figures(epoch)
+        for name in [*self._trackers]:
+            self._track(name, lambda tracker: tracker.log(epoch.epoch, figures))
+        if self._on_epoch:
+            self._on_epoch(epoch)
+        if epoch.epoch == LOOKED_AT_AFTER and has_learnt_nothing(epoch.label_dice):
+            for cause in _diagnose(self._about, self._task, self._history):
+                self._say(f"no label was found yet; {cause}")
+                logger.warning("no label was found yet; %s", cause)
+
+    def _plot(self) -> None:
+        if self._history:
+            report.plot_progress(self._history, progress_file(self._task.folder))
+        self._plotted = time.monotonic()
+
+    def _track(self, name: str, act: Callable[[Tracker], None]) -> None:
+        try:
+            act(self._trackers[name])
+        except Exception as error:  # a tracker may raise anything, such as that its host is away
+            del self._trackers[name]
+            logger.warning("%s gets no more figures (%s)", name, error)
+
+
+def _diagnose(about: _AboutFold, task: "Task", history: "Sequence[EpochReport]") -> tuple[str, ...]:
+    """Look for what keeps a network from learning."""
+    from nnseg.batches import make_batch
+
+    labels = task.plan.labels
+    source = task.validation if task.val_cases else task.training(task.course())
+    maps = [make_batch(source, 0, number)[1] for number in range(LOOKED_AT)]
+    ignored = labels.consecutive.ignore
+    filled = sum(int(((m > 0) & (m != (-1 if ignored is None else ignored))).sum()) for m in maps)
+    seen = {
+        name for case in task.train_cases for name, found in case.locations.items() if found.size
+    }
+    absent = [name for name in labels.foreground if name not in seen]
+    return diagnose(
+        Symptoms(
+            losses=tuple(epoch.loss for epoch in history),
+            dice=history[-1].label_dice,
+            foreground_share=filled / max(1, sum(m.numel() for m in maps)),
+            absent=absent,
+            lost=_in_raw_label_maps(about, absent),
+            lr=history[-1].lr,
+            precision=task.execution.precision,
+        )
+    )
+
+
+def _in_raw_label_maps(about: _AboutFold, names: Sequence[str]) -> list[str]:
+    """Give those of the labels that some raw label maps of the fold's training cases have."""
+    if not names:
+        return []
+    spec = read_spec(about.folders.spec_file(about.dataset))
+    members = set(about.split.train)
+    cases = find_training_cases(about.folders, about.dataset, spec)
+    maps = [case.label for case in cases if case.case_id in members and case.label is not None]
+    found: set[int] = set()
+    for path in maps[:LOOKED_AT]:
+        found.update(np.unique(read_segmentation(path)[0]).tolist())
+    return [name for name in names if found & set(spec.labels.foreground[name])]
+
+
+def _validation_reserve(task: "Task") -> "Reserve":
+    """Foretell the seconds of the full-volume validation from one tile, or as many as go at once.
+
+    They are measured once. As the epochs get slower or faster than the first, so will tiles.
+    """
+    from nnseg.predict import count_tiles, tile_seconds
+
+    patch = task.configuration.patch_size
+    tiles = sum(count_tiles(case.shape, patch) for case in task.val_cases)
+    voxels = sum(math.prod(case.placement.shape) for case in task.val_cases)
+    rest = voxels * task.plan.labels.heads * RESTORE_SECONDS
+    measured: list[float] = []  # seconds of a tile
+    paces: list[float] = []  # seconds of a step, epoch by epoch
+
+    def reserve(network: Any, mirror_axes: tuple[int, ...], step_seconds: float) -> float:
+        if measured:  # the first step was a probe, whose seconds are of another kind
+            paces.append(step_seconds)
+        else:
+            channels = task.plan.input_channels(task.configuration.name)
+            measured.append(tile_seconds(network, channels, patch, task.execution, mirror_axes))
+        slower = paces[-1] / paces[0] if paces else 1.0
+        return (tiles * measured[0] + rest) * slower
+
+    return reserve if task.val_cases else lambda *_: 0.0
+
+
+def validate(
+    folders: Folders,
+    dataset: str,
+    configuration: str,
+    fold: str,
+    *,
+    seed: int = 0,
+    plan_name: str = DEFAULT_PLAN,
+    checkpoint: "Kind" = "final",
+    device: str | None = None,
+    precision: str | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    on_progress: OnProgress | None = None,
+    stop: Stop = lambda: False,
+) -> Summary:
+    """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json."""
+    from nnseg.inference import load_model
+
+    folder = folders.fold(dataset, plan_name, configuration, fold, seed)
+    if not folder.is_dir():
+        raise MissingError(
+            f"{folder} does not exist; `nnseg train {dataset} {configuration} {fold}` makes it"
+        )
+    about = _find_fold(folders, dataset, plan_name, configuration, fold, seed)
+    with locked(folder, f"nnseg train {dataset} {configuration} {fold} --val"):
+        model = load_model((folder,), checkpoint, device=device, precision=precision, alone=True)
+        with logged_run(validation_folder(folder), "validate", {"checkpoint": checkpoint}) as run:
+            run.facts["execution"] = asdict(model.execution)
+            return _validate(about, model, seed, tolerance_mm, on_progress, stop)
+
+
+def _validate(
+    about: _AboutFold,
+    model: "Model",
+    seed: int,
+    tolerance_mm: float,
+    on_progress: OnProgress | None,
+    stop: Stop,
+) -> Summary:
+    """Do the work of `validate`; the caller holds the lock of the fold's folder."""
+    labels = model.plan.labels
+    out = validation_folder(about.folder)
+    out.mkdir(exist_ok=True)
+    summary_file(out).unlink(missing_ok=True)  # it would be of other predictions until the end
+    spec = read_spec(about.folders.spec_file(about.dataset))
+    members = set(about.split.val)
+    cases = [
+        case
+        for case in find_training_cases(about.folders, about.dataset, spec)
+        if case.case_id in members
+    ]
+    previous = out_of_fold(
+        about.folders,
+        about.dataset,
+        about.plan_name,
+        about.plan,
+        about.configuration,
+        members,
+        seed=seed,
+        device=model.execution.device,
+        on_progress=on_progress,
+        stop=stop,
+    )
+    scored = []
+    for number, case in enumerate(cases):
+        if stop():
+            raise StoppedError("stopped in the validation; the same command does it anew")
+        volume, reference = _read_case(case, len(model.plan.channels))
+        segmentation = model.predict(
+            volume.image,
+            volume.geometry.spacing,
+            previous=None if previous is None else previous[case.case_id][...],
+        )
+        target = out / f"{case.case_id}{model.spec.label_ending}"
+        write(target, segmentation, volume.geometry)
+        scored.append(
+            CaseScores(
+                case_id=case.case_id,
+                reference_file=str(case.label),
+                prediction_file=str(target),
+                scores=score_case(
+                    segmentation,
+                    reference,
+                    labels,
+                    volume.geometry.spacing,
+                    tolerance_mm=tolerance_mm,
+                ),
+            )
+        )
+        if on_progress:
+            on_progress("validating", number + 1, len(cases))
+    summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
+    write_summary(out, summary, labels)
+    return summary
+
+
+def _read_case(case: Case, channels: int) -> tuple[Volume, Segmentation]:
+    """Read a labelled case: its volume and its label map, which must lie on the same grid."""
+    volume = read_image(case.images, channels)
+    assert case.label is not None, "training cases have one"
+    segmentation, geometry = read_segmentation(case.label)
+    if fault := grid_fault(volume.geometry, geometry):
+        raise DataError(f"{case.label}: lies on another grid than the image: {fault}")
+    return volume, segmentation
+
+
+def _open_cases(about: _AboutFold, case_ids: Iterable[str]) -> dict[str, Any]:
+    """Open the preprocessed cases of a training; they stay in memory if they are few enough."""
+    configuration, plan = about.configuration, about.plan
+    folder = about.folders.store(about.dataset, about.plan_name, configuration.data)
+    if not folder.is_dir():
+        raise MissingError(
+            f"{folder} does not exist; `nnseg preprocess -d {plan.dataset} "
+            f"-c {configuration.name}` makes it"
+        )
+    ids = sorted(case_ids)
+    data_hash = preprocessing_hash(plan, plan.configuration(configuration.data))
+    wanted = store.bytes_in_memory(folder, ids, len(plan.channels))
+    in_memory = wanted < MEMORY_SHARE * _memory()
+    return {name: store.open_case(folder, name, data_hash, in_memory=in_memory) for name in ids}
+
+
+def _memory() -> int:
+    """Give the bytes of memory of this machine, 0 where it does not tell."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _hash(value: Any) -> str:
+    """Give a hash of a record's content."""
+    return hash_of(record.dumps(value).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""Checkpoints of nnU-Net's are read, whatever else is in the file, and nothing in them runs."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnseg.dataset import DatasetSpec, spec_to_json
+from nnseg.errors import DataError, MissingError
+from nnseg.exchange.nnunet import plans_to_json
+from nnseg.exchange.nnunet_model import read_checkpoint
+from nnseg.exchange.nnunet_weights import to_nnunet
+from nnseg.fingerprint import Fingerprint
+from nnseg.image.intensity import Intensity
+from nnseg.labels import Labels
+from nnseg.model.unet import build_network
+from nnseg.plan import Plan, make_plan
+from nnseg.pretrained import read_pretrained, start_from
+
+SPEC = DatasetSpec(
+    channels=("T1", "FLAIR"),
+    labels=Labels(labels={"background": 0, "edema": 1, "core": 2}),
+    num_training=20,
+    file_ending=".nii.gz",
+)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    intensity = Intensity(
+        mean=3, median=3, std=2, min=0, max=9, percentile_00_5=1, percentile_99_5=8
+    )
+    measured = Fingerprint(
+        spacings=((1.5, 1.0, 0.75),),
+        shapes=((12, 14, 18),),
+        intensities=(intensity,) * 2,
+        median_relative_size=1.0,
+    )
+    return make_plan(SPEC, measured, dataset="Dataset900_Test")
+
+
+def content(plan: Plan, configuration: str = "3d_fullres") -> dict[str, Any]:
+    """What nnU-Net writes."""
+    architecture = plan.configuration(configuration).architecture
+    torch.manual_seed(3)
+    network = build_network(architecture, len(plan.channels), plan.labels.heads)
+    return {
+        "network_weights": to_nnunet(network.state_dict(), architecture),
+        "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
+        "logging": {"ema_fg_dice": [np.float64(0.5)], "lrs": [np.float32(0.1)]},
+        "_best_ema": np.float64(0.7),
+        "current_epoch": np.int64(1000),
+        "init_args": {
+            "plans": plans_to_json(plan),
+            "configuration": configuration,
+            "fold": 3,
+            "dataset_json": spec_to_json(SPEC),
+            "device": torch.device("cuda"),
+        },
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 2) if configuration == "3d_fullres" else (0, 1),
+    }
+
+
+def save(data: Any, folder: Path) -> Path:
+    path = folder / "checkpoint_final.pth"
+    torch.save(data, path)
+    return path
+
+
+@pytest.mark.parametrize(("configuration", "axes"), [("3d_fullres", (0, 2)), ("2d", (1, 2))])
+def test_plan_weights_fold_and_mirrors_are_read(
+    plan: Plan, configuration: str, axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    data = content(plan, configuration)
+    found = read_checkpoint(save(data, tmp_path))
+    assert (found.configuration_name, found.fold, found.mirror_axes) == (configuration, "3", axes)
+    assert found.plan.channels == SPEC.channels
+    assert found.plan.labels == SPEC.labels
+    given = data["network_weights"]
+    assert to_nnunet(
+        found.weights, found.plan.configuration(configuration).architecture
+    ).keys() == (given.keys())
+    network = build_network(plan.configuration(configuration).architecture, 2, 3)
+    network.load_state_dict(found.weights)
+    first = next(iter(given.values()))
+    assert any(
+        value.shape == first.shape and torch.equal(value, first) for value in found.weights.values()
+    )
+
+
+class Payload:
+    """Pickled, it would make a folder when it is read."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_a_file_runs(plan: Plan, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    path = save(content(plan) | {"logging": Payload(target)}, tmp_path)
+    with pytest.raises(DataError, match="cannot be read as a checkpoint of nnU-Net"):
+        read_checkpoint(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"network_weights": None}, "no network_weights"),
+        ({"init_args": None}, "no init_args"),
+        ({"init_args": {"fold": 0}}, "init_args are not those of nnU-Net v2"),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_refused(
+    plan: Plan, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    data = content(plan) | change
+    data = {key: value for key, value in data.items() if value is not None}
+    with pytest.raises(DataError, match=re.escape(words)):
+        read_checkpoint(save(data, tmp_path))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"PK\x03\x04", b"not a checkpoint"])
+def test_a_damaged_file_is_refused_by_name(garbage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    path.write_bytes(garbage)
+    with pytest.raises(DataError, match=r"checkpoint_final\.pth: cannot be read"):
+        read_checkpoint(path)
+
+
+def test_weights_of_another_network_are_refused(plan: Plan, tmp_path: Path) -> None:
+    data = content(plan)
+    data["network_weights"].popitem()
+    data["network_weights"]["stranger.weight"] = torch.zeros(1)
+    with pytest.raises(DataError, match=r"stranger\.weight|have no"):
+        read_checkpoint(save(data, tmp_path))
+
+
+def test_a_training_can_start_from_it_by_file_or_folder(plan: Plan, tmp_path: Path) -> None:
+    path = save(content(plan), tmp_path)
+    for source in (path, tmp_path):
+        found = read_pretrained(source)
+        taken = start_from(found, plan, "3d_fullres", seed=0)
+        assert set(taken.kept) == set(found.weights)
+    with pytest.raises(MissingError):
+        read_pretrained(tmp_path / "nothing.pth")

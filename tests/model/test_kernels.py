@@ -1,0 +1,262 @@
+"""Our CPU kernels against PyTorch in float64; skipped where the machine cannot run them."""
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnseg.model import kernels
+from nnseg.model.architecture import Architecture
+from nnseg.model.blocks import ConvBlock, InstanceNorm, use_kernels
+from nnseg.model.device import Execution
+from nnseg.model.unet import build_network
+
+EXACT = {"rtol": 0.0, "atol": 2e-3}  # of values near 1: bf16 has 8 bits
+needs_kernels = pytest.mark.skipif(
+    not kernels.available(), reason="no compiler, or a CPU without AVX512-BF16"
+)
+
+
+def drawn(*shape: int, seed: int = 7) -> Tensor:
+    """Values that bf16 holds exactly."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.bfloat16().float()
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float(((found.double() - expected).norm() / expected.norm()).detach())
+
+
+def gradients(y: Tensor, upstream: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, inputs, upstream.to(y.dtype))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((4, 6, 8), (3, 3, 3)),
+        ((3, 5, 7), (3, 3, 3)),  # odd: the last tile of every axis sticks out
+        ((1, 2, 1), (3, 3, 3)),
+        ((3, 6, 5), (1, 3, 3)),
+        ((7, 6), (3, 3)),
+        ((10, 14, 6), (3, 3, 3)),  # several blocks of tiles
+    ],
+)
+@pytest.mark.parametrize("channels", [(32,), (64,), (32, 64)])
+def test_a_convolution_and_its_gradients_are_those_of_pytorch(
+    shape: tuple[int, ...], kernel: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    images = [drawn(2, count, *shape, seed=count).requires_grad_() for count in channels]
+    weight = (drawn(32, sum(channels), *kernel) / (9 * sum(channels)) ** 0.5).requires_grad_()
+    bias, upstream = drawn(32), drawn(2, 32, *shape, seed=1)
+
+    y = kernels.convolve([image.bfloat16() for image in images], weight, bias)
+    exact = [image.detach().double().requires_grad_() for image in (*images, weight)]
+    conv = functional.conv3d if len(shape) == 3 else functional.conv2d
+    padding = tuple(k // 2 for k in kernel)
+    wanted = conv(torch.cat(exact[:-1], dim=1), exact[-1], bias.double(), padding=padding)
+
+    assert y.dtype == torch.bfloat16
+    assert error(y, wanted) < 0.01
+    found = gradients(y, upstream, *images, weight)
+    for mine, true in zip(found, gradients(wanted, upstream, *exact), strict=True):
+        assert error(mine, true) < 0.012
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_weights_may_lie_in_either_layout(layout: torch.memory_format) -> None:
+    x, weight = drawn(1, 32, 4, 5, 6), drawn(64, 32, 3, 3, 3)
+    y = kernels.convolve([x.bfloat16()], weight.contiguous(memory_format=layout), None)
+    assert error(y, functional.conv3d(x.double(), weight.double(), padding=1)) < 0.01
+
+
+@needs_kernels
+def test_what_an_image_needs_no_gradient_of_is_left_out() -> None:
+    x, weight = drawn(1, 32, 4, 5, 6), drawn(32, 32, 3, 3, 3).requires_grad_()
+    kernels.convolve([x.bfloat16()], weight, None).float().sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3)])
+@pytest.mark.parametrize("channels", [(32,), (32, 64)])
+def test_wide_convolutions_leave_the_gradient_of_the_weights_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    shape = (4, 5, 6)[: len(kernel)]
+    images = [drawn(2, count, *shape, seed=count).bfloat16() for count in channels]
+    weight = drawn(32, sum(channels), *kernel).requires_grad_()
+    upstream, found = drawn(2, 32, *shape, seed=1), []
+    for most in (kernels.MOST_WEIGHT_SUMS, 0):
+        monkeypatch.setattr(kernels, "MOST_WEIGHT_SUMS", most)
+        (gradient,) = gradients(kernels.convolve(images, weight, None), upstream, weight)
+        assert gradient.dtype == torch.float32
+        found.append(gradient.double())
+    assert 0 < error(found[0], found[1]) < 0.012
+
+
+@needs_kernels
+def test_the_same_convolution_twice_gives_the_same_bits() -> None:
+    x, weight = drawn(2, 32, 9, 10, 11).bfloat16(), drawn(32, 32, 3, 3, 3).requires_grad_()
+    runs = []
+    for _ in range(2):
+        y = kernels.convolve([x], weight, None)
+        runs.append((y, *gradients(y, drawn(2, 32, 9, 10, 11), weight)))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("slope", [0.01, 1.0])
+@pytest.mark.parametrize("shape", [(2, 32, 3, 5, 7), (40, 64, 5, 6), (1, 32, 13, 9, 11)])
+def test_norm_and_activation_are_those_of_pytorch(slope: float, shape: tuple[int, ...]) -> None:
+    x = (3 + 2 * drawn(*shape)).bfloat16().float().requires_grad_()
+    scale, shift = (1 + 0.1 * drawn(2, shape[1])).unbind()
+    scale.requires_grad_(), shift.requires_grad_()
+    upstream = drawn(*shape, seed=1)
+
+    y = kernels.normalize(x.bfloat16(), scale, shift, 1e-5, slope)
+    exact = [each.detach().double().requires_grad_() for each in (x, scale, shift)]
+    wanted = functional.leaky_relu(
+        functional.instance_norm(exact[0], weight=exact[1], bias=exact[2]), slope
+    )
+    assert error(y, wanted) < 0.004
+    found = gradients(y, upstream, x, scale, shift)
+    for mine, true in zip(found, gradients(wanted, upstream, *exact), strict=True):
+        assert error(mine, true) < 0.006
+
+
+@needs_kernels
+def test_a_channel_that_is_constant_becomes_its_shift() -> None:
+    x = torch.full((2, 32, 3, 4, 5), 7.0)
+    y = kernels.normalize(x.bfloat16(), torch.ones(32), torch.full((32,), 0.5), 1e-5, 0.01)
+    torch.testing.assert_close(y.float(), torch.full_like(x, 0.5), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("weight", "stride", "inputs", "taken"),
+    [
+        ((32, 64, 3, 3, 3), (1, 1, 1), (64,), True),
+        ((32, 64, 3, 3, 3), (1, 1, 1), (32, 32), True),
+        ((32, 64, 1, 3, 3), (1, 1, 1), (64,), True),
+        ((32, 64, 3, 3), (1, 1), (64,), True),
+        ((32, 64, 3, 3, 3), (1, 2, 2), (64,), False),
+        ((32, 64, 3, 1, 3), (1, 1, 1), (64,), False),
+        ((32, 64, 1, 1, 1), (1, 1, 1), (64,), False),
+        ((32, 1, 3, 3, 3), (1, 1, 1), (1,), False),
+        ((48, 64, 3, 3, 3), (1, 1, 1), (64,), False),
+        ((32, 64, 3, 3, 3), (1, 1, 1), (48, 16), False),
+        ((320, 320, 3, 3, 3), (1, 1, 1), (320,), True),
+        ((320, 352, 3, 3, 3), (1, 1, 1), (352,), False),
+    ],
+)
+def test_only_convolutions_that_the_kernels_compute_and_win_are_taken(
+    weight: tuple[int, ...], stride: tuple[int, ...], inputs: tuple[int, ...], taken: bool
+) -> None:
+    assert kernels.can_convolve(torch.empty(weight), stride, inputs) is taken
+
+
+@needs_kernels
+def test_layers_take_the_kernels_only_under_bf16_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("convolve", "normalize"):
+        right = getattr(kernels, name)
+        monkeypatch.setattr(
+            kernels, name, lambda *a, name=name, right=right: (calls.append(name), right(*a))[1]
+        )
+    block, x = ConvBlock(32, 32, (3, 3, 3)), drawn(1, 32, 4, 5, 6)
+    use_kernels(block, True)
+    block(x)
+    assert calls == []
+    with torch.autocast("cpu", torch.bfloat16):
+        block(x)
+        assert calls == ["convolve", "normalize"]
+        use_kernels(block, False)
+        block(x)
+        InstanceNorm(32)(x)
+    assert len(calls) == 2
+
+
+@needs_kernels
+def test_a_network_learns_the_same_on_the_kernels() -> None:
+    architecture = Architecture(
+        network="plain",
+        dimensions=3,
+        features=(32, 64),
+        kernel_sizes=((1, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2)),
+        encoder_blocks=(2, 2),
+        decoder_blocks=(2,),
+    )
+    x, upstream = drawn(2, 1, 3, 8, 6), drawn(2, 2, 3, 8, 6, seed=1)
+    results = []
+    for own, precision in ((True, "bf16"), (False, "bf16"), (False, "fp32")):
+        execution = Execution(device="cpu", precision=precision, own_kernels=own)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = execution.place(build_network(architecture, 1, 2), 3)
+        with execution.autocast():
+            (y,) = network(x)
+        (y.float() * upstream).sum().backward()
+        found = torch.cat([p.grad.flatten() for p in network.parameters() if p.ndim > 1])
+        results.append((y.detach().double(), found.double()))
+    own, plain, exact = results
+    for part in range(2):
+        assert error(own[part], exact[part]) < 2.5 * error(plain[part], exact[part])
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_without_a_compiler_the_log_says_so_and_nothing_is_available(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    with caplog.at_level(logging.INFO, logger="nnseg"):
+        assert not kernels.available()
+    assert caplog.messages == [
+        "no C++ compiler (g++, clang++, c++): PyTorch's own kernels are used"
+    ]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "failure",
+    [
+        subprocess.CalledProcessError(1, ["g++"], stderr="error: unknown -mavx512bf16\nmore"),
+        subprocess.TimeoutExpired(["g++"], 120),
+        OSError("no room"),
+    ],
+)
+def test_a_compiler_that_fails_leaves_pytorchs_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    def fails(*args: Any, **options: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(kernels.subprocess, "run", fails)
+    with caplog.at_level(logging.INFO, logger="nnseg"):
+        assert not kernels.available()
+    assert caplog.text.count("the CPU kernels do not compile") == 1
+
+
+@needs_kernels
+@pytest.mark.usefixtures("uncompiled")
+def test_nothing_compiled_stays_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path))
+    assert kernels.available()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,81 @@
+"""Ranks share a batch out, and what they gather gives every one of them the whole loss."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnseg.model.ranks import Ranks, any_rank, from_first, gather, joined, wait_for_all
+
+PROGRAM = """
+import sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from nnseg.model.ranks import Ranks, any_rank, from_first, gather, joined, wait_for_all
+
+rank, count, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+ranks = Ranks(rank=rank, count=count)
+torch.set_num_threads(1)
+with joined(ranks, "cpu"):
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    data = torch.arange(15.0).reshape(5, 3) / 10
+    wrapped = DistributedDataParallel(network) if count > 1 else network
+    found = wrapped(data[list(ranks.share(5))])
+    whole = gather(found)
+    loss = (whole.softmax(1)[:, 0].sum() / whole.square().sum()).sqrt()
+    loss.backward()
+    wait_for_all()
+    flags = [any_rank(rank == 1), any_rank(False)]
+    told = from_first(rank + 0.5)
+    torch.save([loss.detach(), network.weight.grad, whole.detach(), flags, told], f"{out}/{rank}")
+"""
+
+
+def run(count: int, folder: Path) -> list[list[object]]:
+    """What each of `count` ranks found."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), str(count), str(folder)],
+            env={**os.environ, **address},
+        )
+        for rank in range(count)
+    ]
+    assert [process.wait(60) for process in started] == [0] * count
+    return [torch.load(folder / str(rank), weights_only=True) for rank in range(count)]
+
+
+def test_ranks_find_the_loss_and_the_gradient_of_one_process(tmp_path: Path) -> None:
+    ((loss, gradient, whole, flags, told),) = run(1, tmp_path / "one")
+    assert (flags, told) == ([False, False], 0.5)
+    for found in run(2, tmp_path / "two"):
+        for mine, theirs in zip(found[:3], (loss, gradient, whole), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+        assert found[3:] == [[True, False], 0.5]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("samples", [1, 2, 7, 9])
+def test_every_sample_is_one_ranks_and_shares_differ_by_one_at_most(
+    count: int, samples: int
+) -> None:
+    shares = [Ranks(rank=rank, count=count).share(samples) for rank in range(count)]
+    assert [sample for share in shares for sample in share] == list(range(samples))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_needs_nobody() -> None:
+    with joined(Ranks(), None):
+        wait_for_all()
+        assert any_rank(True)
+        assert from_first(2.5) == 2.5
+        tensor = torch.ones(2, 3)
+        assert gather(tensor) is tensor
