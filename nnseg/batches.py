@@ -93,16 +93,14 @@ def make_batches(
         workers = 0 if source.device.type == "cpu" else min(WORKERS, os.cpu_count() or 1)
     if not workers:
         for each in numbers:
-            with _alone():
-                batch = make_batch(source, epoch, each)
-            yield batch
+            yield make_batch(source, epoch, each)
         return
     coming = iter(numbers)
     pending: deque[Future[Batch]] = deque()
     with _pool(workers) as pool:
         while True:
             while len(pending) < workers + AHEAD and (number := next(coming, None)) is not None:
-                pending.append(pool.submit(make_batch, source, epoch, number))
+                pending.append(pool.submit(_make_batch, source, epoch, number))
             if not pending:
                 return
             while not pending[0].done():
@@ -190,6 +188,12 @@ def make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
     Raises:
         DataError: A case is damaged.
     """
+    with _alone():
+        return _make_batch(source, epoch, number)
+
+
+def _make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
+    """Do the work of `make_batch` where torch computes in this thread only."""
     shapes = [case.shape for case in source.cases]
     locations = [case.locations for case in source.cases]
     samples = [
