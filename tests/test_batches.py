@@ -131,7 +131,7 @@ def test_any_number_of_workers_makes_the_same_bytes_in_order(
 
 def test_workers_stay_a_bounded_number_of_batches_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(batches, "make_batch", lambda source, epoch, number: made.append(number))
+    monkeypatch.setattr(batches, "_make_batch", lambda source, epoch, number: made.append(number))
     coming = make_batches(source_of(), 0, range(3, 1000), workers=2)
     for _ in range(5):
         next(coming)
@@ -154,7 +154,7 @@ def test_who_stops_early_leaves_no_thread_behind(workers: int) -> None:
 def test_torch_computes_alone_in_a_worker_and_as_before_elsewhere(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "make_batch", lambda *_: torch.get_num_threads())
+    monkeypatch.setattr(batches, "_make_batch", lambda *_: torch.get_num_threads())
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -198,7 +198,7 @@ def test_a_fault_of_a_later_batch_does_not_wait_for_an_earlier_one(
         time.sleep(0.2)  # the fault is there first
         return number
 
-    monkeypatch.setattr(batches, "make_batch", make)
+    monkeypatch.setattr(batches, "_make_batch", make)
     with pytest.raises(DataError, match="case 1 is damaged"):
         next(make_batches(source_of(), 0, range(2), workers=2))
 
