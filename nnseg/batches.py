@@ -20,6 +20,7 @@ from torch import Tensor
 from nnseg.axes import Box, Shape
 from nnseg.errors import DataError, NnsegError
 from nnseg.model.augment import Augmentation, Draw, augment, draw, reach
+from nnseg.model.device import is_out_of_memory
 from nnseg.model.previous import Spoiling, draw_spoiling, spoil, to_channels
 from nnseg.model.sampling import PatchDraw, draw_patch, inner_start, is_forced, sample_rng
 from nnseg.plan import Configuration
@@ -30,7 +31,9 @@ Batch: TypeAlias = tuple[Tensor, Tensor, list[str]]  # image, segmentation, case
 
 WORKERS = 4  # that feed a GPU, where there are so many cores
 AHEAD = 2  # batches ready or being made, besides one a worker
-DEVICE_SHARE = 0.25  # of a GPU's free memory that cases may take
+# Of a GPU's free memory that the cases of one call may take: training and validation cases are two
+# calls before there is a network, which needs all that they leave.
+DEVICE_SHARE = 0.15
 UNREADABLE = (RuntimeError, OSError, ValueError)  # what Blosc2 raises of damaged data
 
 
@@ -228,7 +231,7 @@ def _draw_sample(
         rng,
         shapes,
         locations,
-        forced=is_forced(sample, source.batch_size),
+        forced=is_forced(sample, source.batch_size, number),
         patch_size=size,
         loaded=augmentation.loaded_shape if augmentation else size,
         annotated=ANNOTATED,
@@ -261,6 +264,8 @@ def _make(source: BatchSource, samples: Sequence[_Sample]) -> tuple[Tensor, Tens
         try:
             image, labels = _read(case, previous, inside, masked=bool(masked))
         except UNREADABLE as error:
+            if is_out_of_memory(error):
+                raise
             raise DataError(
                 f"case {case.case_id}: its arrays cannot be read ({error}); run `nnseg preprocess`"
             ) from error

@@ -19,6 +19,8 @@ from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import carry_over, preprocessing_hash
 from nnseg.splits import folds
 
+LISTED = 5  # cases that a message names
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
@@ -78,6 +80,7 @@ def out_of_fold(
 
     Raises:
         MissingError: Models are missing; the commands that make them are named.
+        DataError: No fold validates on some case.
         StoppedError: `stop` said so; what was predicted stays.
     """
     if cascade.previous is None:
@@ -125,6 +128,7 @@ def _models(
 
     Raises:
         MissingError: Some are not trained.
+        DataError: No fold validates on some case.
     """
     found, untrained = {}, []
     for number, fold in enumerate(folds(folders, dataset)):
@@ -144,6 +148,12 @@ def _models(
         raise MissingError(
             f"a cascade learns from what {before} predicts of cases that it was not trained on; "
             f"train it first: {', '.join(untrained)}"
+        )
+    if parted := sorted(case_ids - found.keys()):
+        raise DataError(
+            f"{folders.splits_file(dataset)}: {', '.join(parted[:LISTED])} are in the val of no "
+            f"fold ({len(parted)} cases), so that every {before} model has trained on them; a "
+            "cascade needs folds that validate on each case once"
         )
     return dict(sorted(found.items()))
 

@@ -25,7 +25,7 @@ FORMAT = 1
 
 SEAL = "record_sha256"  # the field of a record that holds the hash of all the others
 
-Kind = Literal["final", "best", "latest"]
+Kind = Literal["final", "best"]  # of models to predict with; a run goes on by `resume`
 T = TypeVar("T")
 
 

@@ -42,10 +42,14 @@ class Parser(ArgumentParser):
 
 
 class StopFlag:
-    """Becomes true at SIGTERM or Ctrl-C; a second Ctrl-C ends the program at once."""
+    """Becomes true at SIGTERM or Ctrl-C; a second Ctrl-C ends the program at once.
+
+    A second SIGTERM does not: who starts processes together sends each one more of its own.
+    """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal: int | None = None  # the first one
+        self._interrupted = False
 
     def listen(self) -> None:
         """Begin to catch the two signals."""
@@ -56,10 +60,14 @@ class StopFlag:
         return self.signal is not None
 
     def _stop(self, number: int, frame: object) -> None:
-        if self.signal is not None:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self.signal = number
-        print("\nnnseg: stopping after this step; again to stop at once", file=sys.stderr)
+        if number == signal.SIGTERM and self.signal is not None:
+            return
+        self.signal = self.signal or number
+        self._interrupted = number == signal.SIGINT
+        again = "again" if self._interrupted else "Ctrl-C twice"
+        print(f"\nnnseg: stopping after this step; {again} to stop at once", file=sys.stderr)
 
 
 STOP = StopFlag()

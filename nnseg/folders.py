@@ -107,6 +107,11 @@ def validation_folder(fold: Path) -> Path:
     return fold / "validation"
 
 
+def validated_file(fold: Path) -> Path:
+    """Give the record of the weights that the predictions of `validation_folder` are of."""
+    return validation_folder(fold) / "validated.json"
+
+
 def next_stage_folder(fold: Path, configuration: str) -> Path:
     """Give the folder of what a fold predicted for the cascade `configuration` to learn from."""
     return fold / "next_stage" / configuration

@@ -14,7 +14,7 @@ from nnseg.checkpoint import load_model as load_checkpoint
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MachineError
 from nnseg.folders import trained_folds
-from nnseg.model.device import OUT_OF_MEMORY, Execution, choose_execution
+from nnseg.model.device import OUT_OF_MEMORY, Execution, choose_execution, is_out_of_memory
 from nnseg.plan import Configuration, Plan
 from nnseg.predict import load_network, predict_logits
 from nnseg.preprocess import preprocess_case, restore
@@ -27,7 +27,7 @@ class Model:
     plan: Plan
     configuration: Configuration
     networks: tuple[nn.Module, ...]
-    mirror_axes: tuple[int, ...]
+    mirror_axes: tuple[int, ...]  # of (z, y, x): those that the training of every network mirrored
     execution: Execution
     previous: "Model | None" = None  # of a cascade: the stage before
 
@@ -109,6 +109,8 @@ class Model:
                 on_tile=on_tile,
             )
         except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
+                raise
             reason = (str(error).splitlines() or ["none is left"])[0]
             raise MachineError(
                 f"there is not enough memory for this image ({reason}); free some, or use "
@@ -130,7 +132,7 @@ def load_model(
 
     Args:
         fold_folders: What `nnseg train` made.
-        checkpoint: "final", "best" or "latest".
+        checkpoint: "final" or "best".
         device: "cpu", "cuda", ...; None is the best there is.
         precision: "fp32", "bf16" or "fp16"; None chooses.
         alone: Leave out the stage before a cascade: `predict` will be handed what it found.
@@ -157,7 +159,9 @@ def load_model(
         plan=first.plan,
         configuration=first.configuration,
         networks=tuple(load_network(one, weights, execution) for one, weights in loaded),
-        mirror_axes=first.mirror_axes,
+        mirror_axes=tuple(
+            axis for axis in first.mirror_axes if all(axis in one.mirror_axes for one, _ in loaded)
+        ),
         execution=execution,
         previous=previous,
     )

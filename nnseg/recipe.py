@@ -36,6 +36,7 @@ FEWEST_STEPS, MOST_STEPS = 12_500, 250_000  # the most are nnU-Net's 1000 epochs
 LEAST_GAIN = 0.001  # of the moving average of the pseudo Dice; less is no improvement
 COOL_DOWN = 0.2  # of the epochs so far; see `cool_down`
 QUICK_SECONDS = 600.0
+GREATEST_SEED = 2**63 - 1  # that every generator takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,8 @@ class TrainSettings:
         for name in ("weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.seed > GREATEST_SEED:
+            raise UsageError(f"seed is {self.seed}; it must be at most {GREATEST_SEED}")
         weights = self.class_weights
         if weights is not None and not (
             all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0

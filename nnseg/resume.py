@@ -7,7 +7,8 @@ latest is damaged, the one before takes its place.
 import contextlib
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from nnseg.checkpoint import (
@@ -69,6 +70,7 @@ class RunRecord:
     weights_file: str
     weights_sha256: str
     finished: bool = False
+    data_hash: str = ""  # of the preprocessed cases
     loss_scale: tuple[float, int] | None = None  # of fp16, and the steps since it last changed
     record_sha256: str = ""  # of this record without it; `save_sealed` writes it
 
@@ -155,7 +157,9 @@ def find_run(
     *,
     plan_hash: str,
     split_hash: str,
+    data_hash: str | None = None,
     resume: bool | None = None,
+    given: Collection[str] | None = None,
     overwrite: bool = False,
     device: str | None = None,
     precision: str | None = None,
@@ -164,36 +168,37 @@ def find_run(
 
     Args:
         folder: Of the fold.
-        settings: What this call asks for; they must be those of the run, but for the budget where
-            `resume` is True.
+        settings: What this call asks for; they must be those of the run. Where `resume` is True, a
+            budget need not be repeated.
         plan_hash: Of the plan as it is.
         split_hash: Of the fold's cases as they are.
+        data_hash: Of what these were preprocessed from and how; None is not compared.
         resume: True only goes on; None goes on or starts.
-        overwrite: Move the run that is there aside, and start anew.
+        given: Names of the settings that somebody chose for this call; None are all. Where `resume`
+            is True the others are those of the run, which its record has.
+        overwrite: Start anew whatever is there; `set_aside` makes room for it.
         device: Asked for; None is that of the run.
         precision: Asked for; None is that of the run.
 
     Raises:
         MissingError: There is nothing to go on with.
         UsageError: The run there was made with other settings.
-        DataError: It was made with another plan or on other cases, or both checkpoints are
-            damaged.
+        DataError: It was made with another plan, on other cases or on what they were then, or both
+            checkpoints are damaged.
     """
     if not has_run(folder):
         if resume:
             raise MissingError(f"{folder}: there is no run to continue; start without --c")
         return None
     if overwrite:
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        logger.warning("the run before is kept in %s", aside)
         return None
     found = read_run(folder)
     assert found is not None, "something is there"
     if resume:
-        settings = replace(settings, budget_seconds=found.settings.budget_seconds)
+        chosen = {field.name for field in fields(settings)} if given is None else {*given}
+        if settings.budget_seconds is None:
+            chosen.discard("budget_seconds")
+        settings = replace(found.settings, **{name: getattr(settings, name) for name in chosen})
     changed = changed_settings(found.settings, settings)
     if changed:
         raise UsageError(
@@ -216,4 +221,24 @@ def find_run(
             f"{folder} holds a run of another plan; train with the plan of then, or --overwrite "
             "to start anew"
         )
+    if data_hash is not None and found.data_hash != data_hash:
+        raise DataError(
+            f"{folder} holds a run on other data: the preprocessed cases have changed since; "
+            "restore them, or --overwrite to start anew"
+        )
     return found
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the run in the folder of a fold aside: where it is kept now; None where there is none.
+
+    The folder goes as a whole, with its metrics and its validation.
+    """
+    if not has_run(folder):
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    logger.warning("the run before is kept in %s", aside)
+    return aside

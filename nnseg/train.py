@@ -52,6 +52,9 @@ DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo 
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from
 VALIDATION_EPOCH = -1  # validation patches are the same ones in every epoch
 REMEMBERED_EPOCHS = 5  # whose pace foretells that of the rest
+REMEDY = (  # of a loss that is no number; a run that goes on keeps its rate and precision
+    "check these cases, or start anew with --overwrite and a lower --lr or --precision fp32"
+)
 PROBE_STEPS = 3  # timed before a budget is turned into a number of steps
 
 
@@ -104,6 +107,7 @@ class Task:
     initial: Mapping[str, Tensor] | None = None
     loader_workers: int | None = None
     ranks: Ranks = ALONE
+    data_hash: str = ""  # of what the cases were preprocessed from
 
     def __post_init__(self) -> None:
         if self.batch_size < self.ranks.count:
@@ -385,8 +389,7 @@ def look(state: TrainState, pending: tuple[Verdict, list[str]] | None) -> None:
     if fault := verdict.fault():
         raise DataError(
             f"{fault} in epoch {state.epoch + 1}, on a batch of "
-            f"{', '.join(sorted(set(case_ids)))}; check these cases, lower --lr, or use "
-            "--precision fp32"
+            f"{', '.join(sorted(set(case_ids)))}; {REMEDY}"
         )
     state.loss_sum += verdict.wait()[0]
 
@@ -421,8 +424,7 @@ def validate_epoch(
         if not math.isfinite(value):
             raise DataError(
                 f"the validation loss became {value} in epoch {state.epoch + 1}, on a batch of "
-                f"{', '.join(sorted(set(case_ids)))}; check these cases, lower --lr, or use "
-                "--precision fp32"
+                f"{', '.join(sorted(set(case_ids)))}; {REMEDY}"
             )
     tp, fp, fn = gather(torch.stack(counts)).sum(dim=0).tolist()
     scores: dict[str, float | None] = {}
@@ -530,6 +532,7 @@ def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunR
         weights_file="",  # it is named for its content
         weights_sha256="",
         finished=finished,
+        data_hash=task.data_hash,
         loss_scale=(scaler["scale"], scaler["_growth_tracker"]) if scaler else None,
     )
     state.saved_at = time.monotonic()

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +19,14 @@ from nnseg.axes import Segmentation
 from nnseg.cascade import out_of_fold
 from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
 from nnseg.diagnosis import LOOKED_AT_AFTER, Symptoms, diagnose, has_learnt_nothing
-from nnseg.errors import DataError, MachineError, MissingError, StoppedError
+from nnseg.errors import (
+    DataError,
+    MachineError,
+    MissingError,
+    NnsegError,
+    StoppedError,
+    UsageError,
+)
 from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summarize
 from nnseg.folders import (
     Folders,
@@ -27,6 +34,7 @@ from nnseg.folders import (
     metrics_file,
     progress_file,
     summary_file,
+    validated_file,
     validation_folder,
 )
 from nnseg.lock import locked
@@ -75,6 +83,7 @@ def train(
     precision: str | None = None,
     compiled: bool | None = None,
     resume: bool | None = None,
+    given: Collection[str] | None = None,
     overwrite: bool = False,
     extend_to: int | None = None,
     pretrained: Path | None = None,
@@ -102,6 +111,8 @@ def train(
         precision: "fp32", "bf16" or "fp16"; None chooses.
         compiled: Let torch compile the network; None where that pays: it takes a minute.
         resume: True only goes on; None goes on or starts.
+        given: Names of the settings that were chosen for this call; where `resume` is True, the
+            others are those of the run. None are all.
         overwrite: Start anew; the old run is kept aside.
         extend_to: Give the run that is there, finished or not, its end after so many epochs.
         pretrained: A model to start from; see `read_pretrained`.
@@ -126,7 +137,7 @@ def train(
     from nnseg.inference import load_model
     from nnseg.model.ranks import ALONE, first_then_others, joined
     from nnseg.recipe import TrainSettings
-    from nnseg.resume import extend_run, find_run
+    from nnseg.resume import extend_run, find_run, set_aside
     from nnseg.train import train as train_network
 
     started = time.monotonic()
@@ -147,28 +158,35 @@ def train(
             settings,
             plan_hash=about.plan_hash,
             split_hash=about.split_hash,
+            data_hash=about.data_hash,
             resume=resume,
-            overwrite=overwrite and ranks.is_first,
+            given=given,
+            overwrite=overwrite,
             device=device,
             precision=precision,
         )
         earlier = first_then_others(ranks, find)
-        if earlier is not None and settings.budget_seconds is None:  # --c need not repeat it
-            settings = replace(settings, budget_seconds=earlier.settings.budget_seconds)
+        if earlier is not None and resume:
+            settings = earlier.settings
         if extend_to is not None:
             if earlier is None:
                 raise MissingError(f"{folder}: there is no run to extend; leave out --extend-to")
             earlier = extend_run(earlier, extend_to)
         done = earlier is not None and earlier.finished
-        if done and (summary_file(validation_folder(folder)).is_file() or not validate_after):
+        if done and (not validate_after or _is_validated(folder)):
             return folder
+        execution = None
+        if not done:
+            execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
+            _task(about, settings, execution, ranks)  # refuses what cannot be meant
         run = Run()
         if ranks.is_first:
+            if overwrite:
+                set_aside(folder)
             arguments = {"dataset": dataset, "configuration": configuration, "fold": fold}
             run = held.enter_context(logged_run(folder, "train", arguments | asdict(settings)))
             run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
-        if not done:
-            execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
+        if execution is not None:
             run.facts["execution"] = asdict(execution)
             if earlier is not None:
                 say(f"going on after epoch {earlier.epoch} of {earlier.course.epochs}")
@@ -197,7 +215,9 @@ def train(
             device, precision = finished.execution.device, finished.execution.precision
         if validate_after and ranks.is_first:
             model = load_model((folder,), device=device, precision=precision, alone=True)
-            summary = _validate(about, model, settings.seed, TOLERANCE_MM, on_progress, stop)
+            summary = _validate(
+                about, model, "final", settings.seed, TOLERANCE_MM, on_progress, stop
+            )
             run.facts["validation_dice"] = summary.foreground_mean.dice
     return folder
 
@@ -222,6 +242,34 @@ class _AboutFold:
     @property
     def split_hash(self) -> str:
         return _hash(self.split)
+
+    @property
+    def data_hash(self) -> str:
+        """Of what the cases were preprocessed from and how."""
+        ids = sorted({*self.split.train, *self.split.val})
+        return _hash(tuple((name, store.read_record(self.store, name).made_from) for name in ids))
+
+    @property
+    def store(self) -> Path:
+        """The folder of its preprocessed cases.
+
+        Raises:
+            MissingError: It is not there.
+        """
+        folder = self.folders.store(self.dataset, self.plan_name, self.configuration.data)
+        if not folder.is_dir():
+            raise MissingError(
+                f"{folder} does not exist; `nnseg preprocess -d {self.dataset} "
+                f"-c {self.configuration.name}` makes it"
+            )
+        return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """Which weights the scores of a validation folder are of."""
+
+    weights_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,11 +336,13 @@ def _enough_memory(about: _AboutFold) -> Iterator[None]:
     Raises:
         MachineError: It did.
     """
-    from nnseg.model.device import OUT_OF_MEMORY
+    from nnseg.model.device import OUT_OF_MEMORY, is_out_of_memory
 
     try:
         yield
     except OUT_OF_MEMORY as error:
+        if not is_out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or ["none is left"])[0]
         smaller = SMALLER * about.plan.memory_gb
         raise MachineError(
@@ -300,6 +350,18 @@ def _enough_memory(about: _AboutFold) -> Iterator[None]:
             f"one: `nnseg plan_and_preprocess -d {about.dataset} --memory-gb {smaller:.3g} "
             f"-p {about.plan_name}_{smaller:.3g}gb`, and train with -p"
         ) from None
+
+
+def _is_validated(fold: Path) -> bool:
+    """Say whether the scores that are there are those of the final weights."""
+    try:
+        proof = record.load(Validated, validated_file(fold))
+        final = record.read_json(checkpoint_file(fold, "final"))
+    except (DataError, MissingError):
+        return False
+    return summary_file(validation_folder(fold)).is_file() and (
+        isinstance(final, dict) and final.get("weights_sha256") == proof.weights_sha256
+    )
 
 
 def _find_fold(
@@ -365,10 +427,9 @@ def _make_task(
 
     Without `carried`, a cascade sees that nothing was found before; nothing is predicted.
     """
-    from nnseg.train import Task
-
     case_ids = {*about.split.train, *about.split.val}
-    cases = _open_cases(about, case_ids)
+    in_memory = _fit_in_memory(about, case_ids)
+    cases = _open_cases(about, case_ids, in_memory)
     logger.info("%s", execution)
     previous: Mapping[str, Any] | None = None
     if about.configuration.previous is not None and not carried:
@@ -383,22 +444,41 @@ def _make_task(
             case_ids,
             seed=settings.seed,
             device=execution.device,
+            in_memory=in_memory,
             on_progress=on_progress,
             stop=stop,
         )
+    return replace(
+        _task(about, settings, execution, ranks),
+        data_hash=about.data_hash,
+        train_cases=[cases[case_id] for case_id in about.split.train],
+        val_cases=[cases[case_id] for case_id in about.split.val],
+        previous=previous,
+        loader_workers=loader_workers,
+    )
+
+
+def _task(
+    about: _AboutFold, settings: "TrainSettings", execution: "Execution", ranks: "Ranks"
+) -> "Task":
+    """Make the task of a training without its cases.
+
+    Raises:
+        UsageError: The settings do not fit the plan.
+    """
+    from nnseg.train import Task
+
     return Task(
         plan=about.plan,
         plan_hash=about.plan_hash,
         split_hash=about.split_hash,
         configuration=about.configuration,
         fold=about.fold,
-        train_cases=[cases[case_id] for case_id in about.split.train],
-        val_cases=[cases[case_id] for case_id in about.split.val],
+        train_cases=(),
+        val_cases=(),
         settings=settings,
         execution=execution,
         folder=about.folder,
-        previous=previous,
-        loader_workers=loader_workers,
         ranks=ranks,
     )
 
@@ -425,7 +505,7 @@ def _initial(
 class _Teller:
     """Takes the report of every epoch to metrics.csv, progress.png, trackers and the caller.
 
-    Nothing of it may cost the training: what fails is dropped with a warning.
+    What fails of it costs a warning, never the training.
     """
 
     def __init__(
@@ -442,36 +522,50 @@ class _Teller:
         self._plotted = -math.inf
         name = f"{task.plan.dataset} {task.configuration.name} {task.fold}"
         settings = asdict(task.settings)
-        self._trackers = {each: TRACKERS[each](task.folder, name, settings) for each in trackers}
+        self._trackers = {
+            each: _start_tracker(each, task.folder, name, settings) for each in trackers
+        }
 
     def __enter__(self) -> "_Teller":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._plot()
+        self._try("progress.png", self._plot)
         for name in [*self._trackers]:
             self._track(name, lambda tracker: tracker.close())
 
     def __call__(self, epoch: "EpochReport") -> None:
         self._history.append(epoch)
-        text = report.history_csv(self._history)
-        commit.write_whole(metrics_file(self._task.folder), text.encode())
+        self._try("metrics.csv", self._tabulate)
         if time.monotonic() - self._plotted > PLOT_EVERY:
-            self._plot()
+            self._try("progress.png", self._plot)
         figures = report.epoch_figures(epoch)
         for name in [*self._trackers]:
             self._track(name, lambda tracker: tracker.log(epoch.epoch, figures))
         if self._on_epoch:
             self._on_epoch(epoch)
         if epoch.epoch == LOOKED_AT_AFTER and has_learnt_nothing(epoch.label_dice):
-            for cause in _diagnose(self._about, self._task, self._history):
-                self._say(f"no label was found yet; {cause}")
-                logger.warning("no label was found yet; %s", cause)
+            self._try("the diagnosis", self._explain)
+
+    def _tabulate(self) -> None:
+        text = report.history_csv(self._history)
+        commit.write_whole(metrics_file(self._task.folder), text.encode())
 
     def _plot(self) -> None:
+        self._plotted = time.monotonic()
         if self._history:
             report.plot_progress(self._history, progress_file(self._task.folder))
-        self._plotted = time.monotonic()
+
+    def _explain(self) -> None:
+        for cause in _diagnose(self._about, self._task, self._history):
+            self._say(f"no label was found yet; {cause}")
+            logger.warning("no label was found yet; %s", cause)
+
+    def _try(self, what: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever it is, hours of training are worth more
+            logger.warning("%s could not be made (%s)", what, error)
 
     def _track(self, name: str, act: Callable[[Tracker], None]) -> None:
         try:
@@ -479,6 +573,23 @@ class _Teller:
         except Exception as error:  # a tracker may raise anything, such as that its host is away
             del self._trackers[name]
             logger.warning("%s gets no more figures (%s)", name, error)
+
+
+def _start_tracker(name: str, folder: Path, title: str, settings: dict[str, Any]) -> Tracker:
+    """Start a tracker, before anything is computed.
+
+    Raises:
+        UsageError: It is none, is not installed, or refuses to start.
+    """
+    make = TRACKERS[name]
+    try:
+        return make(folder, title, settings)
+    except NnsegError:
+        raise
+    except Exception as error:  # its package may raise anything, such as that a key is missing
+        raise UsageError(
+            f"{name} does not start ({error}); put it right, or leave it out"
+        ) from None
 
 
 def _diagnose(about: _AboutFold, task: "Task", history: "Sequence[EpochReport]") -> tuple[str, ...]:
@@ -575,12 +686,13 @@ def validate(
         model = load_model((folder,), checkpoint, device=device, precision=precision, alone=True)
         with logged_run(validation_folder(folder), "validate", {"checkpoint": checkpoint}) as run:
             run.facts["execution"] = asdict(model.execution)
-            return _validate(about, model, seed, tolerance_mm, on_progress, stop)
+            return _validate(about, model, checkpoint, seed, tolerance_mm, on_progress, stop)
 
 
 def _validate(
     about: _AboutFold,
     model: "Model",
+    kind: "Kind",
     seed: int,
     tolerance_mm: float,
     on_progress: OnProgress | None,
@@ -590,7 +702,8 @@ def _validate(
     labels = model.plan.labels
     out = validation_folder(about.folder)
     out.mkdir(exist_ok=True)
-    summary_file(out).unlink(missing_ok=True)  # it would be of other predictions until the end
+    for path in (validated_file(about.folder), summary_file(out)):
+        path.unlink(missing_ok=True)  # they would be of other predictions until the end
     spec = read_spec(about.folders.spec_file(about.dataset))
     members = set(about.split.val)
     cases = [
@@ -608,6 +721,7 @@ def _validate(
         seed=seed,
         device=model.execution.device,
         on_progress=on_progress,
+        in_memory=False,
         stop=stop,
     )
     scored = []
@@ -640,6 +754,9 @@ def _validate(
             on_progress("validating", number + 1, len(cases))
     summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
     write_summary(out, summary, labels)
+    checkpoint = record.read_json(checkpoint_file(about.folder, kind))
+    weights = Validated(weights_sha256=checkpoint["weights_sha256"])
+    record.save(weights, validated_file(about.folder))
     return summary
 
 
@@ -653,20 +770,20 @@ def _read_case(case: Case, channels: int) -> tuple[Volume, Segmentation]:
     return volume, segmentation
 
 
-def _open_cases(about: _AboutFold, case_ids: Iterable[str]) -> dict[str, Any]:
-    """Open the preprocessed cases of a training; they stay in memory if they are few enough."""
+def _fit_in_memory(about: _AboutFold, case_ids: Iterable[str]) -> bool:
+    """Say whether the preprocessed cases are few enough to stay in memory."""
+    wanted = store.bytes_in_memory(about.store, case_ids, len(about.plan.channels))
+    return wanted < MEMORY_SHARE * _memory()
+
+
+def _open_cases(about: _AboutFold, case_ids: Iterable[str], in_memory: bool) -> dict[str, Any]:
+    """Open the preprocessed cases of a training."""
     configuration, plan = about.configuration, about.plan
-    folder = about.folders.store(about.dataset, about.plan_name, configuration.data)
-    if not folder.is_dir():
-        raise MissingError(
-            f"{folder} does not exist; `nnseg preprocess -d {plan.dataset} "
-            f"-c {configuration.name}` makes it"
-        )
     ids = sorted(case_ids)
     data_hash = preprocessing_hash(plan, plan.configuration(configuration.data))
-    wanted = store.bytes_in_memory(folder, ids, len(plan.channels))
-    in_memory = wanted < MEMORY_SHARE * _memory()
-    return {name: store.open_case(folder, name, data_hash, in_memory=in_memory) for name in ids}
+    return {
+        name: store.open_case(about.store, name, data_hash, in_memory=in_memory) for name in ids
+    }
 
 
 def _memory() -> int:

@@ -310,3 +310,20 @@ def test_a_cascade_needs_the_stage_before_of_every_case() -> None:
 def test_cases_stay_as_they_are_on_a_cpu() -> None:
     cases = source_of().cases
     assert keep_on_device(cases, torch.device("cpu")) is cases
+
+
+def test_cases_leave_a_gpu_the_most_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, moved = source_of().cases, RuntimeError("they go to the GPU")
+
+    def move(array: object) -> None:
+        raise moved
+
+    needed = sum(int(np.prod(case.shape)) * (4 * case.image.shape[0] + 4) for case in cases)
+    monkeypatch.setattr(torch, "from_numpy", move)
+    for share in (0.16, 0.5):
+        free = int(needed / share)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert keep_on_device(cases, torch.device("cuda")) is cases
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * needed, 10 * needed))
+    with pytest.raises(RuntimeError, match="they go to the GPU"):
+        keep_on_device(cases, torch.device("cuda"))

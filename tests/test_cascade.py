@@ -1,6 +1,7 @@
 """A cascade learns from what the stage before predicts of cases that it was not trained on."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from nnseg import inference, phantom, pipeline, record, store
 from nnseg.cascade import out_of_fold
-from nnseg.errors import MissingError, StoppedError
+from nnseg.checkpoint import Checkpoint, save_sealed
+from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders, next_stage_folder, validation_folder
 from nnseg.plan import Plan
 from nnseg.recipe import TrainSettings
@@ -149,6 +151,22 @@ def test_all_models_that_are_missing_are_named_and_nothing_is_predicted(copied: 
     assert list(copied.results.rglob("next_stage")) == []
 
 
+def test_a_case_that_no_fold_validates_on_is_named(copied: Folders) -> None:
+    path = copied.splits_file(DATASET)
+    folds = json.loads(path.read_text())
+    lonely = folds[0]["val"][0]
+    plan = record.load(Plan, copied.plan_file(DATASET, "nnseg"))
+    kept = [{"train": [*f["train"], *f["val"]], "val": f["val"]} for f in folds[1:]]
+    own = copied.user_splits_file(DATASET)
+    own.write_text(
+        json.dumps([{**f, "train": [c for c in f["train"] if c not in f["val"]]} for f in kept])
+    )
+    pipeline.plan(copied, DATASET)
+    record.save(plan, copied.plan_file(DATASET, "nnseg"))
+    with pytest.raises(DataError, match=rf"{lonely} are in the val of no fold"):
+        train(copied, CASCADE, "0")
+
+
 def test_a_stop_keeps_what_was_predicted(copied: Folders) -> None:
     asked: list[bool] = []
 
@@ -197,6 +215,17 @@ def test_a_cascade_trains_validates_and_predicts_in_one_call_each(copied: Folder
         for previous in (nothing, head)
     )
     assert (with_nothing != with_head).any()  # the network looks at what was found before
+
+
+def test_a_stage_before_of_another_plan_is_refused(copied: Folders) -> None:
+    fold = train(copied, CASCADE, "0", validate_after=False)
+    for path in copied.model(DATASET, "nnseg", LOW).glob("fold_*/checkpoint_final.json"):
+        found = record.load(Checkpoint, path)
+        plan = dataclasses.replace(found.plan, memory_gb=99.0)
+        save_sealed(dataclasses.replace(found, plan=plan), path)
+    with pytest.raises(DataError, match=f"{LOW}: was trained from another plan than .*fold_0"):
+        inference.load_model((fold,), **CPU)
+    assert inference.load_model((fold,), alone=True, **CPU).previous is None
 
 
 def test_a_cascade_without_a_trained_stage_before_it_cannot_predict(copied: Folders) -> None:

@@ -265,6 +265,10 @@ def test_a_bug_is_one_line_and_a_log(
         (["train", "1", "2d", "0", "--budget", "5s"], "budget of 5.0 s is too short"),
         (["train", "1", "2d", "0", "--loss", "hinge"], "no loss is named 'hinge'; known: ce"),
         (["train", "1", "2d", "0", "--seed", "-1"], "seed is -1"),
+        (["train", "1", "2d", "0", "--seed", str(2**64)], f"seed is {2**64}; it must be at most"),
+        (["train", "1", "2d", "0", "--workers", "-1"], "whole number from 0 on value: '-1'"),
+        (["train", "1", "2d", "0", "--overwrite", "--c"], "--overwrite starts anew and --c goes"),
+        (["train", "1", "2d", "0", "--overwrite", "--extend-to", "9"], "and --extend-to goes on"),
         (["predict", "-i", "a", "-o", "b"], "say which model: -d DATASET -c CONFIGURATION"),
         (["predict", "-i", "a", "-o", "b", "-d", "1", "-part_id", "1"], "-part_id is 1"),
         (["predict", "-i", "a", "-o", "b", "-d", "1", "-chk", "last"], "-chk is last; it must be"),
@@ -445,6 +449,48 @@ def test_other_settings_are_refused_with_exit_code_2_and_the_way_out(
     assert code == 2
     assert "lr is now 0.5, was " in err
     assert "--overwrite" in err
+
+
+def test_who_says_go_on_need_not_repeat_the_settings(run: Run, trained: Path) -> None:
+    code, out, _ = run("train", "1", "2d", "0", "--c", "--no-validation", "--root", trained)
+    assert code == 0
+    assert "this training was finished before" in out
+    code, _, err = run("train", "1", "2d", "0", "--c", "--epochs", "9", "--root", trained)
+    assert code == 2
+    assert "other settings: epochs is now 9, was 2. Give" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ([], set()),
+        (["--lr", "0.5", "--seed", "3"], {"lr", "seed"}),
+        (["--swap-labels", "a=b", "--budget", "9m"], {"swap_labels", "budget_seconds"}),
+        (["--preset", "default"], {"epochs", "patience", "budget_seconds"}),
+        (["--pretrained", "model"], {"pretrained"}),
+    ],
+)
+def test_a_training_is_told_which_settings_were_given(
+    run: Run, planned: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], given: set[str]
+) -> None:
+    told: dict[str, Any] = {}
+
+    def train(*arguments: Any, **options: Any) -> None:
+        told.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(pipeline, "train", train)
+    code, _, err = run("train", "1", "2d", "0", "--c", *options, "--root", planned)
+    assert (code, err) == (2, "nnseg: enough\n")
+    assert (told["resume"], told["given"]) == (True, given)
+
+
+def test_presets_differ_in_epochs_and_patience_and_the_budget() -> None:
+    from nnseg.recipe import PRESETS
+
+    presets = [dataclasses.asdict(PRESETS[name]) for name in PRESETS]
+    differ = {name for name in presets[0] if len({preset[name] for preset in presets}) > 1}
+    assert differ == {"epochs", "patience", "budget_seconds"}
 
 
 # ---------------------------------------------------------------- signals

@@ -71,9 +71,11 @@ def handlers() -> Any:
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_first_signal_asks_to_stop_and_a_second_one_stops(
-    capsys: pytest.CaptureFixture[str], number: int
+@pytest.mark.parametrize(
+    ("number", "at_once"), [(signal.SIGTERM, "Ctrl-C twice"), (signal.SIGINT, "again")]
+)
+def test_a_first_signal_asks_to_stop(
+    capsys: pytest.CaptureFixture[str], number: int, at_once: str
 ) -> None:
     stop = StopFlag()
     stop.listen()
@@ -81,9 +83,36 @@ def test_a_first_signal_asks_to_stop_and_a_second_one_stops(
     signal.raise_signal(number)
     assert stop()
     assert stop.signal == number
-    assert "stopping after this step; again to stop at once" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt):
+    assert f"stopping after this step; {at_once} to stop at once" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    "before",
+    [
+        [signal.SIGINT],
+        [signal.SIGTERM, signal.SIGINT],
+        [signal.SIGINT, signal.SIGTERM, signal.SIGTERM],
+        [signal.SIGTERM, signal.SIGTERM, signal.SIGINT],
+    ],
+)
+def test_only_a_second_ctrl_c_stops_at_once(before: list[int]) -> None:
+    stop = StopFlag()
+    stop.listen()
+    for number in before:
         signal.raise_signal(number)
+    assert stop.signal == before[0]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_further_sigterms_pass_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = StopFlag()
+    stop.listen()
+    for _ in range(3):
+        signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err.count("stopping") == 1
 
 
 # ---------------------------------------------------------------- progress

@@ -40,7 +40,12 @@ LOWRES = {
     "Dataset102_CTOrgans117",
     "Dataset120_VNCssTEM",
 }
-SHORT = TrainSettings(epochs=3, iterations=3, validation_iterations=2)
+SHORT = TrainSettings(
+    epochs=3,
+    iterations=3,
+    validation_iterations=2,
+    augmentation="mild",  # without mirrors a validation takes an eighth of the time
+)
 ROUND_TRIPS = 2  # cases of a configuration; the first and the last
 MOST_LABELS = 12  # that are restored: a volume of logits each
 # What comes back of the foreground from another grid: Dice of all labels together. Half of what a

@@ -37,6 +37,7 @@ from nnseg.recipe import (
         ({"momentum": -0.1}, "momentum is -0.1"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be at most {2**63 - 1}"),
         ({"budget_seconds": 9.0}, "budget of 9.0 s is too short"),
         ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; it must be full or mild"),

@@ -11,12 +11,13 @@ from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
 from nnseg.model.device import Execution
 from nnseg.recipe import TrainSettings, plan_course
-from nnseg.resume import RunRecord, extend_run, find_run, write_run
+from nnseg.resume import RunRecord, extend_run, find_run, set_aside, write_run
 
 SETTINGS = TrainSettings(epochs=5, budget_seconds=60.0)
 EMPTY = RunRecord(
     plan_hash="plan",
     split_hash="split",
+    data_hash="data",
     configuration_name="2d",
     fold="0",
     settings=SETTINGS,
@@ -58,6 +59,7 @@ def find(folder: Path, **changes: Any) -> RunRecord | None:
 def test_the_run_that_is_there_goes_on(fold: Path) -> None:
     wanted = latest(fold)
     assert find(fold) == find(fold, resume=True, device="cpu", precision="fp32") == wanted
+    assert find(fold, data_hash="data") == wanted
     assert wanted.epoch == 2
 
 
@@ -76,6 +78,7 @@ def test_where_there_is_none_a_run_starts_unless_one_was_to_go_on(tmp_path: Path
         ({"precision": "bf16"}, UsageError, "holds a run with --precision fp32"),
         ({"split_hash": "other"}, DataError, "on other cases: the folds have changed"),
         ({"plan_hash": "other"}, DataError, "holds a run of another plan"),
+        ({"data_hash": "other"}, DataError, "other data: the preprocessed cases have changed"),
     ],
 )
 def test_a_run_that_was_made_otherwise_is_refused(
@@ -89,21 +92,56 @@ def test_who_says_go_on_need_not_repeat_the_budget(fold: Path) -> None:
     assert find(fold, resume=True, settings={"budget_seconds": None}) == latest(fold)
 
 
+def test_who_says_go_on_is_asked_only_for_the_settings_that_were_given(fold: Path) -> None:
+    changes = {"epochs": 9, "lr": 0.5, "budget_seconds": None}
+    found = find(fold, resume=True, settings=changes, given=())
+    assert found == latest(fold)
+    assert found is not None
+    assert found.settings == SETTINGS
+    with pytest.raises(UsageError, match=r"other settings: lr is now 0.5, was None\. Give"):
+        find(fold, resume=True, settings=changes, given={"lr"})
+    with pytest.raises(UsageError, match=r"epochs is now 9, was 5; lr is now 0.5, was None\. Give"):
+        find(fold, resume=True, settings=changes)
+
+
+@pytest.mark.parametrize("given", [None, {"budget_seconds"}])
+def test_another_budget_is_refused_whoever_says_go_on(fold: Path, given: set[str] | None) -> None:
+    with pytest.raises(UsageError, match=r"budget_seconds is now 90\.0, was 60\.0"):
+        find(fold, resume=True, settings={"budget_seconds": 90.0}, given=given)
+
+
+def test_who_does_not_say_go_on_is_asked_for_all_settings(fold: Path) -> None:
+    with pytest.raises(UsageError, match=r"lr is now 0\.5"):
+        find(fold, settings={"lr": 0.5}, given={"epochs"})
+
+
 def test_a_finished_run_may_be_asked_for_on_any_device(fold: Path) -> None:
     finished = write(fold, 3, latest(fold), finished=True)
     assert find(fold, device="cuda") == finished
 
 
-def test_overwriting_keeps_every_run_before(fold: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_overwriting_starts_anew_and_touches_nothing_yet(fold: Path) -> None:
+    before = {path: path.read_bytes() for path in fold.parent.rglob("*") if path.is_file()}
+    assert find(fold, overwrite=True, settings={"lr": 0.5}, plan_hash="other") is None
+    assert before == {path: path.read_bytes() for path in fold.parent.rglob("*") if path.is_file()}
+
+
+def test_every_run_that_is_set_aside_is_kept(fold: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for number in (1, 2):
         before = latest(fold)
-        assert find(fold, overwrite=True) is None
         aside = fold.with_name(f"fold_0.old{number}")
+        assert set_aside(fold) == aside
         assert latest(aside) == before
         assert f"the run before is kept in {aside}" in caplog.text
         assert not fold.exists()
         write(fold, number, None)
+
+
+def test_a_folder_without_a_run_stays_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "fold_0").mkdir()
+    assert set_aside(tmp_path / "fold_0") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["fold_0"]
 
 
 # ---------------------------------------------------------------- two checkpoints
@@ -187,6 +225,7 @@ def test_where_both_checkpoints_are_damaged_the_error_names_them_and_overwriting
     with pytest.raises(DataError, match=f"{names}.*; restore one .*--overwrite to start anew"):
         find(fold)
     assert find(fold, overwrite=True) is None
+    assert set_aside(fold) == fold.with_name("fold_0.old1")
     assert (fold.with_name("fold_0.old1") / before.weights_file).is_file()
 
 

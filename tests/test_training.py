@@ -129,6 +129,33 @@ def test_a_tracker_that_is_none_is_refused_before_anything_is_written(prepared: 
     assert list(prepared.results.rglob("checkpoint*")) == []
 
 
+class Refusing(Notebook):
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        raise ConnectionError("no key")
+
+
+def test_a_tracker_that_does_not_start_is_told_before_anything_is_computed(
+    prepared: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "TRACKERS", Registry[Any]("tracker", refusing=Refusing))
+    with pytest.raises(UsageError, match=r"refusing does not start \(no key\)"):
+        train(prepared, trackers=["refusing"])
+    assert list(prepared.results.rglob("checkpoint*")) == []
+
+
+@pytest.mark.parametrize("part", ["plot_progress", "history_csv"])
+def test_a_plot_or_table_that_cannot_be_made_costs_a_warning(
+    part: str, prepared: Folders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(training.report, part, fail)
+    fold = train(prepared, validate_after=False)
+    assert load_model(fold, "final")[0].epoch == 2
+    assert "could not be made (no font)" in caplog.text
+
+
 # ---------------------------------------------------------------- what it starts from
 
 
@@ -185,6 +212,32 @@ def test_a_finished_training_gets_a_later_end_and_is_validated_again(
     assert len(epochs_in(fold)) == 3
 
 
+def test_scores_of_other_weights_are_not_taken_for_those_of_the_final_ones(
+    flat: Folders, tmp_path: Path
+) -> None:
+    shutil.copytree(flat.raw.parent, tmp_path / "copy")
+    folders = Folders.of_root(tmp_path / "copy")
+    fold = folders.fold(FLAT, "nnseg", "2d", "0", 0)
+    summary = summary_file(validation_folder(fold))
+
+    def written() -> int:
+        return summary.stat().st_mtime_ns
+
+    before = written()
+    train(folders)
+    assert written() == before  # of these weights: nothing is done again
+    train(folders, extend_to=3, validate_after=False)
+    train(folders)
+    assert written() > before
+    before = written()
+    pipeline.validate(folders, FLAT, "2d", "0", checkpoint="best", **CPU)
+    between = written()
+    assert between > before
+    train(folders)
+    best, final = (load_model(fold, kind)[0].weights_sha256 for kind in ("best", "final"))
+    assert (written() > between) is (best != final)
+
+
 def test_without_a_run_there_is_nothing_to_extend(prepared: Folders) -> None:
     with pytest.raises(MissingError, match="no run to extend"):
         train(prepared, extend_to=3)
@@ -200,11 +253,18 @@ def test_a_rehearsal_says_what_it_takes_and_writes_nothing(prepared: Folders) ->
     assert sorted(prepared.raw.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 2.00 GiB\nmore words"),
+        RuntimeError("DefaultCPUAllocator: can't allocate 2.00 GiB\nmore words"),
+    ],
+)
 def test_memory_that_does_not_suffice_names_the_smaller_plan(
-    prepared: Folders, monkeypatch: pytest.MonkeyPatch
+    prepared: Folders, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def exhaust(*args: Any) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB\nmore words")
+        raise error
 
     monkeypatch.setattr("nnseg.train.step_loss", exhaust)
     with pytest.raises(

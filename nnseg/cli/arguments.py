@@ -127,6 +127,16 @@ def whole_number(text: str) -> int:
 whole_number.__name__ = "positive whole number"  # argparse names it in its message
 
 
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+count.__name__ = "whole number from 0 on"
+
+
 def named_label(text: str) -> tuple[str, int]:
     name, _, value = text.rpartition("=")
     if not name:

@@ -10,6 +10,7 @@ from nnseg.cli.arguments import (
     add_dataset,
     add_device,
     add_plan_name,
+    count,
     dataset_of,
     label_pair,
     numbers,
@@ -104,7 +105,7 @@ def train_arguments(parser: ArgumentParser) -> None:
         help="give the run that is there, finished or not, its end after N epochs",
     )
     running.add_argument(
-        "--workers", type=int, metavar="N", help="threads that make batches ahead; 0 for none"
+        "--workers", type=count, metavar="N", help="threads that make batches ahead; 0 for none"
     )
     running.add_argument(
         "--track", nargs="+", default=(), metavar="NAME", help="tensorboard, mlflow, wandb"
@@ -120,6 +121,9 @@ def run_train(args: Namespace) -> None:
     from nnseg import pipeline, report
     from nnseg.recipe import PRESETS
 
+    if args.overwrite and (args.resume or args.extend_to):
+        other = "--c" if args.resume else "--extend-to"
+        raise UsageError(f"--overwrite starts anew and {other} goes on; give one of them")
     folders, dataset = dataset_of(args)
     given = {
         name: value
@@ -146,6 +150,11 @@ def run_train(args: Namespace) -> None:
         given["budget_seconds"] = args.budget
     if args.swap_labels:
         given["swap_labels"] = tuple(args.swap_labels)
+    chosen = {*given}
+    if args.pretrained:
+        chosen.add("pretrained")
+    if args.preset:
+        chosen |= {"epochs", "patience", "budget_seconds"}  # what presets differ in
     preset = args.preset or ("best" if args.budget or args.epochs else "default")
     try:
         settings = replace(PRESETS[preset], **given)
@@ -204,6 +213,7 @@ def run_train(args: Namespace) -> None:
             precision=args.precision,
             compiled=args.compiled,
             resume=args.resume or None,
+            given=frozenset(chosen),
             overwrite=args.overwrite,
             extend_to=args.extend_to,
             pretrained=args.pretrained,

@@ -1,5 +1,6 @@
 """Trained models of nnU-Net v2: its checkpoint files, read without running what is in them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nnseg.plan import Plan
 NAME = "nnunet"  # of plans that come from there
 _NEEDED = ("network_weights", "init_args")
 _NUMBERS = ("f8", "f4", "f2", "i8", "i4", "?")  # kinds of numpy scalars that its log holds
+_FOREIGN = re.compile(r"GLOBAL (\S+)")  # how torch names what a file may not hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,5 +73,13 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # its reader hands on whatever a foreign file makes it raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: cannot be read as a checkpoint of nnU-Net ({reason})") from None
+        foreign = _FOREIGN.search(str(error))  # the rest of what torch says advises to run it
+        reason = (
+            f"it holds {foreign[1]}, which is no tensor, container or number"
+            if foreign
+            else "it is damaged, or none"
+        )
+        raise DataError(
+            f"{path}: cannot be read as a checkpoint of nnU-Net ({reason}); give a .pth file that "
+            "its training wrote"
+        ) from None

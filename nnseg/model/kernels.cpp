@@ -447,6 +447,7 @@ void pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_t si, int
 }
 
 const int64_t PIECE = 512;  // voxels whose sums are taken at once: 32 channels of them fit into L1
+const int64_t GUESSED = 16;  // voxels of which a guess of the mean is made
 
 // Runs `piece(first, last, sums)` over the voxels of a sample and adds up in a fixed order, then
 // `finish(total)` once, then `apply(first, last)`: by one thread or, with `split`, by all.
@@ -498,6 +499,19 @@ void each_sample(int64_t batch, int64_t voxels, int64_t channels, int threads, W
   }
 }
 
+// A value near each channel's mean, that of voxels spread over the sample by the golden ratio: not
+// its first voxel, which padding sets apart.
+void guess_means(const bf16* x, int64_t voxels, int64_t channels, float* mean) {
+  const int64_t step = int64_t(0.618 * voxels) | 1;
+  const __m512 share = _mm512_set1_ps(1.0f / GUESSED);
+  for (int64_t c = 0; c < channels; c += LANES) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < GUESSED; i++)
+      sum = _mm512_add_ps(sum, load(x + i * step % voxels * channels + c));
+    _mm512_storeu_ps(mean + c, _mm512_mul_ps(sum, share));
+  }
+}
+
 Geometry geometry(const int64_t* s, int flat) {
   Geometry g{s[0], s[1], s[2], s[3], 0, 0, 0, flat};
   g.tz = flat ? g.depth : (g.depth + 1) / 2;
@@ -529,11 +543,15 @@ void winograd_pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_
   (flat ? pack<1> : pack<4>)(w, outs, ins, so, si, st, flip, u, threads);
 }
 
-// y = leaky(scale * (x - mean) / deviation + shift); mean and 1 / deviation are (batch, channel)
+// y = leaky(scale * (x - mean) / deviation + shift); mean and 1 / deviation are (batch, channel).
+// Sums are of what differs from a guess of the mean: squares of values far from 0 would leave
+// nothing of a small variance.
 void norm_forward(const bf16* x, int64_t batch, int64_t voxels, int64_t channels,
                   const float* scale, const float* shift, float slope, float eps, bf16* y,
                   float* mean, float* inverse, int threads) {
   std::vector<float> factors(2 * batch * channels);
+  for (int64_t n = 0; n < batch; n++)
+    guess_means(x + n * voxels * channels, voxels, channels, mean + n * channels);
   each_sample(batch, voxels, channels, threads, [&](int64_t n, bool split, float* partial) {
     const bf16* from = x + n * voxels * channels;
     bf16* to = y + n * voxels * channels;
@@ -542,9 +560,10 @@ void norm_forward(const bf16* x, int64_t batch, int64_t voxels, int64_t channels
         voxels, channels, split, partial,
         [&](int64_t first, int64_t last, float* sums) {
           for (int64_t c = 0; c < channels; c += LANES) {
+            const __m512 guess = _mm512_loadu_ps(mean + n * channels + c);
             __m512 a = _mm512_setzero_ps(), b = a;
             for (int64_t v = first; v < last; v++) {
-              const __m512 value = load(from + v * channels + c);
+              const __m512 value = _mm512_sub_ps(load(from + v * channels + c), guess);
               a = _mm512_add_ps(a, value);
               b = _mm512_fmadd_ps(value, value, b);
             }
@@ -553,7 +572,8 @@ void norm_forward(const bf16* x, int64_t batch, int64_t voxels, int64_t channels
           }
         },
         [&](int64_t c, double a, double b) {
-          const double m = a / voxels, r = 1 / std::sqrt(std::max(b / voxels - m * m, 0.0) + eps);
+          const double off = a / voxels, m = mean[n * channels + c] + off,
+                       r = 1 / std::sqrt(std::max(b / voxels - off * off, 0.0) + eps);
           mean[n * channels + c] = m;
           inverse[n * channels + c] = r;
           factor[c] = scale[c] * r;

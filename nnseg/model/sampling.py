@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from nnseg.axes import Shape
 
-FOREGROUND_SHARE = 0.33  # of a batch, at least one sample, centred on a label
+FOREGROUND_SHARE = 0.33  # of the samples are centred on a label
+SINGLE_EVERY = 3  # where a batch is a single sample, every third batch is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +32,21 @@ def sample_rng(seed: int, fold: str, epoch: int, batch: int, sample: int) -> np.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def is_forced(sample: int, batch_size: int) -> bool:
+def is_forced(sample: int, batch_size: int, number: int) -> bool:
     """Whether a sample of a batch must show a label: the last third of them, rounded.
 
-    Source: nnU-Net v2, oversampling of the foreground.
+    Of a single sample that would be none, ever. There it is every third batch, by `number`, the
+    batch's in its epoch.
 
-    >>> [j for j in range(9) if is_forced(j, 9)]
+    Source: nnU-Net v2, oversampling of the foreground; the rule for single samples is ours.
+
+    >>> [j for j in range(9) if is_forced(j, 9, 0)]
     [6, 7, 8]
+    >>> [b for b in range(9) if is_forced(0, 1, b)]
+    [2, 5, 8]
     """
+    if batch_size == 1:
+        return number % SINGLE_EVERY == SINGLE_EVERY - 1
     return sample >= round(batch_size * (1 - FOREGROUND_SHARE))
 
 

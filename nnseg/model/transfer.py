@@ -36,7 +36,8 @@ def transfer(
 ) -> Transfer:
     """Fit the weights of another network into `network`, which stays as it is.
 
-    A channel that the source doesn't know starts as the mean of those it knows: all see tissue of
+    Of several with the same name the first is matched with the first, the second with the second. A
+    channel that the source doesn't know starts as the mean of those it knows: all see tissue of
     some brightness. If no channel has a name in common and their number is the same, they are taken
     over in order. A head that the source doesn't know stays as it was drawn.
 
@@ -117,17 +118,22 @@ def _match_channels(
     if len(old_names) == len(new_names) and not set(old_names) & set(new_names):
         return old.clone()
     mean = old.mean(dim=1)
-    slices = [
-        old[:, list(old_names).index(name)] if name in old_names else mean for name in new_names
-    ]
+    places = _match_names(old_names, new_names)
+    slices = [mean if place is None else old[:, place] for place in places]
     return torch.stack(slices, dim=1)
 
 
 def _match_rows(
     old: Tensor, new: Tensor, old_names: Sequence[str], new_names: Sequence[str]
 ) -> Tensor:
-    rows = [
-        old[list(old_names).index(name)] if name in old_names else new[row]
-        for row, name in enumerate(new_names)
-    ]
+    places = _match_names(old_names, new_names)
+    rows = [new[row] if place is None else old[place] for row, place in enumerate(places)]
     return torch.stack(rows)
+
+
+def _match_names(old: Sequence[str], new: Sequence[str]) -> list[int | None]:
+    """Give each new name's place among the old ones, and each of these once; None where unknown."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(old):
+        places.setdefault(name, []).append(place)
+    return [places[name].pop(0) if places.get(name) else None for name in new]

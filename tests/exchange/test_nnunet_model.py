@@ -106,7 +106,7 @@ class Payload:
 def test_nothing_in_a_file_runs(plan: Plan, tmp_path: Path) -> None:
     target = tmp_path / "made"
     path = save(content(plan) | {"logging": Payload(target)}, tmp_path)
-    with pytest.raises(DataError, match="cannot be read as a checkpoint of nnU-Net"):
+    with pytest.raises(DataError, match=r"of nnU-Net \(it holds \w+\.mkdir, which is no tensor"):
         read_checkpoint(path)
     assert not target.exists()
 
@@ -128,12 +128,17 @@ def test_what_is_no_such_checkpoint_is_refused(
         read_checkpoint(save(data, tmp_path))
 
 
-@pytest.mark.parametrize("garbage", [b"", b"PK\x03\x04", b"not a checkpoint"])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"PK\x03\x04", b"not a checkpoint", b"hello there\n", b"dice 0.9\n"]
+)
 def test_a_damaged_file_is_refused_by_name(garbage: bytes, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_final.pth"
     path.write_bytes(garbage)
-    with pytest.raises(DataError, match=r"checkpoint_final\.pth: cannot be read"):
+    with pytest.raises(DataError, match=r"checkpoint_final\.pth: cannot be read") as raised:
         read_checkpoint(path)
+    assert str(raised.value).endswith(
+        "(it is damaged, or none); give a .pth file that its training wrote"
+    )
 
 
 def test_weights_of_another_network_are_refused(plan: Plan, tmp_path: Path) -> None:

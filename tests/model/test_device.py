@@ -14,6 +14,7 @@ from nnseg.model.device import (
     bf16_faults,
     choose_execution,
     compile_network,
+    is_out_of_memory,
     layout,
     own_kernels_are_fast,
 )
@@ -213,6 +214,57 @@ def test_a_kernel_that_is_wrong_is_not_used(
     with caplog.at_level(logging.WARNING, logger="nnseg"):
         assert not own_kernels_are_fast()
     assert "the CPU kernels deviate by" in caplog.text
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no compiler, or a CPU without AVX512-BF16")
+def test_our_kernels_agree_with_pytorchs(caplog: pytest.LogCaptureFixture) -> None:
+    own_kernels_are_fast()  # or not: that depends on the machine
+    assert caplog.messages == []
+
+
+def test_a_norm_that_is_wrong_only_of_a_large_mean_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def normalize(x: Tensor, scale: Tensor, shift: Tensor, eps: float, slope: float) -> Tensor:
+        y = functional.group_norm(x.contiguous(), len(scale), scale, shift, eps)
+        return y * 1.04 if x.mean() > 50 else y
+
+    def convolve(inputs: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv3d(inputs[0], weight, bias, padding=1)
+
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    monkeypatch.setattr(kernels, "convolve", convolve)
+    monkeypatch.setattr(kernels, "normalize", normalize)
+    with caplog.at_level(logging.WARNING, logger="nnseg"):
+        assert not own_kernels_are_fast()
+    assert "the CPU kernels deviate by 0.04" in caplog.text
+
+
+def test_what_torch_raises_where_a_cpu_has_too_little_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**17)
+    assert is_out_of_memory(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("it was out of memory"), False),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_errors_of_memory_are_told_from_others(
+    error: Exception, known: bool, wrapped: bool
+) -> None:
+    if wrapped:
+        outer = RuntimeError("batch 3")
+        outer.__cause__ = error
+        error = outer
+    assert is_out_of_memory(error) is known
 
 
 @pytest.mark.parametrize("own", [True, False])

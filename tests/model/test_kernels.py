@@ -135,6 +135,23 @@ def test_norm_and_activation_are_those_of_pytorch(slope: float, shape: tuple[int
 
 
 @needs_kernels
+@pytest.mark.parametrize(("shape", "threads"), [((3, 32, 40, 9, 11), 1), ((1, 64, 40, 9, 11), 2)])
+def test_a_small_variance_does_not_drown_in_a_large_mean(
+    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = (100 + 0.5 * drawn(*shape)).bfloat16().float().requires_grad_()
+    ones, zeros, upstream = torch.ones(shape[1]), torch.zeros(shape[1]), drawn(*shape, seed=1)
+
+    y = kernels.normalize(x.bfloat16(), ones, zeros, 1e-5, 1.0)
+    exact = x.detach().double().requires_grad_()
+    wanted = functional.instance_norm(exact)
+    (found,), (true,) = gradients(y, upstream, x), gradients(wanted, upstream, exact)
+    assert error(y, wanted) < 0.003
+    assert error(found, true) < 0.006
+
+
+@needs_kernels
 def test_a_channel_that_is_constant_becomes_its_shift() -> None:
     x = torch.full((2, 32, 3, 4, 5), 7.0)
     y = kernels.normalize(x.bfloat16(), torch.ones(32), torch.full((32,), 0.5), 1e-5, 0.01)

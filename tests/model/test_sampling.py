@@ -80,12 +80,15 @@ def test_samples_drawn_by_several_workers_in_any_order_are_those_of_one() -> Non
 
 
 # From nnU-Net v2's rule, not (j < round(batch size * (1 - 0.33))).
-@pytest.mark.parametrize(
-    ("batch_size", "first"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3), (9, 6), (12, 8)]
-)
+@pytest.mark.parametrize(("batch_size", "first"), [(2, 1), (3, 2), (4, 3), (5, 3), (9, 6), (12, 8)])
 def test_the_last_third_of_a_batch_is_forced(batch_size: int, first: int) -> None:
-    forced = [is_forced(sample, batch_size) for sample in range(batch_size)]
-    assert forced == [sample >= first for sample in range(batch_size)]
+    for number in (0, 1, 2, 3):
+        forced = [is_forced(sample, batch_size, number) for sample in range(batch_size)]
+        assert forced == [sample >= first for sample in range(batch_size)]
+
+
+def test_every_third_batch_of_a_single_sample_is_forced() -> None:
+    assert [number for number in range(12) if is_forced(0, 1, number)] == [2, 5, 8, 11]
 
 
 # What is loaded around a patch of (4, 8, 12) may reach over each border by half of what it is

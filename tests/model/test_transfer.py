@@ -76,6 +76,29 @@ def test_heads_are_matched_by_name_and_a_new_one_stays_as_drawn() -> None:
     assert found.heads == {"background": True, "core": True, "vessel": False, "edema": True}
 
 
+def test_channels_that_share_a_name_are_matched_in_turn() -> None:
+    names = ("MR", "MR")
+    source, network = build(2, 3, seed=1), build(2, 3, seed=2)
+    found = transfer(state(source), network, channels=(names, names), heads=(HEADS, HEADS))
+    old = source.state_dict()[FIRST]
+    assert torch.equal(found.weights[FIRST], old)
+    more = ("MR", "CT", "MR", "MR")
+    found = transfer(state(source), build(4, 3, seed=2), channels=(names, more), heads=(HEADS,) * 2)
+    new, mean = found.weights[FIRST], old.mean(dim=1)
+    for place, wanted in enumerate((old[:, 0], mean, old[:, 1], mean)):
+        assert torch.equal(new[:, place], wanted)
+
+
+def test_heads_that_share_a_name_are_matched_in_turn() -> None:
+    source, network = build(2, 3, seed=1), build(2, 4, seed=2)
+    names = (("background", "core", "core"), ("core", "background", "core", "core"))
+    found = transfer(state(source), network, channels=(CHANNELS, CHANNELS), heads=names)
+    old, drawn = source.state_dict()["heads.0.weight"], network.state_dict()["heads.0.weight"]
+    new = found.weights["heads.0.weight"]
+    for place, wanted in enumerate((old[1], old[0], old[2], drawn[3])):
+        assert torch.equal(new[place], wanted)
+
+
 def test_what_has_another_shape_stays_as_drawn_and_is_named() -> None:
     source, network = build(2, 3, features=(4, 6, 8), seed=1), build(2, 3, seed=2)
     found = transfer(state(source), network, channels=(CHANNELS, CHANNELS), heads=(HEADS, HEADS))
