@@ -4,7 +4,7 @@ import time
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnseg.cli.arguments import (
     add_dataset,
@@ -22,14 +22,38 @@ from nnseg.console import STOP, Progress
 from nnseg.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
+    from nnseg.recipe import TrainSettings
     from nnseg.resume import EpochReport
+
+CHOSEN = (  # settings that have an option of the same name
+    "epochs",
+    "iterations",
+    "validation_iterations",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "ema",
+    "patience",
+    "loss",
+    "class_weights",
+    "augmentation",
+    "seed",
+)
+OF_PRESETS = {"epochs", "patience", "budget_seconds"}  # what presets differ in
 
 
 def train_arguments(parser: ArgumentParser) -> None:
     add_dataset(parser)
     parser.add_argument("configuration", metavar="CONFIGURATION", help="2d, 3d_fullres, ...")
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
-    recipe = parser.add_argument_group("recipe")
+    _add_recipe(parser.add_argument_group("recipe"))
+    _add_running(parser.add_argument_group("running"))
+
+
+def _add_recipe(recipe: Any) -> None:
     recipe.add_argument(
         "--preset",
         metavar="NAME",
@@ -77,7 +101,9 @@ def train_arguments(parser: ArgumentParser) -> None:
         metavar="MODEL",
         help="start from this model: a folder of ours, or nnU-Net's checkpoint_final.pth",
     )
-    running = parser.add_argument_group("running")
+
+
+def _add_running(running: Any) -> None:
     add_plan_name(running)
     add_device(running)
     running.add_argument(
@@ -119,78 +145,30 @@ def train_arguments(parser: ArgumentParser) -> None:
 
 def run_train(args: Namespace) -> None:
     from nnseg import pipeline, report
-    from nnseg.recipe import PRESETS
 
     if args.overwrite and (args.resume or args.extend_to):
         other = "--c" if args.resume else "--extend-to"
         raise UsageError(f"--overwrite starts anew and {other} goes on; give one of them")
     folders, dataset = dataset_of(args)
-    given = {
-        name: value
-        for name in (
-            "epochs",
-            "iterations",
-            "validation_iterations",
-            "batch_size",
-            "optimizer",
-            "lr",
-            "momentum",
-            "weight_decay",
-            "schedule",
-            "ema",
-            "patience",
-            "loss",
-            "class_weights",
-            "augmentation",
-            "seed",
-        )
-        if (value := getattr(args, name)) is not None
+    settings, given = _settings(args)
+    fold = (folders, dataset, args.configuration, args.fold)
+    how = {
+        "plan_name": args.plan or pipeline.DEFAULT_PLAN,
+        "device": args.device,
+        "precision": args.precision,
     }
-    if args.budget:
-        given["budget_seconds"] = args.budget
-    if args.swap_labels:
-        given["swap_labels"] = tuple(args.swap_labels)
-    chosen = {*given}
-    if args.pretrained:
-        chosen.add("pretrained")
-    if args.preset:
-        chosen |= {"epochs", "patience", "budget_seconds"}  # what presets differ in
-    preset = args.preset or ("best" if args.budget or args.epochs else "default")
-    try:
-        settings = replace(PRESETS[preset], **given)
-    except PlanError as error:
-        raise UsageError(str(error)) from None
     ranks = ranks_of()
-    plan_name = args.plan or pipeline.DEFAULT_PLAN
     progress = Progress(args.quiet or not ranks.is_first)
     STOP.listen()
     if args.dry_run:
         foretold = pipeline.rehearse(
-            folders,
-            dataset,
-            args.configuration,
-            args.fold,
-            settings=settings,
-            plan_name=plan_name,
-            device=args.device,
-            precision=args.precision,
-            compiled=args.compiled,
-            loader_workers=args.workers,
+            *fold, settings=settings, compiled=args.compiled, loader_workers=args.workers, **how
         )
         print(f"{foretold}; nothing was written")
         return
     if args.val:
         summary = pipeline.validate(
-            folders,
-            dataset,
-            args.configuration,
-            args.fold,
-            seed=settings.seed,
-            plan_name=plan_name,
-            device=args.device,
-            precision=args.precision,
-            on_progress=progress,
-            stop=STOP,
+            *fold, seed=settings.seed, on_progress=progress, stop=STOP, **how
         )
         print(report.describe_summary(summary))
         return
@@ -203,17 +181,11 @@ def run_train(args: Namespace) -> None:
 
     try:
         folder = pipeline.train(
-            folders,
-            dataset,
-            args.configuration,
-            args.fold,
+            *fold,
             settings=settings,
-            plan_name=plan_name,
-            device=args.device,
-            precision=args.precision,
             compiled=args.compiled,
             resume=args.resume or None,
-            given=frozenset(chosen),
+            given=given,
             overwrite=args.overwrite,
             extend_to=args.extend_to,
             pretrained=args.pretrained,
@@ -225,6 +197,7 @@ def run_train(args: Namespace) -> None:
             on_epoch=tell,
             say=progress.line,
             stop=STOP,
+            **how,
         )
     finally:
         progress.close()
@@ -236,3 +209,21 @@ def run_train(args: Namespace) -> None:
         print(f"this training was finished before: {folder}")
     if not args.no_validation:
         print(report.describe_summary(pipeline.validation_summary(folder)))
+
+
+def _settings(args: Namespace) -> "tuple[TrainSettings, frozenset[str]]":
+    """Give the settings of a training, and the names of those that somebody chose."""
+    from nnseg.recipe import PRESETS
+
+    given = {name: value for name in CHOSEN if (value := getattr(args, name)) is not None}
+    if args.budget:
+        given["budget_seconds"] = args.budget
+    if args.swap_labels:
+        given["swap_labels"] = tuple(args.swap_labels)
+    chosen = {*given} | ({"pretrained"} if args.pretrained else set())
+    chosen |= OF_PRESETS if args.preset else set()
+    preset = args.preset or ("best" if args.budget or args.epochs else "default")
+    try:
+        return replace(PRESETS[preset], **given), frozenset(chosen)
+    except PlanError as error:
+        raise UsageError(str(error)) from None
