@@ -14,25 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from nnseg import commit, record, report, store
+from nnseg import record, report, store
 from nnseg.axes import Segmentation
 from nnseg.cascade import out_of_fold
 from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
-from nnseg.diagnosis import LOOKED_AT_AFTER, Symptoms, diagnose, has_learnt_nothing
 from nnseg.errors import (
     DataError,
     MachineError,
     MissingError,
-    NnsegError,
     StoppedError,
-    UsageError,
 )
 from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summarize
 from nnseg.folders import (
     Folders,
     checkpoint_file,
-    metrics_file,
-    progress_file,
     summary_file,
     validated_file,
     validation_folder,
@@ -42,10 +37,10 @@ from nnseg.parallel import OnProgress
 from nnseg.plan import Configuration, Plan
 from nnseg.planning import DEFAULT_PLAN, check_spec, load_plan
 from nnseg.preprocess import preprocessing_hash
+from nnseg.reporter import Reporter
 from nnseg.runlog import Run, logged_run
 from nnseg.scoring import write_summary
 from nnseg.splits import folds
-from nnseg.trackers import TRACKERS, Tracker
 from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
 
 if TYPE_CHECKING:
@@ -64,11 +59,10 @@ Say: TypeAlias = Callable[[str], None]
 Stop: TypeAlias = Callable[[], bool]
 
 RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
-PLOT_EVERY = 30.0  # seconds; drawing takes a fifth of one
 MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 REHEARSED = 10  # steps
 SMALLER = 0.75  # of the memory that a plan was made for: what to try where that is not there
-LOOKED_AT = 4  # batches and raw label maps that a diagnosis looks at, at most
+LOOKED_AT = 4  # raw label maps that a diagnosis looks at, at most
 
 
 def train(
@@ -196,16 +190,23 @@ def train(
             task = first_then_others(ranks, make)
             if start is not None and earlier is None:
                 task = replace(task, initial=_initial(start, about, settings, run, say))
-            teller = (
-                _Teller(about, task, earlier, trackers, on_epoch, say) if ranks.is_first else None
-            )
-            with teller or nullcontext(), _enough_memory(about):
+            reporter = None
+            if ranks.is_first:
+                reporter = Reporter(
+                    task,
+                    earlier.history if earlier else (),
+                    trackers=trackers,
+                    in_raw=partial(_in_raw_label_maps, about),
+                    on_epoch=on_epoch,
+                    say=say,
+                )
+            with reporter or nullcontext(), _enough_memory(about):
                 finished = train_network(
                     task,
                     resume=earlier,
                     started=started,
                     reserve=_validation_reserve(task) if validate_after else None,
-                    on_epoch=teller,
+                    on_epoch=reporter,
                     on_step=on_progress,
                     stop=stop,
                 )
@@ -500,122 +501,6 @@ def _initial(
     }
     say(f"starting from {start.source}\n{describe_transfer(taken)}")
     return {name: taken.weights[name] for name in (*taken.kept, *taken.adapted)}
-
-
-class _Teller:
-    """Takes the report of every epoch to metrics.csv, progress.png, trackers and the caller.
-
-    What fails of it costs a warning, never the training.
-    """
-
-    def __init__(
-        self,
-        about: _AboutFold,
-        task: "Task",
-        earlier: "RunRecord | None",
-        trackers: Sequence[str],
-        on_epoch: "Callable[[EpochReport], None] | None",
-        say: Say,
-    ) -> None:
-        self._about, self._task, self._on_epoch, self._say = about, task, on_epoch, say
-        self._history = list(earlier.history) if earlier else []
-        self._plotted = -math.inf
-        name = f"{task.plan.dataset} {task.configuration.name} {task.fold}"
-        settings = asdict(task.settings)
-        self._trackers = {
-            each: _start_tracker(each, task.folder, name, settings) for each in trackers
-        }
-
-    def __enter__(self) -> "_Teller":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._try("progress.png", self._plot)
-        for name in [*self._trackers]:
-            self._track(name, lambda tracker: tracker.close())
-
-    def __call__(self, epoch: "EpochReport") -> None:
-        self._history.append(epoch)
-        self._try("metrics.csv", self._tabulate)
-        if time.monotonic() - self._plotted > PLOT_EVERY:
-            self._try("progress.png", self._plot)
-        figures = report.epoch_figures(epoch)
-        for name in [*self._trackers]:
-            self._track(name, lambda tracker: tracker.log(epoch.epoch, figures))
-        if self._on_epoch:
-            self._on_epoch(epoch)
-        if epoch.epoch == LOOKED_AT_AFTER and has_learnt_nothing(epoch.label_dice):
-            self._try("the diagnosis", self._explain)
-
-    def _tabulate(self) -> None:
-        text = report.history_csv(self._history)
-        commit.write_whole(metrics_file(self._task.folder), text.encode())
-
-    def _plot(self) -> None:
-        self._plotted = time.monotonic()
-        if self._history:
-            report.plot_progress(self._history, progress_file(self._task.folder))
-
-    def _explain(self) -> None:
-        for cause in _diagnose(self._about, self._task, self._history):
-            self._say(f"no label was found yet; {cause}")
-            logger.warning("no label was found yet; %s", cause)
-
-    def _try(self, what: str, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # whatever it is, hours of training are worth more
-            logger.warning("%s could not be made (%s)", what, error)
-
-    def _track(self, name: str, act: Callable[[Tracker], None]) -> None:
-        try:
-            act(self._trackers[name])
-        except Exception as error:  # a tracker may raise anything, such as that its host is away
-            del self._trackers[name]
-            logger.warning("%s gets no more figures (%s)", name, error)
-
-
-def _start_tracker(name: str, folder: Path, title: str, settings: dict[str, Any]) -> Tracker:
-    """Start a tracker, before anything is computed.
-
-    Raises:
-        UsageError: It is none, is not installed, or refuses to start.
-    """
-    make = TRACKERS[name]
-    try:
-        return make(folder, title, settings)
-    except NnsegError:
-        raise
-    except Exception as error:  # its package may raise anything, such as that a key is missing
-        raise UsageError(
-            f"{name} does not start ({error}); put it right, or leave it out"
-        ) from None
-
-
-def _diagnose(about: _AboutFold, task: "Task", history: "Sequence[EpochReport]") -> tuple[str, ...]:
-    """Look for what keeps a network from learning."""
-    from nnseg.batches import make_batch
-
-    labels = task.plan.labels
-    source = task.validation if task.val_cases else task.training(task.course())
-    maps = [make_batch(source, 0, number)[1] for number in range(LOOKED_AT)]
-    ignored = labels.consecutive.ignore
-    filled = sum(int(((m > 0) & (m != (-1 if ignored is None else ignored))).sum()) for m in maps)
-    seen = {
-        name for case in task.train_cases for name, found in case.locations.items() if found.size
-    }
-    absent = [name for name in labels.foreground if name not in seen]
-    return diagnose(
-        Symptoms(
-            losses=tuple(epoch.loss for epoch in history),
-            dice=history[-1].label_dice,
-            foreground_share=filled / max(1, sum(m.numel() for m in maps)),
-            absent=absent,
-            lost=_in_raw_label_maps(about, absent),
-            lr=history[-1].lr,
-            precision=task.execution.precision,
-        )
-    )
 
 
 def _in_raw_label_maps(about: _AboutFold, names: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ ROOMS = (
     ("pipeline",),
     ("training",),
     ("prepare", "cascade"),
-    ("planning", "visit", "scoring", "pretrained"),
+    ("planning", "visit", "scoring", "pretrained", "reporter"),
     ("report", "exchange", "fsck", "intake", "trackers", "diagnosis"),
     ("splits", "doctor"),
     ("phantom",),

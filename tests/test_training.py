@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnseg import phantom, pipeline, record, training
+from nnseg import phantom, pipeline, record, reporter
 from nnseg.checkpoint import load_model
 from nnseg.errors import MachineError, MissingError, PlanError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
@@ -96,7 +96,7 @@ books: list[Notebook] = []
 def notebooks(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
     books.clear()
     kinds = Registry[Any]("tracker", notebook=Notebook, broken=Broken)
-    monkeypatch.setattr(training, "TRACKERS", kinds)
+    monkeypatch.setattr(reporter, "TRACKERS", kinds)
     return books
 
 
@@ -137,7 +137,7 @@ class Refusing(Notebook):
 def test_a_tracker_that_does_not_start_is_told_before_anything_is_computed(
     prepared: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "TRACKERS", Registry[Any]("tracker", refusing=Refusing))
+    monkeypatch.setattr(reporter, "TRACKERS", Registry[Any]("tracker", refusing=Refusing))
     with pytest.raises(UsageError, match=r"refusing does not start \(no key\)"):
         train(prepared, trackers=["refusing"])
     assert list(prepared.results.rglob("checkpoint*")) == []
@@ -150,7 +150,7 @@ def test_a_plot_or_table_that_cannot_be_made_costs_a_warning(
     def fail(*args: Any) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(training.report, part, fail)
+    monkeypatch.setattr(reporter.report, part, fail)
     fold = train(prepared, validate_after=False)
     assert load_model(fold, "final")[0].epoch == 2
     assert "could not be made (no font)" in caplog.text
@@ -293,7 +293,7 @@ def test_a_label_that_no_case_has_is_named_after_two_epochs(
         segmentation, geometry = read_segmentation(path)
         write(path, (segmentation * (segmentation == 1)).astype("uint8"), geometry)
     pipeline.preprocess(prepared, FLAT, workers=1)
-    monkeypatch.setattr(training, "has_learnt_nothing", lambda dice: True)
+    monkeypatch.setattr(reporter, "has_learnt_nothing", lambda dice: True)
     said: list[str] = []
     train(prepared, say=said.append, validate_after=False)
     assert [text for text in said if "label tail: in no training case of this fold" in text]
@@ -310,7 +310,7 @@ def test_a_label_that_resampling_lost_is_told_from_one_that_was_never_there(
     pipeline.preprocess(prepared, FLAT, workers=1)
     for path, content in kept.items():  # as if the label had been too thin for the plan's grid
         path.write_bytes(content)
-    monkeypatch.setattr(training, "has_learnt_nothing", lambda dice: True)
+    monkeypatch.setattr(reporter, "has_learnt_nothing", lambda dice: True)
     said: list[str] = []
     train(prepared, say=said.append, validate_after=False)
     assert [text for text in said if "label tail: in the label maps, but gone" in text]
@@ -321,12 +321,12 @@ def test_only_the_second_epoch_is_looked_at(
 ) -> None:
     looked: list[int] = []
 
-    def look(about: Any, task: Any, history: list[EpochReport]) -> tuple[str, ...]:
+    def look(task: Any, history: list[EpochReport], in_raw: Any) -> tuple[str, ...]:
         looked.append(len(history))
         return ()
 
-    monkeypatch.setattr(training, "_diagnose", look)
-    monkeypatch.setattr(training, "has_learnt_nothing", lambda dice: True)
+    monkeypatch.setattr(reporter, "_diagnose", look)
+    monkeypatch.setattr(reporter, "has_learnt_nothing", lambda dice: True)
     train(prepared, settings=dataclasses.replace(SHORT, epochs=3), validate_after=False)
     assert looked == [2]
 
