@@ -1,7 +1,7 @@
 """nnseg: self-configuring segmentation of medical images.
 
-The verbs are in `nnseg.pipeline`; here are the records that they pass on, and `load_model`. Each
-is loaded when it is first used, so that `import nnseg` costs nothing.
+The verbs are in `nnseg.pipeline`; here are the records that they pass on, and `load`. Each is
+loaded when it is first used, so that `import nnseg` costs nothing.
 """
 
 from importlib import import_module
@@ -21,8 +21,10 @@ _HOMES = {
     "Model": "inference",
     "NnsegError": "errors",
     "Plan": "plan",
+    "Predictor": "predictor",
     "Summary": "evaluate",
     "TrainSettings": "recipe",
+    "load": "predictor",
     "load_model": "inference",
 }
 

@@ -21,6 +21,7 @@ Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # sta
 Image: TypeAlias = NDArray[np.float32]  # (channel, z, y, x)
 Mask: TypeAlias = NDArray[np.bool_]  # (z, y, x)
 Segmentation: TypeAlias = NDArray[np.integer[Any]]  # (z, y, x)
+Planes: TypeAlias = NDArray[np.float32]  # (z, y, x, head): logits or probabilities of some planes
 
 
 def inverse_order(order: Order) -> Order:

@@ -16,7 +16,8 @@ from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders, checkpoint_file, next_stage_folder
 from nnseg.parallel import OnProgress
 from nnseg.plan import Configuration, Plan
-from nnseg.preprocess import carry_over, preprocessing_hash
+from nnseg.preprocess import preprocessing_hash
+from nnseg.restore import carry_over
 from nnseg.splits import folds
 
 LISTED = 5  # cases that a message names
@@ -103,7 +104,8 @@ def out_of_fold(
 
             model, loaded = load_model((each.fold,), device=device, precision=precision), each.fold
         case = store.open_case(there, each.case_id, seen, in_memory=True)
-        positions = carry_over(model.logits(case.image), the_plan.labels, before, each.shape)
+        runs = model.logits(case.image)
+        positions = carry_over(runs, the_plan.labels, before, case.shape, each.shape)
         path = _label_map(each, cascade.name)
         found = Carried(
             case_id=each.case_id,

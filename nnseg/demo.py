@@ -171,11 +171,11 @@ def _test(
     stop: Callable[[], bool],
 ) -> Summary:
     """Predict the test images and score them."""
-    from nnseg.inference import load_model
+    from nnseg.predictor import load
 
     raw = folders.raw_folder(DATASET)
-    model = load_model((trained,), device=device, precision=precision)
-    pipeline.predict(model, raw / "imagesTs", out, on_progress=on_progress, stop=stop)
+    predictor = load(trained, device=device, precision=precision)
+    pipeline.predict(predictor, raw / "imagesTs", out, on_progress=on_progress, stop=stop)
     spec = read_spec(folders.spec_file(DATASET))
     return pipeline.evaluate(raw / "labelsTs", out, spec.labels, spec.file_ending)
 

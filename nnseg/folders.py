@@ -15,6 +15,7 @@ from nnseg.errors import MachineError, MissingError, UsageError
 
 DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>[^/\\]+)")
 FOLDER_NAME = re.compile(r"[^\W_](?:[\w .()+-]*[\w)])?")
+CHOICE = "choice.json"  # which models predict a dataset
 FOLDER_NAME_RULE = (
     "it must begin with a letter or digit, hold only letters, digits, blanks and _ . - + ( ), not "
     "`..`, and not end in a blank or sign"
@@ -97,6 +98,17 @@ class Folders:
         return self.model(dataset, plan, configuration) / name
 
 
+def fold_folder(models: Path, configuration: str, fold: str) -> Path:
+    """Give the folder of a fold below that of a plan's models, wherever that lies."""
+    return models / _checked("configuration", configuration) / f"fold_{_checked('fold', fold)}"
+
+
+def trained_configurations(models: Path, kind: str = "final") -> tuple[Path, ...]:
+    """Give the folders of configurations below that of a plan's models that have a trained fold."""
+    files = models.glob(f"*/fold_*/{checkpoint_file(Path(), kind)}")
+    return tuple(sorted({file.parents[1] for file in files}))
+
+
 def checkpoint_file(fold: Path, kind: str) -> Path:
     """Give the record of the checkpoint `final`, `best` or `latest` of a fold."""
     return fold / f"checkpoint_{kind}.json"
@@ -127,14 +139,50 @@ def progress_file(fold: Path) -> Path:
     return fold / "progress.png"
 
 
+def postprocessing_file(model: Path) -> Path:
+    """Give the rules for the label maps that the model of a configuration's folder predicts."""
+    return model / "postprocessing.json"
+
+
 def summary_file(predictions: Path) -> Path:
     """Give the scores of a folder of predictions."""
     return predictions / "summary.json"
 
 
+def confidence_file(validation: Path) -> Path:
+    """Give what a model's confidence is worth, by its validation cases."""
+    return validation / "confidence.json"
+
+
 def predicted_spec_file(predictions: Path) -> Path:
     """Give the dataset.json that names the labels of a folder of predictions."""
     return predictions / "dataset.json"
+
+
+def proof_file(label_map: Path) -> Path:
+    """Give the record of what a predicted label map was made from, which lies beside it."""
+    return label_map.with_name(f"{_stem(label_map)}.proof.json")
+
+
+def map_file(label_map: Path, name: str) -> Path:
+    """Give the file of a map of a prediction, such as its entropy."""
+    stem = _stem(label_map)
+    return label_map.with_name(f"{stem}_{name}{label_map.name[len(stem) :]}")
+
+
+def statistics_file(predictions: Path, run: str = "run") -> Path:
+    """Give the table of what the label maps of a run hold."""
+    return predictions / ("statistics.csv" if run == "run" else f"{run}.statistics.csv")
+
+
+def _stem(label_map: Path) -> str:
+    """Give the name of a label map without its ending, of which `.nii.gz` has two parts."""
+    return label_map.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def is_of_nnunet(model: Path) -> bool:
+    """Whether the folder of a model, or of one fold of it, is as nnU-Net lays it out."""
+    return any(True for place in (".", "fold_*") for _ in model.glob(f"{place}/checkpoint_*.pth"))
 
 
 def trained_folds(

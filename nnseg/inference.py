@@ -1,14 +1,15 @@
 """A trained model at work: from an image to its label map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import nn
 
-from nnseg.axes import Image, Segmentation, Spacing
+from nnseg.axes import Image, Planes, Segmentation, Spacing
 from nnseg.checkpoint import Kind
 from nnseg.checkpoint import load_model as load_checkpoint
 from nnseg.dataset import DatasetSpec
@@ -16,8 +17,9 @@ from nnseg.errors import DataError, MachineError
 from nnseg.folders import trained_folds
 from nnseg.model.device import OUT_OF_MEMORY, Execution, choose_execution, is_out_of_memory
 from nnseg.plan import Configuration, Plan
-from nnseg.predict import load_network, predict_logits
-from nnseg.preprocess import preprocess_case, restore
+from nnseg.predict import PLAIN_SWEEP, Sweep, load_network, stream_logits
+from nnseg.preprocess import Placement, preprocess_case
+from nnseg.restore import restore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Model:
     networks: tuple[nn.Module, ...]
     mirror_axes: tuple[int, ...]  # of (z, y, x): those that the training of every network mirrored
     execution: Execution
+    weights_sha256: tuple[str, ...]  # of each network
     previous: "Model | None" = None  # of a cascade: the stage before
 
     @property
@@ -46,21 +49,20 @@ class Model:
         image: Image,
         spacing: Spacing,
         *,
-        step: float = 0.5,
-        mirror: bool = True,
+        sweep: Sweep = PLAIN_SWEEP,
         previous: Segmentation | None = None,
-        on_tile: Callable[[int, int], None] | None = None,
+        look: Callable[[Planes], None] | None = None,
     ) -> Segmentation:
         """Segment one image; a cascade does so in two stages.
 
         Args:
             image: (channel, z, y, x), float32.
             spacing: mm, (z, y, x).
-            step: Distance of tiles, as a share of their edge.
-            mirror: Average over mirrored images, too.
+            sweep: How the sliding window goes.
             previous: What a cascade's stage before found, as label positions on the grid of the
                 preprocessed case, plan order; None has `self.previous` find it.
-            on_tile: Called with the tiles done and their number.
+            look: Called with the logits (z, y, x, head) of the preprocessed case, plan order, some
+                planes at a time.
 
         Returns:
             Label map (z, y, x), of the smallest type that holds the labels.
@@ -69,44 +71,63 @@ class Model:
             DataError: The image does not fit the model.
             MachineError: There is not enough memory.
         """
+        seen, placement = self.prepare(image, spacing, sweep=sweep, previous=previous)
+        runs = self.logits(seen, sweep=sweep)
+        return restore(_shown(runs, look), placement, self.plan.labels, self.configuration)
+
+    def prepare(
+        self,
+        image: Image,
+        spacing: Spacing,
+        *,
+        sweep: Sweep = PLAIN_SWEEP,
+        previous: Segmentation | None = None,
+    ) -> tuple[Image, Placement]:
+        """Make of an image what the network sees; the arguments are those of `predict`.
+
+        Returns:
+            (channel, z, y, x), plan order, those of a cascade's stage before last; and where it
+            lies in its file.
+        """
         found = None
         if self.configuration.previous and previous is None:
             assert self.previous is not None, "load_model gave a cascade its stage before"
-            found = self.previous.predict(image, spacing, step=step, mirror=mirror, on_tile=on_tile)
+            found = self.previous.predict(image, spacing, sweep=sweep)
         case = preprocess_case(image, found, spacing, self.plan, self.configuration)
-        seen = case.image
-        if self.configuration.previous:
-            positions = case.segmentation if previous is None else previous
-            assert positions is not None, "it was given"
-            seen = np.concatenate([seen, self.plan.labels.to_channels(positions)])
-        logits = self.logits(seen, step=step, mirror=mirror, on_tile=on_tile)
-        return restore(logits, case.placement, self.plan.labels, self.configuration)
+        if not self.configuration.previous:
+            return case.image, case.placement
+        positions = case.segmentation if previous is None else previous
+        assert positions is not None, "it was given"
+        return np.concatenate([case.image, self.plan.labels.to_channels(positions)]), case.placement
 
     def logits(
-        self,
-        image: Image,
-        *,
-        step: float = 0.5,
-        mirror: bool = True,
-        on_tile: Callable[[int, int], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Predict a preprocessed image (channel, z, y, x): logits (head, z, y, x), float32.
+        self, image: Image, *, sweep: Sweep = PLAIN_SWEEP, spread: bool = False
+    ) -> Iterator[Planes]:
+        """Predict a preprocessed image (channel, z, y, x).
 
-        The other arguments are those of `predict`. Of a cascade the image has the channels of the
-        stage before, too.
+        Args:
+            image: What `prepare` gave.
+            sweep: How the sliding window goes.
+            spread: Add a last head that says how far the folds are apart; see `stream_logits`.
+
+        Yields:
+            Logits (z, y, x, head), float32: its planes in order, some at a time.
 
         Raises:
             MachineError: There is not enough memory.
+            StoppedError: The sweep was told to stop.
         """
+        regions = self.plan.labels.has_regions
+        activation = torch.sigmoid if regions else partial(torch.softmax, dim=1)
         try:
-            return predict_logits(
+            yield from stream_logits(
                 self.networks,
                 image,
                 self.configuration.patch_size,
                 self.execution,
-                mirror_axes=self.mirror_axes if mirror else (),
-                step=step,
-                on_tile=on_tile,
+                mirror_axes=self.mirror_axes,
+                sweep=sweep,
+                spread=activation if spread else None,
             )
         except OUT_OF_MEMORY as error:
             if not is_out_of_memory(error):
@@ -116,6 +137,13 @@ class Model:
                 f"there is not enough memory for this image ({reason}); free some, or use "
                 "--device cpu"
             ) from None
+
+
+def _shown(runs: Iterable[Planes], look: Callable[[Planes], None] | None) -> Iterator[Planes]:
+    for planes in runs:
+        if look is not None:
+            look(planes)
+        yield planes
 
 
 def load_model(
@@ -149,7 +177,7 @@ def load_model(
             raise DataError(f"{folder}: was trained from another plan than {fold_folders[0]}")
     previous = None
     if first.configuration.previous and not alone:
-        beside = fold_folders[0].parent.with_name(first.configuration.previous)
+        beside = fold_folders[0].absolute().parent.with_name(first.configuration.previous)
         command = f"nnseg train {first.plan.dataset} {beside.name}"
         folds = trained_folds(beside, kind=checkpoint, made_by=command)
         previous = load_model(folds, checkpoint, device=device, precision=precision)
@@ -163,5 +191,6 @@ def load_model(
             axis for axis in first.mirror_axes if all(axis in one.mirror_axes for one, _ in loaded)
         ),
         execution=execution,
+        weights_sha256=tuple(one.weights_sha256 for one, _ in loaded),
         previous=previous,
     )

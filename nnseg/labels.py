@@ -181,16 +181,26 @@ class Labels:
             "the label map or the labels of dataset.json"
         )
 
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn logits (..., head) into probabilities: softmax of labels, sigmoid of regions."""
+        if self.has_regions:
+            with np.errstate(over="ignore"):  # the exponential of a very low logit is infinite
+                return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
+        result: NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
+        np.exp(result, out=result)
+        result /= result.sum(axis=-1, keepdims=True)
+        return result
+
     def segment(self, logits: NDArray[np.float32]) -> Segmentation:
-        """Turn logits (head, z, y, x) into a label map (z, y, x).
+        """Turn logits (..., head) into labels (...).
 
         Labels: the head with the highest logit. Regions: every region whose probability is over
         0.5 is painted with its integer of `regions_class_order`, later regions over earlier ones.
         """
         kind = smallest_integer_type(self.values[-1])
         if not self.has_regions:
-            return self.from_positions(logits.argmax(axis=0))  # a head for each position
-        result = np.zeros(logits.shape[1:], dtype=kind)
-        for head, label in zip(logits, self.regions_class_order or (), strict=True):
-            result[head > 0] = label
+            return self.from_positions(logits.argmax(axis=-1))  # a head for each position
+        result = np.zeros(logits.shape[:-1], dtype=kind)
+        for head, label in enumerate(self.regions_class_order or ()):
+            result[logits[..., head] > 0] = label
         return result

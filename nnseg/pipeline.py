@@ -5,37 +5,25 @@ or writes files of a dataset happens here; the stages themselves are functions o
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnseg import commit, record, store
-from nnseg.dataset import (
-    spec_to_json,
-)
+from nnseg import commit, store
 from nnseg.doctor.mend import Mending
 from nnseg.doctor.mend import mend as write_mended
 from nnseg.errors import (
-    DataError,
-    MachineError,
     MissingError,
-    NnsegError,
-    PartlyDoneError,
-    StoppedError,
-    UsageError,
 )
 from nnseg.folders import (
     Folders,
-    predicted_spec_file,
 )
 from nnseg.fsck.examine import Examination
 from nnseg.fsck.examine import examine as examine_kept
 from nnseg.intake.layout import lay_out
 from nnseg.intake.proposal import Proposal, propose
-from nnseg.jobs import find_prediction_jobs
 from nnseg.lock import locked
-from nnseg.parallel import OnProgress, raise_together
+from nnseg.parallel import OnProgress
 from nnseg.planning import (
     DEFAULT_PLAN,
     import_plans,
@@ -43,6 +31,8 @@ from nnseg.planning import (
     plan,
     plan_as_nnunet,
 )
+from nnseg.porting import export_model, import_model
+from nnseg.predicting import predict
 from nnseg.prepare import (
     check,
     examine,
@@ -52,24 +42,24 @@ from nnseg.prepare import (
     preprocess,
     up_to_date_fingerprint,
 )
-from nnseg.runlog import logged_run
 from nnseg.scoring import evaluate, read_summary, spec_for_evaluation, validation_summary
 from nnseg.splits import folds
 from nnseg.training import rehearse, train, validate
-from nnseg.volume import read_image, side_files, write
 
 if TYPE_CHECKING:
-    from nnseg.inference import Model
+    pass
 
 __all__ = [
     "DEFAULT_PLAN",
     "check",
     "evaluate",
     "examine",
+    "export_model",
     "fingerprint",
     "folds",
     "foretell",
     "fsck",
+    "import_model",
     "import_plans",
     "init",
     "load_plan",
@@ -140,84 +130,6 @@ def init(
     if save:
         lay_out(folders, proposal, copy=copy)
     return proposal
-
-
-def predict(
-    model: "Model",
-    source: Path,
-    target: Path,
-    *,
-    step: float = 0.5,
-    mirror: bool = True,
-    part: int = 0,
-    parts: int = 1,
-    overwrite: bool = True,
-    on_progress: OnProgress | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Path]:
-    """Stage 5: segment every image of a folder, or one file.
-
-    Args:
-        model: What `load_model` gave.
-        source: A folder of CASE_0000.nii.gz, ... or one file that holds all channels.
-        target: A folder; a file if `source` is one.
-        step: Distance of tiles, as a share of their edge.
-        mirror: Average over mirrored images, too.
-        part: Of `parts` equal shares of the cases, this one, counted from 0.
-        parts: Number of shares.
-        overwrite: False keeps outputs that are there.
-        on_progress: Called after each case.
-        stop: Asked after every case; True raises StoppedError.
-
-    Returns:
-        Case id to the file written.
-
-    Raises:
-        PartlyDoneError: Some cases failed; they are listed and the others are done.
-        UsageError: `target` is `source`.
-    """
-    if parts > 1 and source.is_file():
-        raise UsageError(f"{source} is one image; -num_parts shares out a folder of them")
-    spec = model.spec
-    jobs = find_prediction_jobs(source, target, spec)[part::parts]
-    folder = target if source.is_dir() else jobs[0].target.parent
-    name = "run" if parts == 1 else f"run_{part}_of_{parts}"
-    if source.is_file():
-        name = f"{jobs[0].case_id}.run"
-    arguments = {"source": str(source), "target": str(target), "step": step, "mirror": mirror}
-    written: dict[str, Path] = {}
-    failed: dict[str, NnsegError] = {}
-    with logged_run(folder, "predict", arguments, name=name) as run:
-        run.facts["execution"] = asdict(model.execution)
-        for number, job in enumerate(jobs):
-            if stop():
-                raise StoppedError(f"stopped after {number} of {len(jobs)} cases")
-            try:
-                if overwrite or not job.target.exists():
-                    if job.fault:
-                        raise DataError(job.fault)
-                    volume = read_image(job.images, len(spec.channels))
-                    segmentation = model.predict(
-                        volume.image, volume.geometry.spacing, step=step, mirror=mirror
-                    )
-                    write(job.target, segmentation, volume.geometry)
-                written[job.case_id] = job.target
-                run.cases[job.case_id] = "done"
-                run.inputs += job.images
-                run.outputs += [job.target, *side_files(job.target)]
-            except (DataError, MissingError, MachineError) as error:
-                run.cases[job.case_id] = str(error)
-                failed[job.case_id] = error
-            if on_progress:
-                on_progress("predicting", number + 1, len(jobs))
-        if source.is_dir():
-            text = record.json_text(spec_to_json(spec))
-            commit.write_whole(predicted_spec_file(folder), text.encode())
-        if failed and written:
-            listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
-            raise PartlyDoneError(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
-        raise_together(failed, len(jobs))
-    return written
 
 
 def fsck(

@@ -1,9 +1,17 @@
-"""Stage 5, a preprocessed image to logits: tiles, mirrors and folds."""
+"""Stage 5, a preprocessed image to logits: tiles, mirrors and folds.
 
+The logits leave plane by plane as soon as no further tile reaches them, so that never more of them
+is held than a tile is deep, however long the image and however many the folds.
+"""
+
+import copy
 import itertools
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,15 +19,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnseg.axes import Image, Shape
+from nnseg.axes import Box, Image, Planes, Shape, three
 from nnseg.checkpoint import Checkpoint
-from nnseg.model.device import Execution
-from nnseg.model.tiles import tile_boxes, tile_weight
+from nnseg.errors import StoppedError
+from nnseg.image.crop import cut
+from nnseg.model.device import OUT_OF_MEMORY, Execution, is_out_of_memory
+from nnseg.model.tiles import tile_boxes, tile_shares, tile_starts
 from nnseg.model.unet import build_network
 
+logger = logging.getLogger(__name__)
+
 BATCH_VOXELS = 2**19  # of the tiles that are computed together
+RUN_BYTES = 2**25  # of the planes that are handed on together
+KEPT_BYTES = 2**28  # of the logits of constant tiles, which are kept for the next one
 
 OnTile: TypeAlias = Callable[[int, int], None]
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def never() -> bool:
+    """Say that nobody wants to stop."""
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """How a sliding window goes over an image, and who is told and asked."""
+
+    step: float = 0.5  # distance of two tiles, as a share of the tile
+    mirror: bool = True  # average over mirrored images, too
+    on_tile: OnTile | None = None  # called with the tiles done and their number
+    stop: Callable[[], bool] = never  # asked before each pass of a network; True ends the sweep
+
+
+PLAIN_SWEEP = Sweep()
 
 
 def load_network(
@@ -35,59 +68,60 @@ def load_network(
 
 
 @torch.inference_mode()
-def predict_logits(
+def stream_logits(
     networks: Sequence[nn.Module],
     image: Image,
     patch_size: Shape,
     execution: Execution,
     *,
     mirror_axes: Sequence[int] = (),
-    step: float = 0.5,
-    on_tile: OnTile | None = None,
-) -> NDArray[np.float32]:
+    sweep: Sweep = PLAIN_SWEEP,
+    spread: Activation | None = None,
+) -> Iterator[Planes]:
     """Predict a preprocessed image by a sliding window.
+
+    A tile that is the same value throughout, as around a body, is computed once. Where memory does
+    not suffice, fewer tiles are computed at once; then what is on a GPU moves to the CPU. Nothing
+    but rounding changes in what comes out.
 
     Args:
         networks: One a fold; their logits are averaged.
         image: (channel, z, y, x), preprocessed.
         patch_size: Voxels of a tile; a smaller image is padded with 0 on all sides.
-        execution: Device and number type.
-        mirror_axes: Axes of (z, y, x) to mirror; the mean over all combinations counts.
-        step: Distance of two tiles, as a share of the tile.
-        on_tile: Called with the tiles done and their number.
+        execution: Device and number type. Sums are kept in fp32 if that is it, else in fp16.
+        mirror_axes: Axes of (z, y, x) that may be mirrored; the mean over all combinations counts.
+        sweep: How the window goes.
+        spread: What makes probabilities of logits, along axis 1. Given, the variance of the
+            folds' probabilities, summed over the heads, is added as a last head.
 
-    Returns:
-        Logits (head, z, y, x) of the image's shape, float32.
+    Yields:
+        Logits (z, y, x, head), float32: the image's planes in order, some at a time.
+
+    Raises:
+        StoppedError: The sweep was told to stop.
     """
-    shape = image.shape[1:]
-    pads = [max(p - n, 0) for p, n in zip(patch_size, shape, strict=True)]
-    low = [pad // 2 for pad in pads]
-    around = [(a, p - a) for a, p in zip(low, pads, strict=True)]
-    padded = np.pad(image, [(0, 0), *around])
-    z, y, x = padded.shape[1:]
-    boxes = tile_boxes((z, y, x), patch_size, step)
-    device = execution.torch_device
-    source = torch.from_numpy(padded)
-    weight = torch.from_numpy(tile_weight(patch_size).copy())
-    flips = mirror_combinations(mirror_axes)
-    total, weights = torch.zeros(0), torch.zeros(z, y, x)
-    at_once = _tiles_at_once(patch_size)
-    for first in range(0, len(boxes), at_once):
-        group = boxes[first : first + at_once]
-        places = [tuple(slice(a, b) for a, b in box) for box in group]
-        batch = torch.stack([source[:, place[0], place[1], place[2]] for place in places]).to(
-            device
-        )
-        logits = mean_logits(networks, batch, flips, execution).cpu()
-        if first == 0:  # the first tiles tell the number of heads
-            total = torch.zeros(logits.shape[1], z, y, x)
-        for place, tile in zip(places, logits, strict=True):
-            total[:, place[0], place[1], place[2]] += tile * weight
-            weights[place] += weight
-        if on_tile:
-            on_tile(first + len(group), len(boxes))
-    inside = (slice(None), *(slice(a, a + n) for a, n in zip(low, shape, strict=True)))
-    return (total / weights)[inside].contiguous().numpy()
+    shape = three([max(n, p) for n, p in zip(image.shape[1:], patch_size, strict=True)])
+    low = [(n - m) // 2 for n, m in zip(shape, image.shape[1:], strict=True)]  # of the padding
+    inside = [slice(a, a + m) for a, m in zip(low, image.shape[1:], strict=True)]
+    boxes = tile_boxes(shape, patch_size, sweep.step)
+    shares = [
+        dict(zip(tile_starts(n, p, sweep.step), tile_shares(n, p, sweep.step), strict=True))
+        for n, p in zip(shape, patch_size, strict=True)
+    ]
+    flips = mirror_combinations(mirror_axes if sweep.mirror else ())
+    work = _Work(networks, execution, flips, spread, sweep.stop, patch_size)
+    sums = _Sums(shape, execution)
+    done = 0
+    while done < len(boxes):
+        group = boxes[done : done + work.at_once]
+        found = work.logits([_cut(image, box, low) for box in group])
+        for box, logits in zip(group, found, strict=True):
+            starts = [start for start, _ in box]
+            sums.add(logits, starts, [s[start] for s, start in zip(shares, starts, strict=True)])
+        done += len(group)
+        if sweep.on_tile:
+            sweep.on_tile(done, len(boxes))
+        yield from sums.leave(boxes[done][0][0] if done < len(boxes) else shape[0], inside)
 
 
 def count_tiles(shape: Shape, patch_size: Shape, step: float = 0.5) -> int:
@@ -106,20 +140,19 @@ def tile_seconds(
     """Measure the seconds of a tile with all its mirrors, on an image of `channels`."""
     z, y, x = patch_size
     shape = (z * (_tiles_at_once(patch_size) + 1) // 2, y, x)  # tiles lie half of one apart
-    image = np.zeros((channels, *shape), dtype=np.float32)
+    image = np.random.default_rng(0).normal(size=(channels, *shape)).astype(np.float32)
     training = network.training
     network.eval()
     seconds = []
     for _ in range(2):  # the first time pays for what later times find done
         start = time.monotonic()
-        predict_logits((network,), image, patch_size, execution, mirror_axes=mirror_axes)
+        for _planes in stream_logits(
+            (network,), image, patch_size, execution, mirror_axes=mirror_axes
+        ):
+            pass
         seconds.append(time.monotonic() - start)
     network.train(training)
     return min(seconds) / count_tiles(shape, patch_size)
-
-
-def _tiles_at_once(patch_size: Shape) -> int:
-    return max(1, BATCH_VOXELS // math.prod(patch_size))
 
 
 def mirror_combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -137,14 +170,182 @@ def mean_logits(
     batch: Tensor,
     flips: Sequence[tuple[int, ...]],
     execution: Execution,
+    *,
+    spread: Activation | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Tensor:
-    """Average the logits of a batch (batch, channel, z, y, x) over networks and mirrors."""
-    total = torch.zeros(())
-    for network, axes in itertools.product(networks, flips):
-        spatial = [axis + 2 for axis in axes]
-        flipped = batch.flip(spatial) if spatial else batch
-        with execution.autocast():
-            logits = network(flipped, 1)[0].float()
-        logits = logits.flip(spatial) if spatial else logits
-        total = total.to(logits.device) + logits
-    return total / (len(networks) * len(flips))
+    """Average the logits of a batch (batch, channel, z, y, x) over networks and mirrors.
+
+    Returns:
+        (batch, z, y, x, head), float32; with `spread` one more, the variance of the networks'
+        probabilities (see `stream_logits`).
+    """
+    total, squares, mean = None, None, None
+    for network in networks:
+        of_fold = None
+        for axes in flips:
+            if stop():
+                raise StoppedError("stopped while an image was predicted; nothing of it is kept")
+            spatial = [axis + 2 for axis in axes]
+            with execution.autocast():
+                logits = network(batch.flip(spatial) if spatial else batch, 1)[0]
+            logits = logits.flip(spatial) if spatial else logits
+            if of_fold is None:
+                of_fold = logits.to(torch.float32, copy=True)  # the network's own stays as it is
+            else:
+                of_fold += logits
+        assert of_fold is not None, "not to flip is one of the flips"
+        of_fold /= len(flips)
+        if spread is not None:
+            likely = spread(of_fold)
+            squares = likely**2 if squares is None else squares.add_(likely**2)
+            mean = likely if mean is None else mean.add_(likely)
+        total = of_fold if total is None else total.add_(of_fold)
+    assert total is not None, "a model has a network"
+    total /= len(networks)
+    if squares is not None and mean is not None:
+        apart = (squares / len(networks) - (mean / len(networks)) ** 2).sum(dim=1, keepdim=True)
+        total = torch.cat([total, apart.clamp_(min=0)], dim=1)
+    return total.permute(0, 2, 3, 4, 1)
+
+
+def _tiles_at_once(patch_size: Shape) -> int:
+    return max(1, BATCH_VOXELS // math.prod(patch_size))
+
+
+def _cut(image: Image, box: Box, low: Sequence[int]) -> Tensor:
+    """Cut a tile out of an image around which there are `low` voxels of 0 on the lower sides."""
+    tile = torch.zeros(len(image), *(stop - start for start, stop in box))
+    there = [
+        (max(start - a, 0), min(stop - a, n))
+        for (start, stop), a, n in zip(box, low, image.shape[1:], strict=True)
+    ]
+    z, y, x = (
+        slice(first + a - start, last + a - start)
+        for (first, last), a, (start, _) in zip(there, low, box, strict=True)
+    )
+    tile[:, z, y, x] = torch.from_numpy(np.ascontiguousarray(cut(image, three(there))))
+    return tile
+
+
+class _Work:
+    """The networks, and what is made of them where memory is short."""
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        execution: Execution,
+        flips: Sequence[tuple[int, ...]],
+        spread: Activation | None,
+        stop: Callable[[], bool],
+        patch_size: Shape,
+    ) -> None:
+        self._networks, self._execution = networks, execution
+        self._flips, self._spread, self._stop = flips, spread, stop
+        self._kept: dict[tuple[float, ...] | None, Tensor] = {}  # of a tile whose channels are so
+        self.at_once = _tiles_at_once(patch_size)
+
+    def logits(self, tiles: Sequence[Tensor]) -> list[Tensor]:
+        """Give the logits (z, y, x, head) of each tile (channel, z, y, x)."""
+        constants = [_constant(tile) for tile in tiles]
+        found = {n: self._kept[one] for n, one in enumerate(constants) if one in self._kept}
+        fresh = [n for n in range(len(tiles)) if n not in found]
+        for n, logits in zip(fresh, self._compute([tiles[n] for n in fresh]), strict=True):
+            found[n] = logits
+            if constants[n] is not None and logits.numel() * logits.itemsize <= KEPT_BYTES:
+                self._kept = {constants[n]: logits.clone()}  # around a body there is one such value
+        return [found[n] for n in range(len(tiles))]
+
+    def _compute(self, tiles: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the tiles together, or where memory does not suffice fewer, or elsewhere."""
+        found: list[Tensor] = []
+        while len(found) < len(tiles):
+            batch = torch.stack(list(tiles[len(found) : len(found) + self.at_once]))
+            try:
+                found += mean_logits(
+                    self._networks,
+                    batch.to(self._execution.torch_device),
+                    self._flips,
+                    self._execution,
+                    spread=self._spread,
+                    stop=self._stop,
+                )
+            except OUT_OF_MEMORY as error:
+                if not is_out_of_memory(error) or not self._make_do(len(batch)):
+                    raise
+        return found
+
+    def _make_do(self, tiles: int) -> bool:
+        """Have less done at once than `tiles`, or it done elsewhere; say whether that can be."""
+        if tiles > 1:
+            self.at_once = tiles // 2
+            logger.info("memory is short: %d tiles at once", self.at_once)
+            return True
+        if self._execution.torch_device.type == "cpu":
+            return False
+        logger.warning("%s has too little memory: going on on the CPU", self._execution.device)
+        self._execution = replace(self._execution, device="cpu", precision="fp32")
+        self._networks = [copy.deepcopy(network).to("cpu") for network in self._networks]
+        self._kept.clear()
+        return True
+
+
+def _constant(tile: Tensor) -> tuple[float, ...] | None:
+    """Give the one value of each channel (channel, z, y, x); None where there are several."""
+    corner = tile[:, :1, :1, :1]
+    return tuple(corner.flatten().tolist()) if bool((tile == corner).all()) else None
+
+
+class _Sums:
+    """The weighted logits of the planes that some tile may still reach."""
+
+    def __init__(self, shape: Shape, execution: Execution) -> None:
+        self._shape = shape
+        self._device = execution.torch_device
+        self._kind = torch.float32 if execution.precision == "fp32" else torch.float16
+        self._open: deque[Tensor] = deque()  # (y, x, head)
+        self._first = 0  # of the open planes, its place in the image
+
+    def add(
+        self, logits: Tensor, starts: Sequence[int], shares: Sequence[NDArray[np.float64]]
+    ) -> None:
+        """Add a tile's logits (z, y, x, head), of which each voxel counts by its share."""
+        z, y, x = (torch.from_numpy(share).float() for share in shares)
+        weights = (y[:, None] * x)[..., None].to(logits.device)
+        rows, columns = (
+            slice(start, start + n) for start, n in zip(starts[1:], logits.shape[1:3], strict=True)
+        )
+        for place, (plane, weight) in enumerate(zip(logits, z.tolist(), strict=True), starts[0]):
+            while len(self._open) <= place - self._first:
+                self._open.append(self._new_plane(logits.shape[-1]))
+            weighted = plane * (weights * weight)
+            self._open[place - self._first][rows, columns] += weighted.to(self._device)
+
+    def leave(self, first: int, inside: Sequence[slice]) -> Iterator[Planes]:
+        """Hand on the planes before `first`, which no tile will reach again.
+
+        They are cut to `inside` of the padded image and come some at a time.
+        """
+        while self._first < first:
+            size = 4 * self._open[0].numel()
+            last = min(first, self._first + max(1, RUN_BYTES // size))
+            places = range(self._first, last)
+            planes = [self._open.popleft() for _ in places]
+            self._first = last
+            z, y, x = inside
+            kept = [p for place, p in zip(places, planes, strict=True) if z.start <= place < z.stop]
+            if kept:
+                yield torch.stack([plane[y, x].float().cpu() for plane in kept]).numpy()
+
+    def _new_plane(self, heads: int) -> Tensor:
+        """Give a plane of zeros; where a GPU has no room left, all of them move to the CPU."""
+        shape = (*self._shape[1:], heads)
+        try:
+            return torch.zeros(shape, dtype=self._kind, device=self._device)
+        except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error) or self._device.type == "cpu":
+                raise
+        logger.info("memory is short: logits are summed up on the CPU")
+        self._device = torch.device("cpu")
+        self._open = deque(plane.cpu() for plane in self._open)
+        return torch.zeros(shape, dtype=self._kind)

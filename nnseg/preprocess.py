@@ -1,9 +1,8 @@
-"""Stage 3, a case to what its network sees, and the way back.
+"""Stage 3, a case to what its network sees; `nnseg.restore` is the way back.
 
-`preprocess_case` crops to the body, reorders axes, normalizes and resamples; `restore` undoes the
-geometry of it for a prediction. `Placement` remembers what was done. Where several configurations
-want the same case, `crop_to_body`, `normalize_case` and `resample_case` are its steps: what
-`same_normalization` and `same_arrays` find equal is made once.
+`preprocess_case` crops to the body, reorders axes, normalizes and resamples; `Placement` remembers
+what was done. Where several configurations want the same case, `crop_to_body`, `normalize_case` and
+`resample_case` are its steps: what `same_normalization` and `arrays_hash` find equal is made once.
 """
 
 import json
@@ -26,13 +25,12 @@ from nnseg.axes import (
     Segmentation,
     Shape,
     Spacing,
-    inverse_order,
     permute,
     smallest_integer_type,
     three,
 )
 from nnseg.errors import DataError
-from nnseg.image.crop import Cropped, crop_to_body, paste
+from nnseg.image.crop import Cropped, crop_to_body
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.image.resample import (
     resample_image,
@@ -53,7 +51,7 @@ OUTSIDE = -1  # of the body, while image and label map are resampled together; n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a preprocessed case lies in its file: all that `restore` needs."""
+    """Where a preprocessed case lies in its file: all that the way back needs."""
 
     order: Order  # from image order to plan order
     shape: Shape  # voxels of the file, image order
@@ -236,59 +234,6 @@ def _signed(labels: Segmentation) -> Segmentation:
     """Give a copy of a label map in the smallest type that holds OUTSIDE as well."""
     low = min(int(labels.min(initial=0)), -1 - int(labels.max(initial=0)), OUTSIDE)
     return np.array(labels, dtype=np.min_scalar_type(low), order="C")
-
-
-def restore(
-    logits: NDArray[np.float32],
-    placement: Placement,
-    labels: Labels,
-    configuration: Configuration,
-) -> Segmentation:
-    """Turn a network's logits for a preprocessed case into a label map of its file.
-
-    Args:
-        logits: (head, z, y, x), plan order, of `placement.shape_resampled`.
-        placement: What `preprocess_case` did.
-        labels: What the heads mean.
-        configuration: Says how logits are resampled.
-
-    Returns:
-        Label map (z, y, x), image order, of the file's shape; 0 outside the cropped box.
-    """
-    old = placement.spacing_planned
-    current = planned_spacing(old, configuration)
-    rule = configuration.resample_logits
-    axis = separate_axis(current, old, rule.separate)
-    logits = resample_image(logits, placement.shape_cropped, axis, rule.order, rule.order_along)
-    segmentation = labels.segment(logits)
-    shape = permute(placement.shape, placement.order)
-    whole = paste(segmentation, placement.box, shape, 0)
-    return np.ascontiguousarray(whole.transpose(inverse_order(placement.order)))
-
-
-def carry_over(
-    logits: NDArray[np.float32], labels: Labels, configuration: Configuration, shape: Shape
-) -> Segmentation:
-    """Turn a network's logits for a preprocessed case into what the next stage of a cascade sees.
-
-    Args:
-        logits: (head, z, y, x), plan order.
-        labels: What the heads mean.
-        configuration: Of the network, a 3D one; says how logits are resampled.
-        shape: Voxels of the case as the next stage has it, plan order.
-
-    Returns:
-        Positions of labels (z, y, x), of `shape`.
-
-    Source: nnU-Net 2.8.1, which looks at this configuration's spacing alone to decide whether the
-    coarsest axis is resampled apart.
-    """
-    z, y, x = configuration.spacing
-    assert z is not None, "a cascade's stages are 3D"
-    rule = configuration.resample_logits
-    axis = separate_axis((z, y, x), (z, y, x), rule.separate)
-    logits = resample_image(logits, shape, axis, rule.order, rule.order_along)
-    return labels.to_positions(labels.segment(logits))
 
 
 def preprocessing_hash(plan: Plan, configuration: Configuration) -> str:

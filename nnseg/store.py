@@ -290,7 +290,7 @@ def open_case(folder: Path, case_id: str, data_hash: str, *, in_memory: bool) ->
     for name in stored.files:
         _check_file(folder, stored, name)
         key = name.removeprefix(f"{case_id}.").removesuffix(".b2nd")
-        array = _open(folder / name, TYPES[key])
+        array = open_frame(folder / name, TYPES[key])
         arrays[key] = array[...] if in_memory or key == "locations" else array
     if "segmentation" not in arrays:
         raise DataError(f"case {case_id} in {folder} has no label map; it cannot be trained on")
@@ -322,7 +322,7 @@ def open_label_map(path: Path, digest: str, *, in_memory: bool) -> Any:
     """
     if _hash(path) != digest:
         raise _damaged(path)
-    array = _open(path, TYPES["segmentation"])
+    array = open_frame(path, TYPES["segmentation"])
     return array[...] if in_memory else array
 
 
@@ -490,7 +490,7 @@ def _fit(shape: tuple[int, ...], voxels: int) -> tuple[int, ...]:
     return tuple(edge)
 
 
-def _open(path: Path, types: Sequence[str]) -> Any:
+def open_frame(path: Path, types: Sequence[str]) -> Any:
     """Open an array that is one of `types`, without unpacking anything.
 
     Blosc2 has frames that tell how to compute an array, in Python, and it does so when they are

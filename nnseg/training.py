@@ -17,6 +17,7 @@ import numpy as np
 from nnseg import record, report, store
 from nnseg.axes import Segmentation
 from nnseg.cascade import out_of_fold
+from nnseg.confidence import Observer
 from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
 from nnseg.errors import (
     DataError,
@@ -28,6 +29,7 @@ from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summar
 from nnseg.folders import (
     Folders,
     checkpoint_file,
+    confidence_file,
     summary_file,
     validated_file,
     validation_folder,
@@ -587,7 +589,7 @@ def _validate(
     labels = model.plan.labels
     out = validation_folder(about.folder)
     out.mkdir(exist_ok=True)
-    for path in (validated_file(about.folder), summary_file(out)):
+    for path in (validated_file(about.folder), summary_file(out), confidence_file(out)):
         path.unlink(missing_ok=True)  # they would be of other predictions until the end
     spec = read_spec(about.folders.spec_file(about.dataset))
     members = set(about.split.val)
@@ -610,6 +612,7 @@ def _validate(
         stop=stop,
     )
     scored = []
+    observer = Observer(labels, len(cases))
     for number, case in enumerate(cases):
         if stop():
             raise StoppedError("stopped in the validation; the same command does it anew")
@@ -618,6 +621,7 @@ def _validate(
             volume.image,
             volume.geometry.spacing,
             previous=None if previous is None else previous[case.case_id][...],
+            look=observer.watch(_preprocessed_reference(about, case.case_id)),
         )
         target = out / f"{case.case_id}{model.spec.label_ending}"
         write(target, segmentation, volume.geometry)
@@ -635,14 +639,26 @@ def _validate(
                 ),
             )
         )
+        dice = [score.dice for score in scored[-1].scores.values() if score.dice is not None]
+        observer.note(math.fsum(dice) / len(dice) if dice else None)
         if on_progress:
             on_progress("validating", number + 1, len(cases))
+    record.save(observer.result(), confidence_file(out))
     summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
     write_summary(out, summary, labels)
     checkpoint = record.read_json(checkpoint_file(about.folder, kind))
     weights = Validated(weights_sha256=checkpoint["weights_sha256"])
     record.save(weights, validated_file(about.folder))
     return summary
+
+
+def _preprocessed_reference(about: _AboutFold, case_id: str) -> Segmentation | None:
+    """Give the label positions of a preprocessed case, None where it is not kept any more."""
+    try:
+        stored = _open_cases(about, [case_id], in_memory=False)[case_id]
+    except (DataError, MissingError):
+        return None
+    return np.asarray(stored.segmentation[...])
 
 
 def _read_case(case: Case, channels: int) -> tuple[Volume, Segmentation]:

@@ -1,9 +1,13 @@
 """What tests of several files need."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from tiny import FLAT, draw, prepare, train
+
+from nnseg.folders import Folders
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.fail(f"NNSEG_SHARED is {named}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Six 2D phantoms, preprocessed, fold 0 trained; tests leave it as it is."""
+    folders = draw(tmp_path_factory.mktemp("flat"), FLAT, "2d", cases=6, test_cases=3)
+    assert prepare(folders, FLAT, "2d", (1, 32, 24)) == {"2d": 6}
+    train(folders, FLAT, "2d")
+    return folders
+
+
+@pytest.fixture
+def prepared(flat: Folders, tmp_path: Path) -> Folders:
+    """A copy of the preprocessed phantoms without the training."""
+    shutil.copytree(flat.raw.parent, tmp_path / "copy")
+    folders = Folders.of_root(tmp_path / "copy")
+    shutil.rmtree(folders.results)
+    return folders

@@ -16,8 +16,9 @@ from nnseg.exchange.nnunet import read_plans
 from nnseg.folders import Folders, metrics_file
 from nnseg.labels import Labels
 from nnseg.plan import Configuration, Plan
-from nnseg.preprocess import preprocessing_hash, restore
+from nnseg.preprocess import preprocessing_hash
 from nnseg.recipe import TrainSettings
+from nnseg.restore import restore
 from nnseg.volume import read_segmentation
 
 DATASETS = (
@@ -128,12 +129,10 @@ def check_round_trip(case: Case, at: Path, plan: Plan, configuration: Configurat
     raw, geometry = read_segmentation(case.label)
     wanted, positions, labels = few_labels(raw, found.segmentation, plan.labels)
     heads = labels.consecutive.foreground.values()
-    logits = np.stack([np.isin(positions, members) for members in heads]).astype(np.float32)
     if not labels.has_regions:
-        logits = np.concatenate([(positions == 0)[None].astype(np.float32), logits])
-    else:
-        logits -= 0.5
-    back = restore(logits, found.placement, labels, configuration)
+        heads = [(0,), *heads]
+    logits = np.stack([np.isin(positions, members) for members in heads], axis=-1) - np.float32(0.5)
+    back = restore([logits], found.placement, labels, configuration)
 
     assert back.shape == raw.shape == geometry.shape
     judged = raw != labels.ignore if labels.ignore is not None else np.ones(raw.shape, bool)

@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import toy_plan
 
 from nnseg import inference
 from nnseg.checkpoint import save_model
-from nnseg.dataset import DatasetSpec
 from nnseg.errors import MachineError
-from nnseg.fingerprint import Fingerprint
-from nnseg.image.intensity import Intensity
 from nnseg.inference import Model, load_model
 from nnseg.labels import Labels
 from nnseg.model.unet import build_network
-from nnseg.plan import Plan, make_plan
+from nnseg.plan import Plan
 
 NAME = "3d_fullres"
 
@@ -24,22 +22,7 @@ NAME = "3d_fullres"
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     """A plan whose network is tiny."""
-    intensity = Intensity(
-        mean=1.0, median=1.5, std=2.0, min=0.0, max=9.0, percentile_00_5=0.5, percentile_99_5=8.0
-    )
-    measured = Fingerprint(
-        spacings=((2.0, 1.0, 1.5),),
-        shapes=((8, 12, 10),),
-        intensities=(intensity,),
-        median_relative_size=1.0,
-    )
-    spec = DatasetSpec(
-        channels=("MR",),
-        labels=Labels(labels={"background": 0, "tumour": 1}),
-        num_training=3,
-        file_ending=".nii.gz",
-    )
-    made = make_plan(spec, measured, dataset="Dataset001_Toy")
+    made = toy_plan(Labels(labels={"background": 0, "tumour": 1}))
     full = made.configuration(NAME)
     tiny = dataclasses.replace(
         full.architecture,
@@ -102,9 +85,9 @@ def test_an_image_that_is_too_large_for_the_memory_is_no_fault_of_ours(
     def fails(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(inference, "predict_logits", fails)
+    monkeypatch.setattr(inference, "stream_logits", fails)
     with pytest.raises(MachineError, match=r"\(.*2\.00 GiB\); free some"):
-        model.logits(image)
+        list(model.logits(image))
 
 
 def test_other_errors_of_a_prediction_stay_what_they_are(
@@ -115,6 +98,6 @@ def test_other_errors_of_a_prediction_stay_what_they_are(
     def fails(*args: object, **options: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(inference, "predict_logits", fails)
+    monkeypatch.setattr(inference, "stream_logits", fails)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        model.logits(image)
+        list(model.logits(image))

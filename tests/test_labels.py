@@ -70,9 +70,9 @@ def test_a_single_label_in_a_list_makes_no_region() -> None:
 
 
 def test_labels_take_the_head_with_the_highest_logit() -> None:
-    logits = np.zeros((3, 2, 3, 4), np.float32)
-    logits[2, 1, 2, 3] = 1
-    logits[1, 0, 1, 2] = 1
+    logits = np.zeros((2, 3, 4, 3), np.float32)
+    logits[1, 2, 3, 2] = 1
+    logits[0, 1, 2, 1] = 1
     segmentation = PLAIN.segment(logits)
     assert segmentation.dtype == np.uint8
     assert segmentation[1, 2, 3] == 2
@@ -81,10 +81,10 @@ def test_labels_take_the_head_with_the_highest_logit() -> None:
 
 
 def test_later_regions_paint_over_earlier_ones_and_half_is_not_enough() -> None:
-    logits = np.full((2, 1, 2, 3), -1, np.float32)
-    logits[0, 0, 0] = 1
-    logits[1, 0, 0, 0] = 1
-    logits[1, 0, 1, 2] = 0  # a probability of exactly 0.5
+    logits = np.full((1, 2, 3, 2), -1, np.float32)
+    logits[0, 0, :, 0] = 1
+    logits[0, 0, 0, 1] = 1
+    logits[0, 1, 2, 1] = 0  # a probability of exactly 0.5
     assert REGIONS.segment(logits).tolist() == [[[2, 1, 1], [0, 0, 0]]]
 
 
@@ -140,11 +140,20 @@ def test_a_value_that_is_no_label_has_no_position(
 
 
 def test_what_is_predicted_has_the_users_values() -> None:
-    logits = np.eye(4, dtype=np.float32).reshape(4, 1, 2, 2)
+    logits = np.eye(4, dtype=np.float32).reshape(1, 2, 2, 4)
     segmentation = GAPS.segment(logits)
     assert segmentation.tolist() == [[[0, 1], [5, 255]]]
     assert segmentation.dtype == np.uint8
-    logits = np.array([[1, 1, -1], [-1, 1, -1]], np.float32).reshape(2, 1, 1, 3)
+    logits = np.array([[1, -1], [1, 1], [-1, -1]], np.float32).reshape(1, 1, 3, 2)
     segmentation = GAPPED_REGIONS.segment(logits)
     assert segmentation.tolist() == [[[1, 300, 0]]]
     assert segmentation.dtype == np.uint16
+
+
+def test_probabilities_of_labels_add_up_to_1_and_those_of_regions_stand_alone() -> None:
+    logits = np.array([[0.0, np.log(3), 1e4], [-1e4, 0.0, 0.0]], np.float32)
+    found = PLAIN.probabilities(logits)
+    assert found.tolist() == [[0, 0, 1], [0, 0.5, 0.5]]
+    assert found.dtype == np.float32
+    regions = REGIONS.probabilities(np.array([[np.log(3), -1e4], [0, 1e4]], np.float32))
+    np.testing.assert_allclose(regions, [[0.75, 0], [0.5, 1]], rtol=1e-6)

@@ -2,75 +2,31 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny import CPU, FLAT, SHORT, draw, prepare, shrink, stop_after, train
 
-from nnseg import inference, phantom, pipeline, predict, record
-from nnseg.axes import Shape
+from nnseg import inference, pipeline, predict, predictor, record
 from nnseg.checkpoint import Checkpoint, load_model, save_sealed
 from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import (
     DataError,
     MissingError,
-    PartlyDoneError,
     PlanError,
     StoppedError,
     UsageError,
 )
 from nnseg.folders import Folders, trained_folds
 from nnseg.plan import Plan
-from nnseg.recipe import TrainSettings
 from nnseg.resume import EpochReport, RunRecord
 from nnseg.runlog import RunReport
 from nnseg.volume import read_image, read_segmentation, simple_geometry, write
-
-FLAT = "Dataset001_Flat"
-SHORT = TrainSettings(epochs=2, iterations=2, validation_iterations=1, batch_size=2)
-CPU = {"device": "cpu", "precision": "fp32"}
-
-
-def draw(root: Path, dataset: str, variant: str, *, cases: int, test_cases: int = 0) -> Folders:
-    folders = Folders.of_root(root)
-    raw = folders.raw_folder(dataset)
-    phantom.write_dataset(raw, variant, cases=cases, test_cases=test_cases)
-    return folders
-
-
-def shrink(plan: Plan, configuration: str, patch: Shape) -> Plan:
-    """The plan with one configuration, whose network trains in milliseconds."""
-    planned = plan.configuration(configuration)
-    flat = planned.architecture.dimensions == 2
-    tiny = dataclasses.replace(
-        planned.architecture,
-        features=(4, 8),
-        kernel_sizes=((1, 3, 3),) * 2 if flat else ((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (1, 2, 2) if flat else (2, 2, 2)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    planned = dataclasses.replace(planned, architecture=tiny, patch_size=patch, batch_size=2)
-    return dataclasses.replace(plan, configurations={configuration: planned})
-
-
-def prepare(folders: Folders, dataset: str, configuration: str, patch: Shape) -> dict[str, int]:
-    """Everything before training."""
-    pipeline.fingerprint(folders, dataset, workers=1)
-    plan = shrink(pipeline.plan(folders, dataset), configuration, patch)
-    record.save(plan, folders.plan_file(dataset, "nnseg"))
-    return pipeline.preprocess(folders, dataset, workers=1)
-
-
-def train(folders: Folders, dataset: str, configuration: str, **options: Any) -> Path:
-    options = {"settings": SHORT, **CPU, **options}
-    return pipeline.train(folders, dataset, configuration, options.pop("fold", "0"), **options)
 
 
 def report_in(folder: Path) -> RunReport:
@@ -84,34 +40,6 @@ def content(folder: Path) -> dict[str, tuple[str, int]]:
         for path in folder.rglob("*")
         if path.is_file() and path.name not in ("run.json", "log.txt")
     }
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    count = itertools.count(1)
-    return lambda: next(count) == steps
-
-
-@pytest.fixture(scope="module")
-def flat(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Six 2D phantoms, preprocessed, fold 0 trained; tests leave it as it is."""
-    folders = draw(tmp_path_factory.mktemp("flat"), FLAT, "2d", cases=6, test_cases=3)
-    assert prepare(folders, FLAT, "2d", (1, 32, 24)) == {"2d": 6}
-    train(folders, FLAT, "2d")
-    return folders
-
-
-@pytest.fixture
-def prepared(flat: Folders, tmp_path: Path) -> Folders:
-    """A copy of the preprocessed phantoms without the training."""
-    shutil.copytree(flat.raw.parent, tmp_path / "copy")
-    folders = Folders.of_root(tmp_path / "copy")
-    shutil.rmtree(folders.results)
-    return folders
-
-
-@pytest.fixture(scope="module")
-def model(flat: Folders) -> inference.Model:
-    return inference.load_model((flat.fold(FLAT, "nnseg", "2d", "0", 0),), **CPU)
 
 
 # ---------------------------------------------------------------- before training
@@ -323,172 +251,6 @@ def test_seeds_live_side_by_side(prepared: Folders) -> None:
 # ---------------------------------------------------------------- predicting
 
 
-def test_predictions_lie_on_exactly_the_grid_of_their_images(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    written = pipeline.predict(model, images, tmp_path / "out")
-    assert sorted(written) == [path.name[:-12] for path in sorted(images.iterdir())]
-    for case_id, path in written.items():
-        image = read_image((images / f"{case_id}_0000.nii.gz",))
-        found, geometry = read_segmentation(path)
-        assert geometry == image.geometry
-        assert found.shape == image.image.shape[1:]
-        assert set(np.unique(found)) <= {0, 1, 2}
-    again = pipeline.predict(model, images, tmp_path / "again")
-    assert [sha256(path) for path in written.values()] == [sha256(p) for p in again.values()]
-
-
-def test_a_prediction_says_what_it_was_made_from(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    written = pipeline.predict(model, images, tmp_path)
-    report = report_in(tmp_path)
-    assert report.command == "predict"
-    assert report.inputs == {str(path): sha256(path) for path in images.iterdir()}
-    assert report.outputs == {str(path): sha256(path) for path in written.values()}
-    assert report.cases == dict.fromkeys(written, "done")
-    assert report.arguments == {
-        "source": str(images),
-        "target": str(tmp_path),
-        "step": 0.5,
-        "mirror": True,
-    }
-    assert read_spec(tmp_path / "dataset.json").labels == model.plan.labels
-
-
-def test_predictions_are_scored_against_the_truth(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    raw = flat.raw_folder(FLAT)
-    pipeline.predict(model, raw / "imagesTs", tmp_path)
-    spec = pipeline.spec_for_evaluation(raw / "labelsTs", tmp_path, None)
-    summary = pipeline.evaluate(raw / "labelsTs", tmp_path, spec.labels, ".nii.gz", workers=1)
-    assert len(summary.cases) == 3
-    assert pipeline.read_summary(tmp_path, spec.labels) == summary
-    perfect = pipeline.evaluate(raw / "labelsTs", raw / "labelsTs", spec.labels, ".nii.gz")
-    assert perfect.foreground_mean.dice == 1
-    (raw / "labelsTs" / "summary.json").unlink()
-
-
-def test_bad_files_among_the_images_are_named_and_the_others_are_done(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images, out = tmp_path / "in", tmp_path / "out"
-    shutil.copytree(flat.raw_folder(FLAT) / "imagesTs", images)
-    good = sorted(path.name[:-12] for path in images.iterdir())
-    whole = images / f"{good[0]}_0000.nii.gz"
-    (images / "cut_0000.nii.gz").write_bytes(whole.read_bytes()[:500])
-    image = read_image((whole,))
-    values = image.image[0].astype(np.float32)
-    values[0, 3, 4] = np.nan
-    write(images / "nan_0000.nii.gz", values, image.geometry)
-    shutil.copy(whole, images / "lost_0001.nii.gz")  # its channel 0000 is missing
-    with pytest.raises(PartlyDoneError) as raised:
-        pipeline.predict(model, images, out)
-    assert raised.value.exit_code == 6
-    text = str(raised.value)
-    assert text.startswith("3 of 6 cases failed:")
-    for name in ("cut", "nan", "lost"):
-        assert f"\n  case {name}: " in text
-        assert not (out / f"{name}.nii.gz").exists()
-    assert all((out / f"{case_id}.nii.gz").is_file() for case_id in good)
-    assert not list(out.glob(".part-*"))
-    report = report_in(out)
-    assert report.exit_code == 6
-    assert {name for name, state in report.cases.items() if state == "done"} == set(good)
-
-
-def test_if_every_image_is_bad_nothing_is_partly_done(
-    model: inference.Model, tmp_path: Path
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "cut_0000.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"case cut: .*is damaged"):
-        pipeline.predict(model, tmp_path / "in", tmp_path / "out")
-
-
-def test_the_output_must_not_be_the_input(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = tmp_path / "in"
-    shutil.copytree(flat.raw_folder(FLAT) / "imagesTs", images)
-    for target in (images, tmp_path / "in" / ".." / "in"):
-        with pytest.raises(UsageError, match="the output must not be the input"):
-            pipeline.predict(model, images, target)
-    file = next(images.iterdir())
-    with pytest.raises(UsageError, match="the output must not be the input"):
-        pipeline.predict(model, file, file)
-
-
-def test_one_file_is_predicted_to_one_file(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    image = sorted((flat.raw_folder(FLAT) / "imagesTs").iterdir())[0]
-    written = pipeline.predict(model, image, tmp_path / "mine.nii.gz")
-    assert written == {"mine": tmp_path / "mine.nii.gz"}
-    assert read_segmentation(written["mine"])[1] == read_image((image,)).geometry
-    assert not (tmp_path / "dataset.json").exists()
-
-
-def test_shares_of_the_cases_are_disjoint_and_whole(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    shares = [
-        set(pipeline.predict(model, images, tmp_path, part=part, parts=2, mirror=False))
-        for part in (0, 1)
-    ]
-    assert not shares[0] & shares[1]
-    assert len(shares[0] | shares[1]) == 3
-
-
-def test_outputs_that_are_there_stay_if_asked(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    first = sorted(images.iterdir())[0].name[:-12]
-    (tmp_path / "run.json").write_text("{}")  # an earlier prediction's
-    (tmp_path / f"{first}.nii.gz").write_bytes(b"mine")
-    written = pipeline.predict(model, images, tmp_path, overwrite=False, mirror=False)
-    assert (tmp_path / f"{first}.nii.gz").read_bytes() == b"mine"
-    assert len(written) == 3
-    pipeline.predict(model, images, tmp_path, mirror=False)
-    assert (tmp_path / f"{first}.nii.gz").read_bytes() != b"mine"
-
-
-@pytest.mark.parametrize("name", ["dataset.json", "{case}.nii.gz"])
-def test_files_that_no_prediction_made_are_not_replaced(
-    flat: Folders, model: inference.Model, tmp_path: Path, name: str
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    mine = tmp_path / name.format(case=sorted(images.iterdir())[0].name[:-12])
-    mine.write_bytes(b"mine")
-    with pytest.raises(UsageError, match="no prediction of ours made it"):
-        pipeline.predict(model, images, tmp_path, mirror=False)
-    assert mine.read_bytes() == b"mine"
-
-
-def test_one_image_cannot_be_shared_out(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    image = sorted((flat.raw_folder(FLAT) / "imagesTs").iterdir())[0]
-    with pytest.raises(UsageError, match="is one image; -num_parts shares out a folder"):
-        pipeline.predict(model, image, tmp_path / "out", part=1, parts=2)
-
-
-def test_a_prediction_that_was_killed_goes_on(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    with pytest.raises(StoppedError):
-        pipeline.predict(model, images, tmp_path, mirror=False, stop=stop_after(2))
-    (tmp_path / "run.json").unlink()  # a kill would not have let it be written
-    written = pipeline.predict(model, images, tmp_path, mirror=False, overwrite=False)
-    assert len(written) == 3
-
-
 def test_a_validation_that_is_stopped_leaves_no_scores_of_other_predictions(
     prepared: Folders,
 ) -> None:
@@ -498,26 +260,6 @@ def test_a_validation_that_is_stopped_leaves_no_scores_of_other_predictions(
     assert not (folder / "validation" / "summary.json").exists()
     train(prepared, FLAT, "2d")
     assert (folder / "validation" / "summary.json").is_file()
-
-
-def test_one_image_goes_into_a_folder_under_its_own_name(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    image = sorted((flat.raw_folder(FLAT) / "imagesTs").iterdir())[0]
-    written = pipeline.predict(model, image, tmp_path / "out", mirror=False)
-    assert list(written.values()) == [tmp_path / "out" / image.name]
-
-
-def test_a_channel_too_many_is_named_and_the_others_are_done(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = tmp_path / "in"
-    shutil.copytree(flat.raw_folder(FLAT) / "imagesTs", images)
-    first = sorted(images.iterdir())[0]
-    shutil.copy(first, images / first.name.replace("_0000", "_0001"))
-    with pytest.raises(PartlyDoneError, match="does not declare"):
-        pipeline.predict(model, images, tmp_path / "out", mirror=False)
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 def test_a_run_whose_folds_changed_does_not_go_on(prepared: Folders) -> None:
@@ -555,24 +297,6 @@ def test_a_copied_plan_must_have_its_own_name(prepared: Folders) -> None:
     shutil.copy(prepared.plan_file(FLAT, "nnseg"), prepared.plan_file(FLAT, "mine"))
     with pytest.raises(PlanError, match="calls itself plan nnseg"):
         pipeline.load_plan(prepared, FLAT, "mine")
-
-
-def test_a_prediction_stops_between_cases_with_what_is_done(
-    flat: Folders, model: inference.Model, tmp_path: Path
-) -> None:
-    images = flat.raw_folder(FLAT) / "imagesTs"
-    with pytest.raises(StoppedError, match="stopped after 1 of 3 cases"):
-        pipeline.predict(model, images, tmp_path, mirror=False, stop=stop_after(2))
-    assert len(list(tmp_path.glob("*.nii.gz"))) == 1
-
-
-def test_a_folder_without_images_is_refused(model: inference.Model, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "scan.nii.gz").touch()
-    with pytest.raises(DataError, match=r"no file is named CASE_0000\.nii\.gz"):
-        pipeline.predict(model, tmp_path / "in", tmp_path / "out")
-    with pytest.raises(MissingError, match="does not exist; give an image or a folder"):
-        pipeline.predict(model, tmp_path / "gone", tmp_path / "out")
 
 
 def test_folds_of_different_plans_are_not_mixed(flat: Folders, tmp_path: Path) -> None:
@@ -624,11 +348,11 @@ def test_the_whole_way_in_3d(tmp_path: Path) -> None:
     folder = train(folders, dataset, "3d_fullres", settings=settings)
     assert len(pipeline.validation_summary(folder).cases) == 1
     raw = folders.raw_folder(dataset)
-    model = inference.load_model((folder,), **CPU)
-    (path,) = pipeline.predict(model, raw / "imagesTs", tmp_path / "out", mirror=False).values()
+    model = predictor.load(folder, **CPU)
+    (path,) = pipeline.predict(model, raw / "imagesTs", tmp_path / "out").values()
     image = read_image(tuple((raw / "imagesTs").iterdir()))
     assert read_segmentation(path)[1] == image.geometry
-    summary = pipeline.evaluate(raw / "labelsTs", tmp_path / "out", model.plan.labels, ".nii.gz")
+    summary = pipeline.evaluate(raw / "labelsTs", tmp_path / "out", model.spec.labels, ".nii.gz")
     assert summary.mean.keys() == {"head", "tail"}
 
 

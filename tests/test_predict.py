@@ -1,5 +1,9 @@
 import dataclasses
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from nnseg import predict
 from nnseg.axes import Shape
 from nnseg.checkpoint import Checkpoint
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import PlanError
+from nnseg.errors import PlanError, StoppedError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -20,11 +24,13 @@ from nnseg.model.device import Execution
 from nnseg.model.unet import build_network
 from nnseg.plan import make_plan
 from nnseg.predict import (
+    OnTile,
+    Sweep,
     count_tiles,
     load_network,
     mean_logits,
     mirror_combinations,
-    predict_logits,
+    stream_logits,
     tile_seconds,
 )
 
@@ -39,6 +45,21 @@ SMALL = Architecture(
     encoder_blocks=(1, 1),
     decoder_blocks=(1,),
 )
+
+
+def predict_logits(
+    networks: Sequence[nn.Module],
+    image: NDArray[np.float32],
+    patch_size: Shape,
+    execution: Execution,
+    step: float = 0.5,
+    on_tile: OnTile | None = None,
+    **how: Any,
+) -> NDArray[np.float32]:
+    """All logits at once, (head, z, y, x)."""
+    sweep = Sweep(step=step, on_tile=on_tile)
+    runs = stream_logits(networks, image, patch_size, execution, sweep=sweep, **how)
+    return np.moveaxis(np.concatenate(list(runs)), -1, 0)
 
 
 class Constant(nn.Module):
@@ -72,10 +93,10 @@ def image_of(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def small_network(seed: int = 0) -> nn.Module:
+def small_network(seed: int = 0, channels: int = 1) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_network(SMALL, 1, 2).eval()
+        return build_network(SMALL, channels, 2).eval()
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 8), (5, 13, 21), (2, 3, 4), (9, 3, 8)])
@@ -253,3 +274,134 @@ def test_a_loaded_network_has_the_weights_and_is_ready_to_predict() -> None:
     network = load_network(checkpoint, weights, CPU)
     assert not network.training
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
+
+
+def test_planes_leave_as_soon_as_no_tile_reaches_them() -> None:
+    image = image_of(1, 12, 6, 8)  # five tiles along z, two planes apart
+    seen: list[int] = []
+    left = []
+    sweep = Sweep(on_tile=lambda done, total: seen.append(done))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "BATCH_VOXELS", 1)
+        for planes in stream_logits([Pointwise()], image, PATCH, CPU, sweep=sweep):
+            left.append((seen[-1], len(planes)))
+    assert left == [(1, 2), (2, 2), (3, 2), (4, 2), (5, 4)]
+
+
+def test_runs_of_planes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "RUN_BYTES", 3 * 6 * 8 * 2 * 4)
+    runs = list(stream_logits([Pointwise()], image_of(1, 9, 6, 8), (9, 6, 8), CPU))
+    assert [len(planes) for planes in runs] == [3, 3, 3]
+
+
+def test_a_constant_tile_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "BATCH_VOXELS", 1)
+    image = np.full((2, 4, 6, 32), 3, np.float32)
+    image[1, :, :, 12:20] = image_of(4, 6, 8)  # of seven tiles the third to fifth see something
+    network = small_network(channels=2)
+    seen: list[Tensor] = []
+    handle = network.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    found = predict_logits([network], image, PATCH, CPU)
+    handle.remove()
+    assert len(seen) == 1 + 3
+    monkeypatch.setattr(predict, "_constant", lambda tile: None)
+    np.testing.assert_array_equal(predict_logits([network], image, PATCH, CPU), found)
+
+
+def test_tiles_that_differ_in_one_channel_only_are_not_taken_for_each_other() -> None:
+    image = np.zeros((2, 4, 6, 24), np.float32)
+    image[1, :, :, 12:] = 5
+    network = small_network(channels=2)
+    found = predict_logits([network], image, PATCH, CPU, step=1.0)
+    alone = predict_logits([network], image[..., 16:], PATCH, CPU)
+    np.testing.assert_allclose(found[..., 16:], alone, atol=1e-5)
+    assert not np.allclose(found[..., :8], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_spread_of_folds_is_the_variance_of_their_probabilities(precision: str) -> None:
+    networks = [Constant(0, 0), Constant(0, math.log(3))]  # 1/2 and 1/2; 1/4 and 3/4
+    execution = dataclasses.replace(CPU, precision=precision)
+    softmax = partial(torch.softmax, dim=1)
+    found = predict_logits(networks, image_of(1, 5, 9, 8), PATCH, execution, spread=softmax)
+    assert found.shape == (3, 5, 9, 8)
+    assert np.allclose(found[2], 2 * (1 / 8) ** 2, rtol=2e-3)
+    alone = predict_logits(networks[:1], image_of(1, 5, 9, 8), PATCH, execution, spread=softmax)
+    assert np.allclose(alone[2], 0, atol=1e-6)
+
+
+def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network() -> None:
+    asked = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 6
+
+    networks = [Constant(1), Constant(2)]
+    with pytest.raises(StoppedError, match="nothing of it is kept"):
+        list(
+            stream_logits(
+                networks,
+                image_of(1, *PATCH),
+                PATCH,
+                CPU,
+                mirror_axes=(0, 1),
+                sweep=Sweep(stop=stop),
+            )
+        )
+    assert len(asked) == 6  # of two networks with four mirrors each
+
+
+class Hungry(Pointwise):
+    """Has memory for so many tiles at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, image: Tensor, outputs: int = 1) -> list[Tensor]:
+        if len(image) > self.most or image.device.type == "meta":
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return super().forward(image, outputs)
+
+
+def test_where_memory_is_short_fewer_tiles_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = image_of(1, 8, 12, 16)
+    monkeypatch.setattr(predict, "BATCH_VOXELS", 9 * 4 * 6 * 8)
+    found = predict_logits([Hungry(2)], image, PATCH, CPU)
+    assert np.allclose(found[0], image[0], atol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_logits([Hungry(0)], image, PATCH, CPU)
+
+
+def test_what_a_gpu_has_no_memory_for_is_computed_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        Execution, "autocast", lambda self: nullcontext()
+    )  # it knows no such device
+    elsewhere = Execution(device="meta", precision="fp16")  # a device without any memory
+    tile = torch.from_numpy(image_of(1, *PATCH))
+    work = predict._Work([Hungry(9)], elsewhere, [()], None, lambda: False, PATCH)
+    (found,) = work.logits([tile])
+    assert torch.equal(found[..., 0], tile[0])
+    assert "meta has too little memory: going on on the CPU" in caplog.text
+
+
+def test_sums_move_to_the_cpu_where_a_gpu_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros, asked = torch.zeros, []
+
+    def scarce(*shape: object, **how: Any) -> Tensor:
+        if how.get("device") == torch.device("meta"):
+            asked.append(how)
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return zeros(*shape, **how)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    sums = predict._Sums(PATCH, Execution(device="meta"))
+    sums.add(torch.ones(*PATCH, 2), (0, 0, 0), [np.ones(n) for n in PATCH])
+    (planes,) = sums.leave(4, [slice(0, n) for n in PATCH])
+    assert len(asked) == 1
+    assert planes.tolist() == np.ones((*PATCH, 2)).tolist()

@@ -28,9 +28,9 @@ from nnseg.preprocess import (
     planned_spacing,
     preprocess_case,
     preprocessing_hash,
-    restore,
     same_normalization,
 )
+from nnseg.restore import restore
 from nnseg.volume import read_image, read_segmentation
 
 ORDERS: list[Order] = list(permutations((0, 1, 2)))  # type: ignore[arg-type]
@@ -85,7 +85,8 @@ def make_case(channels: int = 1) -> tuple[Image, Segmentation]:
 
 
 def logits_of(segmentation: Segmentation, heads: int) -> Any:
-    return np.stack([segmentation == head for head in range(heads)]).astype(np.float32)
+    """Logits (z, y, x, head), as one run of planes."""
+    return [np.stack([segmentation == head for head in range(heads)], axis=-1).astype(np.float32)]
 
 
 def dice(a: Segmentation, b: Segmentation, label: int) -> float:
@@ -131,8 +132,9 @@ def test_regions_are_restored_as_their_labels() -> None:
     plan, configuration = make(labels=REGIONS)
     found = preprocess_case(image, segmentation, SPACING, plan, configuration)
     assert found.segmentation is not None
-    heads = np.stack([found.segmentation > 0, found.segmentation == 2]) - np.float32(0.5)
-    back = restore(heads.astype(np.float32), found.placement, REGIONS, configuration)
+    heads = [found.segmentation > 0, found.segmentation == 2]
+    logits = np.stack(heads, axis=-1) - np.float32(0.5)
+    back = restore([logits], found.placement, REGIONS, configuration)
     np.testing.assert_array_equal(back, segmentation)
 
 
@@ -153,9 +155,9 @@ def test_nothing_outside_the_box_is_predicted() -> None:
     image, segmentation = make_case()
     plan, configuration = make((1.0, 1.1, 1.2))
     placement = preprocess_case(image, segmentation, SPACING, plan, configuration).placement
-    everywhere = np.zeros((3, *placement.shape_resampled), dtype=np.float32)
-    everywhere[1] = 1
-    back = restore(everywhere, placement, PLAIN, configuration)
+    everywhere = np.zeros((*placement.shape_resampled, 3), dtype=np.float32)
+    everywhere[..., 1] = 1
+    back = restore([everywhere], placement, PLAIN, configuration)
     assert (back[BODY] == 1).all()
     assert back.sum() == 15 * 23 * 26
 
@@ -166,8 +168,8 @@ def test_thick_slices_of_the_file_are_restored_apart_wherever_they_lie() -> None
     placement = preprocess_case(image, None, (1.0, 1.0, 6.0), plan, configuration).placement
     assert placement.shape_resampled == (20, 10, 12)
     logits = np.random.default_rng(0).normal(size=(3, 20, 10, 12)).astype(np.float32)
-    slices = PLAIN.segment(resample_image(logits, (5, 10, 12), 0, 1, 0))
-    back = restore(logits, placement, PLAIN, configuration)
+    slices = PLAIN.segment(np.moveaxis(resample_image(logits, (5, 10, 12), 0, 1, 0), 0, -1))
+    back = restore([np.moveaxis(logits, 0, -1)], placement, PLAIN, configuration)
     np.testing.assert_array_equal(back, slices.transpose(1, 2, 0))
 
 

@@ -22,13 +22,12 @@ from nnseg.cli.data import (
     run_init,
 )
 from nnseg.cli.demonstrating import demo_arguments, run_demo
+from nnseg.cli.porting import export_arguments, import_arguments, run_export, run_import
 from nnseg.cli.predicting import evaluate_arguments, predict_arguments, run_evaluate, run_predict
 from nnseg.cli.preparing import (
-    import_arguments,
     plan_and_preprocess_arguments,
     plan_arguments,
     preprocess_arguments,
-    run_import,
     run_plan,
     run_plan_and_preprocess,
     run_preprocess,
@@ -55,7 +54,8 @@ COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
     "predict": (predict_arguments, run_predict, "Segment images with trained networks."),
     "evaluate": (evaluate_arguments, run_evaluate, "Score predictions against their references."),
     "fsck": (fsck_arguments, run_fsck, "Find what is damaged among all that nnseg keeps."),
-    "import": (import_arguments, run_import, "Make a plan of ours from nnU-Net's plans.json."),
+    "import": (import_arguments, run_import, "Make models of ours from nnU-Net's, or a plan."),
+    "export": (export_arguments, run_export, "Write a trained model for another program."),
 }
 
 

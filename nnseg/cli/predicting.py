@@ -2,6 +2,7 @@
 
 import re
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from nnseg.cli.arguments import (
     add_device,
     add_plan_name,
     dataset_of,
+    numbers,
     whole_number,
 )
 from nnseg.console import STOP, Progress
@@ -40,11 +42,18 @@ def predict_arguments(parser: ArgumentParser) -> None:
         "-m",
         "--model",
         type=Path,
+        nargs="+",
         metavar="FOLDER",
-        help="folder of a configuration (fold_0, ...) or of one fold",
+        help="folder of a configuration (fold_0, ...) or of one fold, or a choice.json; of "
+        "several the probabilities are averaged",
+    )
+    model.add_argument(
+        "--weights", type=numbers, default=(), metavar="X,...", help="of several models: 1,1,..."
     )
     model.add_argument("-d", "--dataset", metavar="DATASET", help="id, name or path of the dataset")
-    model.add_argument("-c", "--configuration", metavar="NAME", help="2d, 3d_fullres, ...")
+    model.add_argument(
+        "-c", "--configuration", nargs="+", metavar="NAME", help="2d, 3d_fullres, ..., or several"
+    )
     model.add_argument(
         "-f",
         "--folds",
@@ -59,16 +68,26 @@ def predict_arguments(parser: ArgumentParser) -> None:
     add_plan_name(model)
     how = parser.add_argument_group("how")
     how.add_argument(
+        "--preset",
+        default="default",
+        metavar="NAME",
+        help="fast: one fold, no mirrors, wider steps; default; best: in fp32",
+    )
+    how.add_argument(
         "-step_size",
         "--step",
         type=float,
-        default=0.5,
         metavar="X",
-        help="distance of tiles as a share of their edge: 0.5",
+        help="distance of tiles as a share of their edge: the preset's, 0.5",
     )
     how.add_argument("--disable_tta", action="store_true", help="without mirrored images: faster")
     how.add_argument(
-        "--continue_prediction", action="store_true", help="keep the outputs that are there"
+        "--overwrite", action="store_true", help="do again what is proven to be done"
+    )
+    how.add_argument(
+        "--continue_prediction",
+        action="store_true",
+        help="accepted for nnU-Net's sake: what is done is always kept, if it is proven",
     )
     how.add_argument(
         "-num_parts", type=whole_number, default=1, metavar="N", help="share the cases out"
@@ -82,50 +101,98 @@ def predict_arguments(parser: ArgumentParser) -> None:
         help="accepted for nnU-Net's sake: there are no worker processes",
     )
     add_device(how)
+    besides = parser.add_argument_group("besides the label maps")
+    besides.add_argument(
+        "--save_probabilities",
+        nargs="?",
+        const="npz",
+        metavar="KIND",
+        help="npz (as nnU-Net), nifti or chunks",
+    )
+    besides.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="maps of the entropy, and of the disagreement of folds and models",
+    )
+    besides.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="probabilities at the temperature that fitted the validation best",
+    )
+    besides.add_argument(
+        "--statistics",
+        action="store_true",
+        help="statistics.csv: volume, box and centre of each label",
+    )
 
 
 def run_predict(args: Namespace) -> None:
     from nnseg import pipeline
-    from nnseg.folders import trained_folds
-    from nnseg.inference import load_model
+    from nnseg.predicting import Wanted
+    from nnseg.predictor import load
 
     if not 0 <= args.part_id < args.num_parts:
         raise UsageError(f"-part_id is {args.part_id}; it must be 0 to {args.num_parts - 1}")
-    if not 0 < args.step <= 1:
+    if args.step is not None and not 0 < args.step <= 1:
         raise UsageError(f"-step_size is {args.step}; it must be over 0 and at most 1")
     kinds: dict[str, Kind] = {"final": "final", "best": "best"}
     kind = kinds.get(re.sub(r"^checkpoint_|\.pth$", "", args.checkpoint))
     if kind is None:
         raise UsageError(f"-chk is {args.checkpoint}; it must be final or best")
-    plan_name = args.plan or pipeline.DEFAULT_PLAN
-    if args.model:
-        chosen = trained_folds(args.model, args.folds, kind)
-    elif args.dataset and args.configuration:
-        folders, dataset = dataset_of(args)
-        model_folder = folders.model(dataset, plan_name, args.configuration)
-        command = f"nnseg train {dataset} {args.configuration}"
-        chosen = trained_folds(model_folder, args.folds, kind, command)
-    else:
-        raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
     progress = Progress(args.quiet)
-    model = load_model(chosen, kind, device=args.device, precision=args.precision)
+    predictor = load(
+        _models(args, kind),
+        folds=args.folds,
+        weights=args.weights,
+        checkpoint=kind,
+        preset=args.preset,
+        calibrated=args.calibrated,
+        device=args.device,
+        precision=args.precision,
+    )
+    if args.step is not None:
+        predictor = replace(predictor, step=args.step)
+    if args.disable_tta:
+        predictor = replace(predictor, mirror=False)
+    wanted = Wanted(
+        maps=("entropy", "disagreement") if args.uncertainty else (),
+        probabilities=args.save_probabilities,
+        statistics=args.statistics,
+    )
     STOP.listen()
     try:
         written = pipeline.predict(
-            model,
+            predictor,
             args.input,
             args.output,
-            step=args.step,
-            mirror=not args.disable_tta,
+            wanted=wanted,
             part=args.part_id,
             parts=args.num_parts,
-            overwrite=not args.continue_prediction,
+            overwrite=args.overwrite,
             on_progress=progress,
             stop=STOP,
         )
     finally:
         progress.close()
     print(f"{len(written)} segmentations in {args.output}")
+
+
+def _models(args: Namespace, kind: str) -> list[Path]:
+    """Give the folders of the models that are meant."""
+    from nnseg.folders import trained_folds
+    from nnseg.planning import DEFAULT_PLAN
+
+    if args.model:
+        return list(args.model)
+    if not (args.dataset and args.configuration):
+        raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
+    folders, dataset = dataset_of(args)
+    found = []
+    for name in args.configuration:
+        folder = folders.model(dataset, args.plan or DEFAULT_PLAN, name)
+        trained_folds(folder, args.folds, kind, f"nnseg train {dataset} {name}")  # or says so
+        found.append(folder)
+    return found
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:

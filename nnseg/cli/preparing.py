@@ -1,4 +1,4 @@
-"""Commands before training: plan, preprocess, both in one, and import."""
+"""Commands before training: plan, preprocess, and both in one."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from nnseg.cli.arguments import (
     add_apart,
     add_configurations,
-    add_dataset,
     add_datasets,
     add_dry_run,
     add_group_regex,
     add_plan_name,
-    dataset_of,
     datasets_of,
     whole_number,
 )
@@ -158,22 +156,6 @@ def run_preprocess(args: Namespace) -> None:
         )
         progress.close()
         _tell_made(dataset, made)
-
-
-def import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="PLANS.JSON", help="made by nnU-Net v2")
-    add_dataset(parser, flag=True)
-    add_plan_name(parser)
-
-
-def run_import(args: Namespace) -> None:
-    from nnseg import pipeline
-    from nnseg.plan import describe_plan
-
-    folders, dataset = dataset_of(args)
-    name = args.plan or args.file.stem
-    print(describe_plan(pipeline.import_plans(folders, dataset, args.file, name=name)))
-    print(f"plan {name} of {dataset}: nnseg preprocess -d {dataset} -p {name}")
 
 
 def _plan_one(

@@ -1,6 +1,12 @@
-"""Trained models of nnU-Net v2: its checkpoint files, read without running what is in them."""
+"""Trained models of nnU-Net v2: its checkpoint files, read without running what is in them.
 
+Also written, for nnU-Net to predict with: nothing else of ours is ever a pickle.
+"""
+
+import math
 import re
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +15,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnseg.dataset import parse_spec
-from nnseg.errors import DataError
-from nnseg.exchange.nnunet import read_plans
-from nnseg.exchange.nnunet_weights import from_nnunet
+from nnseg.checkpoint import Checkpoint
+from nnseg.dataset import DatasetSpec, parse_spec, spec_to_json
+from nnseg.errors import DataError, PlanError, UsageError
+from nnseg.exchange.nnunet import plans_to_json, read_plans
+from nnseg.exchange.nnunet_weights import from_nnunet, to_nnunet
+from nnseg.model.unet import build_network
 from nnseg.plan import Plan
 
 NAME = "nnunet"  # of plans that come from there
+TRAINER = "nnUNetTrainer"  # its own; the network and the prediction are its plans' alone
 _NEEDED = ("network_weights", "init_args")
 _NUMBERS = ("f8", "f4", "f2", "i8", "i4", "?")  # kinds of numpy scalars that its log holds
+_SCALAR_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # until numpy 1, and since
 _FOREIGN = re.compile(r"GLOBAL (\S+)")  # how torch names what a file may not hold
+
+_EPOCHS = re.compile(rf"{TRAINER}_\d+epochs?(_NoMirroring)?")
+_TRAINERS = frozenset(
+    f"{TRAINER}{variant}"
+    for variant in (
+        "",
+        "Adam",
+        "Adam1en3",
+        "Adam3en4",
+        "Adan",
+        "Adan1en1",
+        "Adan1en3",
+        "Adan3en4",
+        "AdanCosAnneal",
+        "Benchmark_5epochs",
+        "Benchmark_5epochs_noDataLoading",
+        "CELoss",
+        "CELoss_5epochs",
+        "CosAnneal",
+        "DA5",
+        "DA5_10epochs",
+        "DA5Segord0",
+        "DA5ord0",
+        "DiceCELoss_noSmooth",
+        "DiceLoss",
+        "DiceTopK10Loss",
+        "NoDA",
+        "NoDeepSupervision",
+        "NoMirroring",
+        "Topk10Loss",
+        "Topk10LossLS01",
+        "VanillaAdam",
+        "VanillaAdam1en3",
+        "VanillaAdam3en4",
+        "_DASegOrd0",
+        "_DASegOrd0_NoMirroring",
+        "_noDummy2DDA",
+        "_onlyMirror01",
+        "_onlyMirror01_1500ep",
+        "_onlyMirror01_DA5",
+        "_onlyMirror01_DASegOrd0",
+        "_probabilisticOversampling",
+        "_probabilisticOversampling_010",
+        "_probabilisticOversampling_033",
+        "_warmup",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,50 +85,200 @@ class NnunetModel:
     plan: Plan
     configuration_name: str
     fold: str
+    trainer: str  # the class that trained it
+    epoch: int  # epochs done
+    validation_dice: float | None  # moving average of the pseudo Dice when it was saved
     mirror_axes: tuple[int, ...]  # of (z, y, x), plan order
     weights: dict[str, Tensor]  # by our names
 
 
-def read_checkpoint(path: Path) -> NnunetModel:
+def changes_nothing(trainer: str) -> bool:
+    """Say whether a trainer of nnU-Net v2.8.1 leaves network and prediction to the plans.
+
+    Such a trainer changes how the weights are found only; the axes that it mirrors are in its
+    checkpoint.
+
+    >>> changes_nothing("nnUNetTrainer_250epochs"), changes_nothing("nnUNetTrainerBN")
+    (True, False)
+    """
+    return trainer in _TRAINERS or _EPOCHS.fullmatch(trainer) is not None
+
+
+def read_checkpoint(
+    path: Path, where: str = "", *, trainers: Collection[str] | None = None
+) -> NnunetModel:
     """Read a checkpoint_final.pth or its like.
 
     Plans and dataset.json are in it. It is a pickle; only tensors, plain containers and numbers
     are let through, so that it can run nothing.
 
+    Args:
+        path: The file.
+        where: Opens error messages, where the file is called otherwise than `path`.
+        trainers: Classes of trainers that the user says change neither network nor prediction;
+            others that are not known to are refused. None takes whatever fits a network of the
+            plans, which is enough to train on from.
+
     Raises:
+        UsageError: The trainer is refused.
         DataError: It is damaged, no such checkpoint, or of a trainer with another network.
     """
-    content = _load(path)
+    where = where or str(path)
+    content = _load(path, where)
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
-        raise DataError(f"{path}: has no {missing[0]}; it must be a checkpoint of nnU-Net v2")
+        raise DataError(f"{where}: has no {missing[0]}; it must be a checkpoint of nnU-Net v2")
     given = content["init_args"]
     try:
         name, fold = str(given["configuration"]), str(given["fold"])
-        spec = parse_spec(given["dataset_json"], f"{path}: dataset_json")
-        plan = read_plans(given["plans"], spec, name=NAME, where=f"{path}: plans")
+        spec = read_dataset(given["dataset_json"], f"{where}: dataset_json")
+        plan = read_plans(given["plans"], spec, name=NAME, where=f"{where}: plans")
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: its init_args are not those of nnU-Net v2 ({error})") from None
-    configuration = plan.configuration(name)
-    mirrored = content.get("inference_allowed_mirroring_axes") or ()
-    first = 3 - configuration.architecture.dimensions  # it counts the axes of a patch
+        raise DataError(f"{where}: its init_args are not those of nnU-Net v2 ({error})") from None
+    trainer, epoch = content.get("trainer_name", TRAINER), content.get("current_epoch", 0)
+    if not isinstance(trainer, str) or not isinstance(epoch, int | np.integer) or epoch < 0:
+        raise DataError(f"{where}: trainer_name or current_epoch is not that of a checkpoint")
+    if trainers is not None and trainer not in trainers and not changes_nothing(trainer):
+        raise UsageError(
+            f"{where}: was trained by {trainer}, of which nnseg does not know that it leaves the "
+            f"network and the prediction as the plans say; if it does, add --trainer {trainer}"
+        )
+    try:
+        weights = _weights(content["network_weights"], plan, name, path.stat().st_size)
+        mirror_axes = _mirror_axes(content.get("inference_allowed_mirroring_axes"), plan, name)
+    except (DataError, PlanError) as error:
+        raise type(error)(f"{where}: {error}") from None
     return NnunetModel(
         plan=plan,
         configuration_name=name,
         fold=fold,
-        mirror_axes=tuple(int(axis) + first for axis in mirrored),
-        weights=from_nnunet(content["network_weights"], configuration.architecture),
+        trainer=trainer,
+        epoch=int(epoch),
+        validation_dice=_validation_dice(content.get("logging")),
+        mirror_axes=mirror_axes,
+        weights=weights,
     )
 
 
-def _load(path: Path) -> Any:
-    core = getattr(np, "_core", None) or np.core
+def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a model of ours as a checkpoint that nnU-Net predicts with.
+
+    It holds tensors and plain types only, by the keys of nnU-Net's own checkpoints. There is
+    nothing in it to train on from.
+
+    Args:
+        checkpoint: Ours.
+        weights: Its weights, by our names.
+        path: The .pth file, which is written as it is: let `commit` make it whole.
+    """
+    plan, configuration = checkpoint.plan, checkpoint.configuration
+    first = 3 - configuration.architecture.dimensions  # nnU-Net counts the axes of a patch
+    axes = tuple(axis - first for axis in checkpoint.mirror_axes if axis >= first)
+    dice = checkpoint.validation_dice
+    content = {
+        "network_weights": to_nnunet(weights, configuration.architecture),
+        "optimizer_state": None,
+        "grad_scaler_state": None,
+        "logging": {"ema_fg_dice": [] if dice is None else [dice]},
+        "_best_ema": dice,
+        "current_epoch": checkpoint.epoch,
+        "init_args": {
+            "plans": plans_to_json(plan),
+            "configuration": configuration.name,
+            "fold": int(checkpoint.fold) if checkpoint.fold.isdecimal() else checkpoint.fold,
+            "dataset_json": spec_to_json(dataset_of(plan)),
+        },
+        "trainer_name": TRAINER,
+        "inference_allowed_mirroring_axes": axes or None,  # it knows no empty ones
+    }
+    with open(path, "wb") as file:  # from a path, torch would write its name into the file
+        torch.save(content, file)
+
+
+def dataset_of(plan: Plan) -> DatasetSpec:
+    """Give the dataset.json that nnU-Net needs beside a plan.
+
+    Its integers have no gaps: what nnU-Net paints of labels is the place of the best output.
+    """
+    return DatasetSpec(
+        channels=plan.channels,
+        labels=plan.labels.consecutive,
+        num_training=0,
+        file_ending=plan.file_ending,
+    )
+
+
+def read_dataset(data: Any, where: str) -> DatasetSpec:
+    """Read the dataset.json of a trained model, of which the list of training files is no part.
+
+    Those files lie wherever they did when it was trained.
+
+    Raises:
+        DataError: It is no such content.
+    """
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "dataset"}
+    return parse_spec(data, where)
+
+
+def _weights(given: Any, plan: Plan, name: str, most_bytes: int) -> dict[str, Tensor]:
+    """Give the weights by our names, as float32, after a look at each of them."""
+    if not isinstance(given, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in given.items()
+    ):
+        raise DataError("network_weights must be tensors by name")
+    architecture = plan.configuration(name).architecture
+    weights = from_nnunet(given, architecture)
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > most_bytes:
+        raise DataError("the weights are larger than the file, which no training wrote")
+    with torch.device("meta"):
+        network = build_network(architecture, plan.input_channels(name), plan.labels.heads)
+    for ours, wanted in network.state_dict().items():
+        tensor = weights[ours]
+        if tensor.shape != wanted.shape:
+            raise DataError(
+                f"the weights of {ours} have shape {tuple(tensor.shape)}, its plans make a network "
+                f"of {tuple(wanted.shape)}; take the plans that the model was trained with"
+            )
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise DataError(f"the weights of {ours} are no ordinary floating-point numbers")
+        if not tensor.isfinite().all():
+            raise DataError(f"the weights of {ours} hold NaN or infinity; the training failed")
+    return {ours: tensor.float() for ours, tensor in weights.items()}
+
+
+def _mirror_axes(given: Any, plan: Plan, name: str) -> tuple[int, ...]:
+    dimensions = plan.configuration(name).architecture.dimensions
+    axes = () if given is None else given
+    if not isinstance(axes, list | tuple) or not all(
+        isinstance(axis, int) and 0 <= axis < dimensions for axis in axes
+    ):
+        raise DataError(
+            f"inference_allowed_mirroring_axes is {given!r}; they must be axes of a patch, 0 to "
+            f"{dimensions - 1}"
+        )
+    return tuple(sorted({int(axis) + 3 - dimensions for axis in axes}))
+
+
+def _validation_dice(log: Any) -> float | None:
+    """Give the last entry of the log's moving average; older logs may have none."""
+    found = log.get("ema_fg_dice") if isinstance(log, dict) else None
+    if not isinstance(found, list) or not found or not isinstance(found[-1], float | np.floating):
+        return None
+    return float(found[-1]) if math.isfinite(found[-1]) else None
+
+
+def _load(path: Path, where: str) -> Any:
     kinds = [type(np.dtype(kind)) for kind in _NUMBERS]
+    scalars = [_scalar_of(module) for module in _SCALAR_MODULES]
     try:
-        with torch.serialization.safe_globals([core.multiarray.scalar, np.dtype, *kinds]):
+        _refuse_unpacking(path, where)
+        with torch.serialization.safe_globals([*scalars, np.dtype, *kinds]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{where}: cannot be read ({error.strerror})") from None
     except Exception as error:  # its reader hands on whatever a foreign file makes it raise
         foreign = _FOREIGN.search(str(error))  # the rest of what torch says advises to run it
         reason = (
@@ -80,6 +287,26 @@ def _load(path: Path) -> Any:
             else "it is damaged, or none"
         )
         raise DataError(
-            f"{path}: cannot be read as a checkpoint of nnU-Net ({reason}); give a .pth file that "
+            f"{where}: cannot be read as a checkpoint of nnU-Net ({reason}); give a .pth file that "
             "its training wrote"
         ) from None
+
+
+def _refuse_unpacking(path: Path, where: str) -> None:
+    """Refuse a checkpoint that is packed: torch stores what it saves, and would unpack it all."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        if sum(info.file_size for info in parts.infolist()) > path.stat().st_size:
+            raise DataError(f"{where}: unpacks to more than its size; no training wrote it")
+
+
+def _scalar_of(module: str) -> Any:
+    """Give numpy's maker of scalars, named as a checkpoint names it that has it from `module`."""
+    make = (getattr(np, "_core", None) or np.core).multiarray.scalar
+
+    def scalar(*arguments: Any) -> Any:
+        return make(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar

@@ -20,8 +20,16 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Image, Mask, Segmentation, Shape, Spacing
+from nnseg.axes import Image, Shape, Spacing
 from nnseg.errors import PlanError
+from nnseg.image.grids import (
+    Pairs,
+    expand,
+    linear_pairs,
+    mixed_cells,
+    nearest_voxels,
+    spline_matrix,
+)
 
 COARSE = 3.0  # slices are thick when the largest spacing is over 3 times the smallest
 
@@ -146,13 +154,13 @@ def resample_segmentation(
         return _resize_labels(segmentation, shape, order)
     size, new_size = segmentation.shape[axis], shape[axis]
     if order_along == 0 and new_size < size:  # slices that nobody takes need no work
-        segmentation = segmentation.take(_nearest(size, new_size), axis=axis)
+        segmentation = segmentation.take(nearest_voxels(size, new_size), axis=axis)
     in_plane = _replaced(shape, axis, segmentation.shape[axis])
     resized = _resize_labels(segmentation, in_plane, order)
     if resized.shape == shape:
         return resized
     if order_along == 0:
-        return resized.take(_nearest(size, new_size), axis=axis)
+        return resized.take(nearest_voxels(size, new_size), axis=axis)
     return _join_slices(resized, axis, new_size)
 
 
@@ -165,36 +173,9 @@ class _Band:
     weights: NDArray[np.float32]  # (output, input)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Pairs:
-    """For every output of one axis the one or two inputs that linear interpolation joins."""
-
-    inputs: NDArray[np.intp]  # (2, output); equal where there is one
-    weights: NDArray[np.float64]  # (2, output)
-
-
-def _places(size: int, new_size: int) -> NDArray[np.float64]:
-    """Give where the new voxels of one axis lie, in old voxels."""
-    return np.asarray((size / new_size) * (np.arange(new_size) + 0.5) - 0.5, dtype=np.float64)
-
-
-@lru_cache(maxsize=64)
-def _response(size: int, new_size: int, order: int) -> NDArray[np.float64]:
-    """Give the matrix (output, input) of one axis: what scipy answers to a 1 at each input."""
-    from scipy import ndimage  # slow to import, and many a case is not resampled at all
-
-    places = _places(size, new_size)[None]
-    columns = [
-        ndimage.map_coordinates(one, places, order=order, mode="nearest") for one in np.eye(size)
-    ]
-    matrix = np.stack(columns, axis=1)
-    matrix.setflags(write=False)
-    return matrix
-
-
 @lru_cache(maxsize=64)
 def _bands(size: int, new_size: int, order: int) -> tuple[_Band, ...]:
-    matrix = np.eye(size) if size == new_size else _response(size, new_size, order)
+    matrix = np.eye(size) if size == new_size else spline_matrix(size, new_size, order)
     edges = range(0, new_size, _BAND_ROWS)
     bands = []
     for start, stop in pairwise((*edges, new_size)):
@@ -203,25 +184,6 @@ def _bands(size: int, new_size: int, order: int) -> tuple[_Band, ...]:
         weights = np.ascontiguousarray(matrix[start:stop, inputs], dtype=np.float32)
         bands.append(_Band(outputs=slice(start, stop), inputs=inputs, weights=weights))
     return tuple(bands)
-
-
-@lru_cache(maxsize=64)
-def _pairs(size: int, new_size: int) -> _Pairs:
-    places = _places(size, new_size)
-    below = np.floor(places)
-    upper = places - below
-    first = below.astype(np.intp)
-    second = np.where(upper == 0, first, first + 1)  # what has no weight needn't be looked at
-    # Before the first and after the last voxel both ends are that voxel, and scipy adds their
-    # weights one by one: with a single weight of 1 some ties would fall otherwise.
-    inputs = np.stack([first, second]).clip(0, size - 1)
-    return _Pairs(inputs=inputs, weights=np.stack([1 - upper, upper]))
-
-
-@lru_cache(maxsize=64)
-def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
-    """Give the nearest input of every output, halves the way scipy rounds them."""
-    return np.asarray(_response(size, new_size, 0).argmax(axis=1))
 
 
 def _replaced(shape: Sequence[int], axis: int, size: int) -> Shape:
@@ -268,7 +230,7 @@ def _resize_slices(volume: Volume, result: Volume, order: int, order_along: int)
     """Resize the slices across the first axis in their plane, then go along the axis."""
     size, new_size = volume.shape[0], result.shape[0]
     if order_along == 0 or size == new_size:
-        nearest = _nearest(size, new_size)  # ascending
+        nearest = nearest_voxels(size, new_size)  # ascending
         used = np.unique(nearest)  # slices that nobody takes need no work
         height = max(1, _SLAB_VOXELS // max(volume[0].size, result[0].size))
         for start in range(0, used.size, height):
@@ -302,7 +264,7 @@ def _resize_each(volume: Volume, chosen: NDArray[np.intp], result: Volume, order
 
 def _join_slices(segmentation: NDArray[Label], axis: int, new_size: int) -> NDArray[Label]:
     """Interpolate labels linearly along `axis`: over half the weight wins, and half leaves 0."""
-    pairs = _pairs(segmentation.shape[axis], new_size)
+    pairs = linear_pairs(segmentation.shape[axis], new_size)
     first, second = (segmentation.take(inputs, axis=axis) for inputs in pairs.inputs)
     weights = pairs.weights.reshape(2, *_replaced((1, 1, 1), axis, new_size))
     heavier = np.where(weights[0] > 0.5, first, np.where(weights[1] > 0.5, second, 0))
@@ -312,11 +274,11 @@ def _join_slices(segmentation: NDArray[Label], axis: int, new_size: int) -> NDAr
 def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> NDArray[Label]:
     """Resize a label map along all axes whose length changes, a slab of the result at a time."""
     grids = list(zip(segmentation.shape, shape, strict=True))
-    nearest = [_nearest(size, new_size) for size, new_size in grids]
+    nearest = [nearest_voxels(size, new_size) for size, new_size in grids]
     if order == 0:
-        return _expand(segmentation, nearest)
+        return expand(segmentation, nearest)
     segmentation = np.ascontiguousarray(segmentation)
-    pairs = [_pairs(size, new_size) for size, new_size in grids]
+    pairs = [linear_pairs(size, new_size) for size, new_size in grids]
     firsts = [pair.inputs[0] for pair in pairs]
     changed = [axis for axis, (size, new_size) in enumerate(grids) if size != new_size]
 
@@ -327,8 +289,8 @@ def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> ND
         below = int(firsts[0][rows][0])
         part = segmentation[below : int(firsts[0][rows][-1]) + 2]  # its cells reach one further
         slab = [firsts[0][rows] - below, firsts[1], firsts[2]]
-        result[rows] = _expand(part, slab)
-        mixed = _expand(_mixed_cells(part, changed), slab)
+        result[rows] = expand(part, slab)
+        mixed = expand(mixed_cells(part, changed), slab)
         open_voxels = np.flatnonzero(mixed) + start * shape[1] * shape[2]
         for at in range(0, open_voxels.size, _CHUNK_VOXELS):
             chunk = open_voxels[at : at + _CHUNK_VOXELS]
@@ -338,27 +300,9 @@ def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> ND
     return result
 
 
-def _mixed_cells(segmentation: Segmentation, axes: Sequence[int]) -> Mask:
-    """Mark the voxels from which a cell of 2 voxels along each of `axes` holds several labels."""
-    lowest = highest = segmentation
-    for axis in axes:
-        size = segmentation.shape[axis]
-        neighbour = np.minimum(np.arange(size) + 1, size - 1)
-        lowest = np.minimum(lowest, lowest.take(neighbour, axis=axis))
-        highest = np.maximum(highest, highest.take(neighbour, axis=axis))
-    return np.asarray(lowest != highest)
-
-
-def _expand(array: NDArray[Any], indices: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
-    """Take `indices` along each axis; the last axis last, as it is the slowest to take from."""
-    for axis, index in enumerate(indices):
-        array = array.take(index, axis=axis)
-    return array
-
-
 def _resolve(
     segmentation: NDArray[Label],
-    pairs: Sequence[_Pairs],
+    pairs: Sequence[Pairs],
     places: Sequence[NDArray[np.intp]],
     closest: NDArray[Label],
 ) -> NDArray[Label]:
@@ -388,7 +332,7 @@ def _resolve(
 
 
 def _corner_labels(
-    segmentation: NDArray[Label], pairs: Sequence[_Pairs], places: Sequence[NDArray[np.intp]]
+    segmentation: NDArray[Label], pairs: Sequence[Pairs], places: Sequence[NDArray[np.intp]]
 ) -> NDArray[Label]:
     """Give the labels (corner, voxel) of the cells around some voxels of the result."""
     flat = segmentation.reshape(-1)
@@ -406,7 +350,7 @@ def _corner_labels(
 
 
 def _corner_weights(
-    pairs: Sequence[_Pairs], places: Sequence[NDArray[np.intp]], kind: type[np.floating[Any]]
+    pairs: Sequence[Pairs], places: Sequence[NDArray[np.intp]], kind: type[np.floating[Any]]
 ) -> Iterator[NDArray[np.floating[Any]]]:
     """Go through the weights of the corners, in the order of `_corner_labels`."""
     z, y, x = (

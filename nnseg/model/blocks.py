@@ -15,6 +15,7 @@ from nnseg.model import kernels
 
 NEGATIVE_SLOPE = 0.01  # of every leaky ReLU, and of the initialisation that goes with it
 NORM_EPS = 1e-5
+_CACHED_VALUES = 2**19  # normalized at once: two copies of them fit into the caches of two cores
 
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -24,7 +25,9 @@ class InstanceNorm(nn.Module):
     """Instance norm with a scale and a shift for each channel, and a leaky ReLU if asked for.
 
     On PyTorch's operators it is a group norm with one channel a group: the same numbers, but
-    PyTorch's kernel for it keeps the channels-last layout, which instance norm's does not.
+    PyTorch's kernel for it keeps the channels-last layout, which instance norm's does not. On a CPU
+    that kernel sums up squares in fp32 as they come, and errs by 1e-3 and more on large patches. A
+    training can live with that; a prediction in fp32 is computed by `normalize_exactly`.
     """
 
     own_kernels = False
@@ -40,8 +43,42 @@ class InstanceNorm(nn.Module):
         if self.own_kernels and channels % kernels.GROUP == 0 and kernels.in_use(x):
             slope = NEGATIVE_SLOPE if self.activated else 1.0
             return kernels.normalize(x, self.weight, self.bias, NORM_EPS, slope)
+        exact = x.device.type == "cpu" and x.dtype == torch.float32
+        if exact and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            slope = NEGATIVE_SLOPE if self.activated else 1.0
+            return normalize_exactly(x, self.weight, self.bias, slope)
         y = functional.group_norm(x, channels, self.weight, self.bias, NORM_EPS)
         return functional.leaky_relu(y, NEGATIVE_SLOPE, inplace=True) if self.activated else y
+
+
+def normalize_exactly(x: Tensor, scale: Tensor, shift: Tensor, slope: float) -> Tensor:
+    """Give leaky(scale (x - mean) / deviation + shift), mean and deviation in two passes.
+
+    It takes no longer than PyTorch's single pass, as what is worked on at once stays in the cache.
+
+    Args:
+        x: (batch, channel, *spatial), fp32, on a CPU.
+        scale: (channel,).
+        shift: (channel,).
+        slope: Of values below 0; 1 is no activation.
+    """
+    order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    x = x.contiguous(memory_format=order)
+    result = torch.empty_like(x)
+    rows = max(1, _CACHED_VALUES // x.shape[1])
+    samples = zip(x.movedim(1, -1), result.movedim(1, -1), strict=True)
+    for image, target in samples:
+        parts = image.flatten(0, -2).split(rows)
+        count = image[..., 0].numel()
+        mean = torch.stack([part.sum(dim=0) for part in parts]).sum(dim=0) / count
+        squares = torch.stack([(part - mean).square_().sum(dim=0) for part in parts]).sum(dim=0)
+        factor = scale * torch.rsqrt(squares / count + NORM_EPS)
+        for part, out in zip(parts, target.flatten(0, -2).split(rows), strict=True):
+            torch.sub(part, mean, out=out)
+            out.mul_(factor).add_(shift)
+            if slope != 1:
+                functional.leaky_relu(out, slope, inplace=True)
+    return result
 
 
 class ConvBlock(nn.Module):

@@ -1,7 +1,6 @@
 """The sliding window: where tiles lie, and how much each voxel of a tile counts."""
 
 import itertools
-from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -51,23 +50,31 @@ def tile_boxes(shape: Shape, tile: Shape, step: float) -> list[Box]:
     ]
 
 
-@lru_cache(maxsize=8)
-def tile_weight(tile: Shape) -> NDArray[np.float32]:
-    """Give the weight of each voxel of a tile: a Gaussian around its centre, never 0.
+def tile_shares(size: int, tile: int, step: float) -> NDArray[np.float64]:
+    """Give how much each voxel of each tile counts along one axis, beside the tiles that overlap.
 
-    Its deviation is an eighth of the edge on each axis, so that the edge lies within the four
-    deviations that are computed; the largest weight is 1.
+    A tile counts by a Gaussian around its centre, whose deviation is an eighth of the edge. What
+    all tiles give to a voxel adds up to 1. The share of a voxel in space is the product of those
+    along the axes.
 
-    Source: nnU-Net v2, Gaussian importance weighting; it scales by 10 for its half precision.
+    Returns:
+        (tile, voxel of the tile), in the order of `tile_starts`; all over 0.
+
+    Source: nnU-Net v2, Gaussian importance weighting.
+
+    >>> tile_shares(6, 4, 0.5).round(3).tolist()
+    [[1.0, 1.0, 0.5, 0.982], [0.018, 0.5, 1.0, 1.0]]
     """
-    axes = []
-    for n in tile:
-        impulse = np.zeros(n)
-        impulse[n // 2] = 1.0
-        axes.append(gaussian_filter1d(impulse, n * SIGMA, mode="constant"))
-    z, y, x = axes
-    weight = z[:, None, None] * y[None, :, None] * x[None, None, :]
-    weight /= weight.max()
-    result: NDArray[np.float32] = weight.astype(np.float32)
-    result.setflags(write=False)
-    return result
+    starts = tile_starts(size, tile, step)
+    weight = _gaussian(tile)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + tile] += weight
+    return np.stack([weight / total[start : start + tile] for start in starts])
+
+
+def _gaussian(edge: int) -> NDArray[np.float64]:
+    """Give the weight of each voxel along the edge of a tile; none is 0."""
+    impulse = np.zeros(edge)
+    impulse[edge // 2] = 1.0  # all of the edge lies within the four deviations that are computed
+    return np.asarray(gaussian_filter1d(impulse, edge * SIGMA, mode="constant"))

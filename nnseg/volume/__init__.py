@@ -26,6 +26,7 @@ from nnseg.volume.geometry import (
     grid_fault,
     simple_geometry,
 )
+from nnseg.volume.objects import Opened, open_image
 
 __all__ = [
     "ENDINGS",
@@ -35,12 +36,14 @@ __all__ = [
     "SLICE_OF_2D",
     "Geometry",
     "NiftiGrid",
+    "Opened",
     "Volume",
     "channel_counts",
     "count_not_finite",
     "flat_geometry",
     "grid_fault",
     "label_ending",
+    "open_image",
     "read_array",
     "read_channels",
     "read_image",

@@ -104,9 +104,17 @@ def read_image(paths: Sequence[Path], channels: int | None = None) -> Volume:
             channels, or lies on another grid than the first.
     """
     arrays, geometry = read_stored(paths, channels)
-    if len(arrays) == 1:
-        return Volume(image=arrays[0][None].astype(np.float32, copy=False), geometry=geometry)
-    return Volume(image=np.stack(arrays, dtype=np.float32, casting="same_kind"), geometry=geometry)
+    return Volume(image=stacked(arrays), geometry=geometry)
+
+
+def stacked(channels: Sequence[NDArray[Any]]) -> Image:
+    """Give channels, each (z, y, x), as one float32 image; a single one is copied only if need be.
+
+    Nothing that we do to an image changes it in place.
+    """
+    if len(channels) == 1:
+        return channels[0][None].astype(np.float32, copy=False)
+    return np.stack(channels, dtype=np.float32, casting="same_kind")
 
 
 def read_stored(

@@ -81,6 +81,20 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
         logger.warning("%s: its header does not say its spacing; 1 mm is taken", path)
     if b"none" in numbers.get("space directions", b"").lower():
         raise DataError(f"{path}: the header's space directions lack an axis; repair the header")
+    return from_itk(image, path, "space directions" if nrrd else "TransformMatrix")
+
+
+def from_itk(image: Any, where: Path, field: str) -> tuple[NDArray[Any], Geometry]:
+    """Give the values (z, y, x) of a SimpleITK image of 2 or 3 dimensions, and where they lie.
+
+    Args:
+        image: One value a voxel.
+        where: For messages.
+        field: What `where` calls the directions of the axes.
+    """
+    import SimpleITK as sitk
+
+    dimensions: Dimensions = 2 if image.GetDimension() == 2 else 3
     array = sitk.GetArrayFromImage(image)
     spacing = [*image.GetSpacing(), 1.0][:3]
     affine = np.eye(4)
@@ -89,11 +103,10 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     affine[:dimensions, 3] = image.GetOrigin()
     affine[:2] *= -1  # ITK counts towards left and posterior
     if not np.isfinite(affine).all():
-        raise DataError(f"{path}: the header's geometry is not finite; repair the header")
+        raise DataError(f"{where}: the header's geometry is not finite; repair the header")
     shape = to_shape(image.GetSize())
-    checked = checked_spacing(path, spacing[0], spacing[1], spacing[2], dimensions)
-    field = "space directions" if nrrd else "TransformMatrix"
-    check_directions(path, field, affine, checked, shape)
+    checked = checked_spacing(where, spacing[0], spacing[1], spacing[2], dimensions)
+    check_directions(where, field, affine, checked, shape)
     return array.reshape((1, *array.shape)) if dimensions == 2 else array, Geometry(
         shape=shape,
         spacing=checked,
@@ -107,7 +120,7 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     import SimpleITK as sitk
 
     with whole_file(path) as temporary:
-        sitk.WriteImage(_to_itk(array, geometry), str(temporary), useCompression=True)
+        sitk.WriteImage(to_itk(array, geometry), str(temporary), useCompression=True)
 
 
 def _header_and_packed(path: Path, data: bytes, *, nrrd: bool) -> tuple[bytes, memoryview | None]:
@@ -161,7 +174,8 @@ def _check_packed(path: Path, packed: memoryview, most: int) -> None:
         raise DataError(f"{path}: was cut off; {len(packed)} bytes are on disk, copy it again")
 
 
-def _to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
+def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Give (z, y, x) values as a SimpleITK image on a grid."""
     import SimpleITK as sitk
 
     dimensions = geometry.dimensions

@@ -77,6 +77,39 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     _write_packed(path, header)
 
 
+def from_nibabel(image: Any, where: Path) -> tuple[NDArray[Any], Geometry]:
+    """Give the values (z, y, x) of a nibabel image, or (t, z, y, x), and where they lie.
+
+    Args:
+        image: Any that has an affine, such as a NIfTI or MGH image.
+        where: For messages.
+    """
+    import nibabel
+
+    kind = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
+    header = kind.from_image(image).header
+    array = np.asanyarray(image.dataobj)
+    if array.ndim not in (2, 3, 4):
+        raise DataError(
+            f"{where}: has the shape {array.shape} (x, y, z, ...); give a 3D image, or a list of "
+            "one for each channel"
+        )
+    geometry = _geometry(where, header, header.get_best_affine(), header, array.shape[:3])
+    if array.ndim == 4:
+        return np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1), geometry
+    return _z_first(array), geometry
+
+
+def to_nibabel(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Give (z, y, x) values as a nibabel image on a grid, as a file of them would be read."""
+    import nibabel
+
+    header, voxels = _header_and_voxels(array, geometry, pair=False)
+    large = len(header) > _NIFTI_2
+    kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
+    return kind.from_bytes(header + voxels)
+
+
 def voxels_files(path: Path) -> tuple[Path, ...]:
     """Find the files with the voxels of a .hdr; there should be one, .img or .img.gz."""
     return tuple(file for file in _voxels_files(path) if file.is_file())

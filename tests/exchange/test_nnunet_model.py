@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.errors import DataError, MissingError
+from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.exchange.nnunet import plans_to_json
-from nnseg.exchange.nnunet_model import read_checkpoint
+from nnseg.exchange.nnunet_model import changes_nothing, read_checkpoint
 from nnseg.exchange.nnunet_weights import to_nnunet
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
@@ -157,3 +158,116 @@ def test_a_training_can_start_from_it_by_file_or_folder(plan: Plan, tmp_path: Pa
         assert set(taken.kept) == set(found.weights)
     with pytest.raises(MissingError):
         read_pretrained(tmp_path / "nothing.pth")
+
+
+def with_log(plan: Plan, folder: Path, module: str) -> Path:
+    """A checkpoint whose numpy scalars are pickled as a numpy of another time does it."""
+    path = save(content(plan), folder)
+    here = f"c{np.float64.__reduce__(np.float64(1))[0].__module__}\nscalar\n".encode()
+    parts = {}
+    with zipfile.ZipFile(path) as packed:
+        for info in packed.infolist():
+            parts[info.filename] = packed.read(info)
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, data in parts.items():
+            if name.endswith("/data.pkl"):
+                assert here in data
+                data = data.replace(here, f"c{module}\nscalar\n".encode())
+            packed.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_numpy_before_and_after_2_are_read(
+    plan: Plan, module: str, tmp_path: Path
+) -> None:
+    found = read_checkpoint(with_log(plan, tmp_path, module))
+    assert (found.epoch, found.validation_dice) == (1000, 0.5)
+
+
+def test_no_other_function_of_numpys_is_let_through(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds numpy\.f2py\.scalar, which is no tensor"):
+        read_checkpoint(with_log(plan, tmp_path, "numpy.f2py"))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    ["nnUNetTrainer", "nnUNetTrainer_250epochs", "nnUNetTrainerDA5", "nnUNetTrainer_1epoch"],
+)
+def test_trainers_that_change_the_training_only_are_known(trainer: str) -> None:
+    assert changes_nothing(trainer)
+
+
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainerBN", "nnUNet_Primus_M_Trainer", "nnUNetTrainerMine", ""]
+)
+def test_a_trainer_that_may_change_the_network_must_be_vouched_for(
+    plan: Plan, trainer: str, tmp_path: Path
+) -> None:
+    path = save(content(plan) | {"trainer_name": trainer}, tmp_path)
+    with pytest.raises(UsageError, match=f"was trained by {trainer}, of which"):
+        read_checkpoint(path, trainers=())
+    assert read_checkpoint(path, trainers=[trainer]).trainer == trainer
+    assert read_checkpoint(path).trainer == trainer
+
+
+def one_weight(data: dict[str, Any], tensor: Any) -> dict[str, Any]:
+    """The content with another tensor in the place of a convolution's."""
+    weights = dict(data["network_weights"])
+    name = "encoder.stages.0.0.convs.0"
+    for place in (name, f"decoder.{name}"):
+        for layer in ("conv", "all_modules.0"):
+            weights[f"{place}.{layer}.weight"] = tensor(weights[f"{place}.{layer}.weight"])
+    return data | {"network_weights": weights}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (lambda weight: weight[:, :1], "have shape"),
+        (lambda weight: torch.full_like(weight, torch.nan), "hold NaN or infinity"),
+        (lambda weight: weight.to(torch.int64), "no ordinary floating-point numbers"),
+        (lambda weight: weight.to_sparse(), "no ordinary floating-point numbers"),
+        (lambda weight: torch.zeros(1).expand(2**30), "larger than the file"),
+        (lambda weight: 3, "must be tensors by name"),
+    ],
+)
+def test_weights_that_cannot_be_of_the_network_are_refused(
+    plan: Plan, tensor: Any, words: str, tmp_path: Path
+) -> None:
+    path = save(one_weight(content(plan), tensor), tmp_path)
+    with pytest.raises(DataError, match=rf"checkpoint_final\.pth: .*{words}"):
+        read_checkpoint(path)
+
+
+def test_weights_in_half_precision_become_float32(plan: Plan, tmp_path: Path) -> None:
+    data = content(plan)
+    halves = {name: tensor.half() for name, tensor in data["network_weights"].items()}
+    found = read_checkpoint(save(data | {"network_weights": halves}, tmp_path))
+    assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("axes", [(3,), (-1,), "012", (0.0,)])
+def test_mirrors_that_are_no_axes_of_a_patch_are_refused(
+    plan: Plan, axes: Any, tmp_path: Path
+) -> None:
+    path = save(content(plan) | {"inference_allowed_mirroring_axes": axes}, tmp_path)
+    with pytest.raises(DataError, match="must be axes of a patch, 0 to 2"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(
+    plan: Plan, tmp_path: Path
+) -> None:
+    path = save(content(plan), tmp_path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/999", bytes(2**22))
+    with pytest.raises(DataError, match="unpacks to more than its size"):
+        read_checkpoint(path)
+
+
+def test_reading_leaves_the_random_numbers_of_others_alone(plan: Plan, tmp_path: Path) -> None:
+    path = save(content(plan), tmp_path)
+    before = torch.random.get_rng_state()
+    read_checkpoint(path)
+    assert torch.equal(torch.random.get_rng_state(), before)

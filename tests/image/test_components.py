@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnseg.image.components import largest_component
+from nnseg.image import components
+from nnseg.image.components import largest_component, number_components
 
 
 def test_the_component_with_most_voxels_stays_alone() -> None:
@@ -59,3 +60,28 @@ def test_components_are_those_of_scipy() -> None:
         parts, _ = ndimage.label(mask, np.ones((3, 3, 3)))
         sizes = np.bincount(parts.ravel(), weights=mask.ravel())
         assert np.array_equal(largest_component(mask), (parts == sizes.argmax()) & mask)
+
+
+def test_components_are_numbered_in_scan_order_and_counted() -> None:
+    mask = np.zeros((3, 4, 5), dtype=np.bool_)
+    mask[0, 3, 2:] = mask[1, 0, :2] = mask[2, 3, 4] = True
+    parts, sizes = number_components(mask)
+    assert sizes.tolist() == [0, 3, 2, 1]
+    assert parts[0, 3].tolist() == [0, 0, 1, 1, 1]
+    assert parts[1, 0].tolist() == [2, 2, 0, 0, 0]
+    assert parts[2, 3, 4] == 3
+    assert np.array_equal(parts != 0, mask)
+
+
+def test_an_empty_mask_has_no_component() -> None:
+    parts, sizes = number_components(np.zeros((2, 3, 4), dtype=np.bool_))
+    assert sizes.tolist() == [0]
+    assert not parts.any()
+
+
+def test_voxels_are_counted_across_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(1).random((7, 8, 9)) < 0.1
+    whole = number_components(mask)[1]
+    monkeypatch.setattr(components, "SLAB_VOXELS", 5)
+    assert number_components(mask)[1].tolist() == whole.tolist()
+    assert whole.sum() == mask.sum()

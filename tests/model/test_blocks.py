@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnseg.model import blocks
 from nnseg.model.blocks import ConvBlock, InstanceNorm, ResidualBlock, initialize
 
 
@@ -51,3 +52,28 @@ def test_a_residual_block_begins_by_handing_its_input_on() -> None:
     block, x = ResidualBlock(3, 3, (3, 3), (1, 1)), drawn(2, 3, 5, 6)
     block.apply(initialize)
     torch.testing.assert_close(block(x), functional.leaky_relu(x, 0.01))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 20, 30, 50), (1, 4, 90, 110), (2, 3, 1, 1, 1)])
+@pytest.mark.parametrize("activated", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_prediction_in_fp32_is_normalized_to_the_last_digits(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], activated: bool, channels_last: bool
+) -> None:
+    monkeypatch.setattr(blocks, "_CACHED_VALUES", 7000)
+    norm = InstanceNorm(shape[1], activated=activated)
+    norm.weight.data, norm.bias.data = drawn(shape[1]), drawn(shape[1]) / 2
+    x = 3 * drawn(*shape) + 40  # a mean far from 0, where sums of squares lose what differs
+    if channels_last:
+        order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        x = x.contiguous(memory_format=order)
+    mean = x.double().mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+    variance = (x - mean).square().mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+    channel = (-1, *(1,) * (x.ndim - 2))
+    wanted = (x - mean) / (variance + 1e-5).sqrt() * norm.weight.view(channel)
+    wanted = wanted + norm.bias.view(channel)
+    if activated:
+        wanted = functional.leaky_relu(wanted, 0.01)
+    with torch.no_grad():
+        found = norm(x)
+    torch.testing.assert_close(found.double(), wanted.detach(), atol=2e-5, rtol=0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnseg.errors import PlanError
-from nnseg.model.tiles import tile_boxes, tile_starts, tile_weight
+from nnseg.model.tiles import tile_boxes, tile_shares, tile_starts
 
 
 # Given by nnU-Net 2.8.1's compute_steps_for_sliding_window.
@@ -61,36 +61,42 @@ def test_boxes_are_every_combination_of_starts_with_z_slowest() -> None:
     ]
 
 
-# Given by nnU-Net 2.8.1's compute_gaussian for (3, 6, 5), scaled to 1.
-def test_weights_are_those_of_the_peer() -> None:
-    weight = tile_weight((3, 6, 5))
-    across = [0.005976022686809301, 0.27803730964660645, 1.0, 0.27803730964660645]
-    along = [0.000335462624207139, 0.028565499931573868, 0.4111122786998749, 1.0]
-    assert weight[1, 3, :4] == pytest.approx(across, rel=1e-5)
-    assert weight[1, :4, 2] == pytest.approx(along, rel=1e-5)
-    assert float(weight[0, 0, 0]) == pytest.approx(5.726618468315792e-08, rel=1e-4)
+# Given along two axes by nnU-Net 2.8.1's compute_gaussian for (3, 6, 5), scaled to 1.
+@pytest.mark.parametrize(
+    "weight",
+    [
+        [0.005976022686809301, 0.27803730964660645, 1.0, 0.27803730964660645],
+        [0.000335462624207139, 0.028565499931573868, 0.4111122786998749, 1.0],
+    ],
+)
+def test_tiles_count_as_the_peers_do(weight: list[float]) -> None:
+    tile = 5 if weight[1] > 0.1 else 6
+    first, second = tile_shares(tile + 2, tile, 0.5)[:2]  # they begin at 0 and 1, or at 0 and 2
+    apart = tile_starts(tile + 2, tile, 0.5)[1]
+    for voxel in range(apart, 4):
+        ratio = weight[voxel] / weight[voxel - apart]
+        assert first[voxel] / second[voxel - apart] == pytest.approx(ratio, rel=1e-4)
 
 
-def test_every_weight_is_above_0_however_long_the_tile() -> None:
-    assert all(tile_weight((1, 1, edge)).min() > 0 for edge in range(1, 400))
-    weight = tile_weight((128, 160, 96))
-    assert weight.min() > 0
-    assert weight.max() == 1
+@given(
+    tile=st.integers(1, 40), more=st.integers(0, 100), step=st.sampled_from([0.1, 0.3, 0.5, 1.0])
+)
+@settings(max_examples=50, deadline=None)
+def test_what_all_tiles_give_to_a_voxel_adds_up_to_1(tile: int, more: int, step: float) -> None:
+    total = np.zeros(tile + more)
+    starts = tile_starts(tile + more, tile, step)
+    for start, shares in zip(starts, tile_shares(tile + more, tile, step), strict=True):
+        assert shares.min() > 0
+        total[start : start + tile] += shares
+    assert total == pytest.approx(np.ones(tile + more))
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 9, 3)])
-def test_weights_of_a_tile_with_odd_edges_are_symmetric(shape: tuple[int, int, int]) -> None:
-    weight = tile_weight(shape)
-    assert np.allclose(weight, weight[::-1, ::-1, ::-1], rtol=1e-5)
+def test_one_tile_gives_all() -> None:
+    assert tile_shares(7, 7, 0.5).tolist() == [[1.0] * 7]
 
 
-def test_the_centre_of_an_even_edge_is_the_upper_of_the_two_in_the_middle() -> None:
-    weight = tile_weight((2, 4, 8))
-    assert np.unravel_index(weight.argmax(), weight.shape) == (1, 2, 4)
-    mirrored = weight[1:, 1:, 1:]
-    assert np.allclose(mirrored, mirrored[::-1, ::-1, ::-1], rtol=1e-5)
-
-
-def test_weights_cannot_be_changed_by_who_asks_for_them() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        tile_weight((2, 3, 4))[0] = 0
+@pytest.mark.parametrize("tile", [7, 8])
+def test_a_tile_counts_most_in_its_centre(tile: int) -> None:
+    middle = tile_shares(4 * tile, tile, 0.5)[3]
+    assert middle.argmax() in (tile // 2 - 1, tile // 2, tile // 2 + 1)
+    assert middle.min() < 0.05

@@ -1,0 +1,177 @@
+"""Models at work together: from an image to its label map, and how sure that is.
+
+One model's label map follows from its logits, and they are never all on the grid of the file.
+Several models, or maps of how sure they are, want probabilities there: they come and go a slab at a
+time, of all models in step.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnseg.axes import Image, Planes, Segmentation, Spacing
+from nnseg.errors import DataError
+from nnseg.inference import Model
+from nnseg.labels import Labels
+from nnseg.predict import PLAIN_SWEEP, Sweep
+from nnseg.preprocess import Placement
+from nnseg.restore import body_of, paste_planes, restore_logits
+from nnseg.uncertainty import ExpectedDice, disagreement, entropy
+
+SLAB_BYTES = 2**26  # of the probabilities on the file's grid at once, of each model
+
+Map: TypeAlias = Literal["entropy", "disagreement"]
+TakePlanes: TypeAlias = Callable[[Planes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One of the models that predict together."""
+
+    model: Model
+    weight: float = 1.0  # beside those of the others
+    temperature: float = 1.0  # that logits are divided by for probabilities; see `Calibration`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """What is found in an image, image order."""
+
+    segmentation: Segmentation  # (z, y, x)
+    expected_dice: dict[str, float | None]  # by label or region; see `ExpectedDice`
+    maps: dict[Map, NDArray[np.float32]]  # (z, y, x), 0 to 1; those asked for
+
+
+def predict_image(
+    members: Sequence[Member],
+    image: Image,
+    spacing: Spacing,
+    *,
+    sweep: Sweep = PLAIN_SWEEP,
+    maps: Collection[Map] = (),
+    probabilities: Callable[[Placement], TakePlanes] | None = None,
+) -> Prediction:
+    """Segment one image by one model, or by several whose probabilities are averaged.
+
+    Args:
+        members: Of one order of axes and with the same labels.
+        image: (channel, z, y, x), float32.
+        spacing: mm, (z, y, x).
+        sweep: How the sliding window goes, in each stage of each model.
+        maps: Wanted maps: `entropy` of the probabilities, `disagreement` of folds and models.
+        probabilities: Called once with where the image's body lies in its file; what it gives is
+            called with the probabilities (z, y, x, head) of the body's box, plan order, some planes
+            at a time.
+
+    Raises:
+        DataError: The image does not fit a model, or the models do not fit each other.
+        MachineError: There is not enough memory.
+        StoppedError: The sweep was told to stop.
+    """
+    check_members(members)
+    labels = members[0].model.plan.labels
+    expected = ExpectedDice(labels)
+    if len(members) == 1 and not maps and probabilities is None:
+        model, temperature = members[0].model, np.float32(members[0].temperature)
+        segmentation = model.predict(
+            image,
+            spacing,
+            sweep=sweep,
+            look=lambda logits: _expect(
+                expected, labels, logits / np.float32(members[0].temperature)
+            ),
+        )
+        return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps={})
+
+    weights = np.array([member.weight for member in members])
+    shares = (weights / weights.sum()).tolist()
+    temperatures = [member.temperature for member in members]
+    spread = "disagreement" in maps
+    streams, placement = [], None
+    for member in members:
+        seen, placement = member.model.prepare(image, spacing, sweep=sweep)
+        runs = member.model.logits(seen, sweep=sweep, spread=spread)
+        heads = labels.heads + spread
+        depth = max(1, SLAB_BYTES // (4 * heads * math.prod(placement.shape_cropped[1:])))
+        streams.append(restore_logits(runs, placement, member.model.configuration, depth))
+    assert placement is not None, "there is a member"
+    take = probabilities(placement) if probabilities is not None else None
+    found = {name: np.zeros(placement.shape, np.float32) for name in maps}
+    boxes = {name: body_of(array, placement) for name, array in found.items()}
+
+    def decided() -> Iterator[Segmentation]:
+        start = 0
+        for slabs in zip(*streams, strict=True):
+            mean, squares = _average(labels, slabs, shares, temperatures, spread=spread)
+            stop = start + len(mean)
+            for name, box in boxes.items():
+                if name == "entropy":
+                    box[start:stop] = entropy(mean, labels.has_regions)
+                else:
+                    box[start:stop] = disagreement(squares, mean, labels.has_regions)
+            if take is not None:
+                take(mean)
+            # One model decides by its logits, of which probabilities round away what is certain.
+            chosen = slabs[0][..., : labels.heads] if len(slabs) == 1 else _centred(labels, mean)
+            expected.add(mean, chosen > 0 if labels.has_regions else chosen.argmax(axis=-1))
+            yield labels.segment(chosen)
+            start = stop
+
+    segmentation = paste_planes(decided(), placement, labels)
+    return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps=found)
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Make sure that models can predict together.
+
+    Raises:
+        DataError: Their channels, labels or orders of axes differ, or a weight is not over 0.
+    """
+    first = members[0].model.plan
+    for member in members:
+        plan = member.model.plan
+        for what in ("channels", "labels", "order"):
+            mine, other = getattr(plan, what), getattr(first, what)
+            if mine != other:
+                raise DataError(
+                    f"{plan.dataset} {plan.name} {member.model.configuration.name} has the {what} "
+                    f"{mine}, and {first.dataset} {first.name} "
+                    f"{members[0].model.configuration.name} {other}; models that predict together "
+                    "must agree on them"
+                )
+        if not 0 < member.weight < math.inf:
+            raise DataError(f"the weight of a model is {member.weight:g}; it must be over 0")
+
+
+def _expect(expected: ExpectedDice, labels: Labels, logits: Planes) -> None:
+    chosen = logits > 0 if labels.has_regions else logits.argmax(axis=-1)
+    expected.add(labels.probabilities(logits), chosen)
+
+
+def _centred(labels: Labels, mean: Planes) -> Planes:
+    """Give what decides on mean probabilities as logits decide: a region's are over 0 from half."""
+    return mean - np.float32(0.5) if labels.has_regions else mean
+
+
+def _average(
+    labels: Labels,
+    slabs: Sequence[Planes],
+    shares: Sequence[float],
+    temperatures: Sequence[float],
+    *,
+    spread: bool,
+) -> tuple[Planes, NDArray[np.float32]]:
+    """Average the models' probabilities; with `spread` their squares, too, summed over heads."""
+    mean = np.zeros((*slabs[0].shape[:3], labels.heads), np.float32)
+    squares = np.zeros(slabs[0].shape[:3] if spread else 0, np.float32)
+    for slab, share, temperature in zip(slabs, shares, temperatures, strict=True):
+        likely = labels.probabilities(slab[..., : labels.heads] / np.float32(temperature))
+        if spread:  # the last head is the variance among the model's own folds
+            squares += share * (np.einsum("...h,...h->...", likely, likely) + slab[..., -1])
+        likely *= np.float32(share)
+        mean += likely
+    return mean, squares

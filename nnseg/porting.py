@@ -1,0 +1,168 @@
+"""Models from elsewhere to ours, and ours to elsewhere, with their files."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from nnseg.errors import UsageError
+from nnseg.registry import Registry
+
+if TYPE_CHECKING:
+    from nnseg.checkpoint import Kind
+    from nnseg.exchange.nnunet_folder import ImportedModel
+    from nnseg.folders import Folders
+    from nnseg.plan import Plan
+
+Exporter: TypeAlias = Callable[[Sequence[Path], Path, "Kind"], tuple[Path, ...]]
+
+
+def import_model(
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    name: str | None = None,
+    trainers: Collection[str] = (),
+    save: bool = True,
+) -> "tuple[ImportedModel, ...]":
+    """Make models of ours of trained models of nnU-Net v2, whole or not at all.
+
+    Args:
+        sources: Folders or zips of nnU-Net's, each of one trained model, of a dataset's results or
+            around those; all their models must be of one plan.
+        target: Becomes a folder of models as `nnseg train` leaves them, CONFIGURATION/fold_N, and
+            must not be there, or be empty.
+        name: Of the plan; None is what nnU-Net calls it.
+        trainers: Trainer classes beyond those of nnU-Net v2.8.1 that change neither the network
+            nor the prediction.
+        save: False reads and checks all, and writes nothing.
+
+    Raises:
+        MissingError: There is no trained model, or none of the stage before a cascade.
+        DataError: A file is damaged or not to be trusted, or the models are of different plans.
+        PlanError: A plan names what nnseg has nothing for.
+        UsageError: `target` holds something, a trainer is unknown, or two models are of one
+            configuration.
+        MachineError: The disk is full, or `target` cannot be written.
+    """
+    from nnseg.commit import whole_folder
+    from nnseg.exchange.nnunet_folder import find_models, import_models
+    from nnseg.runlog import logged_run
+
+    if save:
+        _check_free(target)
+    found = [model for source in sources for model in find_models(source)]
+    if not save:
+        return import_models(found, None, name=name, trainers=trainers)
+    arguments = {
+        "sources": [str(source) for source in sources],
+        "target": str(target),
+        "name": name,
+        "trainers": sorted(trainers),
+    }
+    with whole_folder(target.absolute()) as unfinished:
+        with logged_run(unfinished, "import", arguments) as run:
+            imported = import_models(found, unfinished, name=name, trainers=trainers)
+            run.inputs += [path for model in found for path in model.files]
+        if target.is_dir():
+            target.rmdir()  # it is empty, and some systems rename no folder over another
+    return imported
+
+
+def export_model(
+    source: Path, target: Path, *, to: str = "nnunet", kind: "Kind" = "final"
+) -> tuple[Path, ...]:
+    """Write models of ours as another program reads them, whole or not at all.
+
+    Args:
+        source: The folder of a fold, of a configuration (all its numbered folds), or of a plan's
+            models (all of them; not to ONNX). To nnU-Net, a cascade takes the stage before it
+            along.
+        target: A folder that must not be there, or be empty.
+        to: A name of EXPORTERS.
+        kind: The checkpoint to take: "final" or "best".
+
+    Returns:
+        What was written, as the exporter tells it.
+
+    Raises:
+        MissingError: There is no trained fold, or none of the stage before a cascade.
+        DataError: A file is damaged, or the folds are of different plans.
+        PlanError: There is no such exporter, or it has nothing for a part of the plan.
+        UsageError: `target` holds something, `source` holds more than `to` has room for, or a
+            package is not installed.
+        MachineError: The disk is full, or `target` cannot be written.
+    """
+    write = EXPORTERS[to]
+    _check_free(target)
+    folds = _folds_of(source, kind)
+    if target.is_dir():
+        target.rmdir()
+    return write(folds, target.absolute(), kind)
+
+
+def read_plan(folders: "Folders", dataset: str, plans_file: Path, *, name: str) -> "Plan":
+    """Read nnU-Net's plans.json for a dataset of ours, and write nothing; see `import_plans`.
+
+    Raises:
+        MissingError: A file is not there.
+        DataError: One of them is not such a file, or they are of different data.
+    """
+    from nnseg import record
+    from nnseg.dataset import read_spec
+    from nnseg.exchange.nnunet import read_plans
+
+    spec = read_spec(folders.spec_file(dataset))
+    plan = read_plans(record.read_json(plans_file), spec, name=name, where=str(plans_file))
+    return replace(plan, dataset=dataset)
+
+
+def _to_nnunet(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, ...]:
+    from nnseg.exchange.nnunet_folder import export_models
+
+    return export_models(_with_stages_before(folds, kind), target, kind)
+
+
+def _to_onnx(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, ...]:
+    from nnseg.exchange.onnx import export_onnx
+
+    configurations = sorted({fold.parent.name for fold in folds})
+    if len(configurations) > 1:
+        raise UsageError(
+            f"{folds[0].parents[1]}: holds {', '.join(configurations)}; ONNX is written of one "
+            "configuration: name its folder"
+        )
+    return export_onnx(folds, target, kind)
+
+
+EXPORTERS = Registry[Exporter]("format to export models to", nnunet=_to_nnunet, onnx=_to_onnx)
+
+
+def _check_free(target: Path) -> None:
+    if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UsageError(f"{target} is there already; name a folder that is not, or an empty one")
+
+
+def _folds_of(source: Path, kind: "Kind") -> tuple[Path, ...]:
+    """Find the trained folds in a folder of a plan's models, of a configuration or of a fold."""
+    from nnseg.folders import trained_configurations, trained_folds
+
+    source = source.absolute()  # of a relative one, what lies beside it may have no name
+    folders = trained_configurations(source, kind) or (source,)
+    return tuple(fold for folder in folders for fold in trained_folds(folder, kind=kind))
+
+
+def _with_stages_before(folds: Sequence[Path], kind: "Kind") -> tuple[Path, ...]:
+    """Add all trained folds of the stage before each cascade, unless some are there already."""
+    from nnseg.checkpoint import Checkpoint, load_sealed
+    from nnseg.folders import checkpoint_file, trained_folds
+
+    found = list(folds)
+    first = {fold.parent: fold for fold in reversed(found)}
+    for folder, fold in first.items():
+        checkpoint = load_sealed(Checkpoint, checkpoint_file(fold, kind))
+        previous = checkpoint.configuration.previous
+        if previous is not None and folder.with_name(previous) not in first:
+            command = f"nnseg train {checkpoint.plan.dataset} {previous}"
+            found += trained_folds(folder.with_name(previous), kind=kind, made_by=command)
+    return tuple(found)
