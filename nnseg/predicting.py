@@ -9,8 +9,8 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,6 +72,7 @@ class Proof:
     expected_dice: dict[str, float | None]  # what the model's own probabilities promise
     quality: float | None  # their mean; None where nothing was found
     statistics: dict[str, LabelStatistics] | None
+    record_sha256: str = ""  # of this record without it
 
 
 def predict(
@@ -142,15 +143,22 @@ def predict(
             if on_progress:
                 on_progress("predicting", len(proofs) + len(failed), len(jobs))
         for job in jobs:
-            done = job.case_id in proofs
-            run.cases[job.case_id] = "done" if done else str(failed[job.case_id])
-            if done:
+            if job.case_id in failed:
+                run.cases[job.case_id] = str(failed[job.case_id])
+            else:
+                run.cases[job.case_id] = "done"
                 run.inputs += job.images
                 run.outputs += [folder / file for file in proofs[job.case_id].outputs]
-        _sum_up(folder, name, [proofs[job.case_id] for job in jobs if job.case_id in proofs], run)
-        if source.is_dir():
-            text = record.json_text(spec_to_json(spec))
-            commit.write_whole(predicted_spec_file(folder), text.encode())
+        done = [proofs[job.case_id] for job in jobs if job.case_id in proofs]
+        try:
+            _sum_up(folder, name, done, run)
+            if source.is_dir():
+                text = record.json_text(spec_to_json(spec))
+                commit.write_whole(predicted_spec_file(folder), text.encode())
+        except MachineError as error:
+            if not failed:
+                raise
+            logger.warning("%s", error)  # what is raised lists the cases, which says more
         if failed and proofs:
             listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
             raise PartlyDoneError(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
@@ -202,7 +210,7 @@ def _proven(jobs: Sequence[PredictionJob], made_by: str) -> dict[str, Proof]:
     found = {}
     for job in jobs:
         try:
-            proof = record.load(Proof, proof_file(job.target))
+            proof = _read_proof(proof_file(job.target))
             inputs = _hashes(job.images)
             outputs = _hashes([job.target.parent / name for name in proof.outputs])
         except (NnsegError, OSError):
@@ -212,6 +220,26 @@ def _proven(jobs: Sequence[PredictionJob], made_by: str) -> dict[str, Proof]:
     if found:
         logger.info("%d of %d cases are done", len(found), len(jobs))
     return found
+
+
+def _read_proof(path: Path) -> Proof:
+    """Read a proof that `_save` wrote.
+
+    Raises:
+        MissingError: There is none.
+        DataError: It is not what was written, to the byte.
+    """
+    proof = record.load(Proof, path)
+    same = path.read_bytes() == record.dumps(proof).encode()  # the hash sees no white space
+    if not same or proof != _sealed(proof):
+        raise DataError(f"{path}: is damaged (its SHA-256 changed); predict its case again")
+    return proof
+
+
+def _sealed(proof: Proof) -> Proof:
+    """Give a proof with the hash of itself."""
+    data = record.to_json(replace(proof, record_sha256=""))
+    return replace(proof, record_sha256=hashlib.sha256(json.dumps(data).encode()).hexdigest())
 
 
 def _hashes(paths: Sequence[Path]) -> dict[str, str]:
@@ -239,7 +267,7 @@ def _predict_each(
             found: _Found | NnsegError
             if full:
                 found = DiskFullError("not begun, as the disk is full; free some and run it again")
-            elif isinstance(read, Volume):
+            elif isinstance(read, _Scan):
                 found = _outcome(lambda: _segment(predictor, job, read, wanted, stop))  # noqa: B023
             else:
                 found = read
@@ -263,26 +291,43 @@ def _outcome(work: Callable[[], T]) -> T | NnsegError:
         return work()
     except (DataError, MissingError, MachineError) as error:
         return error
+    except MemoryError as error:
+        return MachineError(f"there is not enough memory for this image ({error}); free some")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scan:
+    """The image of a case, and the hashes of its files from before it was read.
+
+    So a file that changes meanwhile proves nothing, and its case is done again the next time.
+    """
+
+    volume: Volume
+    inputs: dict[str, str]
 
 
 def _read_ahead(
     jobs: Sequence[PredictionJob], channels: int
-) -> Iterator[tuple[PredictionJob, Volume | NnsegError]]:
+) -> Iterator[tuple[PredictionJob, _Scan | NnsegError]]:
     """Read the image of each case, a small one while the case before is worked on."""
 
-    def read(job: PredictionJob) -> Volume | NnsegError:
+    def read(job: PredictionJob) -> _Scan | NnsegError:
         if job.fault:
-            return DataError(job.fault)
-        return _outcome(lambda: read_image(job.images, channels))
+            return DataError(job.fault.removeprefix(f"case {job.case_id}: "))  # the list has it
+        inputs: dict[str, str] = {}
+        with suppress(OSError):  # reading says better what is wrong
+            inputs = _hashes(job.images)
+        volume = _outcome(lambda: read_image(job.images, channels))
+        return _Scan(volume=volume, inputs=inputs) if isinstance(volume, Volume) else volume
 
     with ThreadPoolExecutor(1) as reader:
-        ahead: Future[Volume | NnsegError] | None = None
+        ahead: Future[_Scan | NnsegError] | None = None
         for number, job in enumerate(jobs):
-            volume = read(job) if ahead is None else ahead.result()
+            scan = read(job) if ahead is None else ahead.result()
             ahead = None
             if number + 1 < len(jobs) and bytes_to_read(jobs[number + 1].images) <= AHEAD_BYTES:
                 ahead = reader.submit(read, jobs[number + 1])
-            yield job, volume
+            yield job, scan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -291,17 +336,18 @@ class _Found:
 
     prediction: "Prediction"
     geometry: Geometry
+    inputs: dict[str, str]  # of `_Scan`
     written: tuple[Path, ...]
 
 
 def _segment(
     predictor: "Predictor",
     job: PredictionJob,
-    volume: Volume,
+    scan: _Scan,
     wanted: Wanted,
     stop: Callable[[], bool],
 ) -> _Found:
-    geometry, labels = volume.geometry, predictor.spec.labels
+    geometry, labels = scan.volume.geometry, predictor.spec.labels
     with ExitStack() as stack:
         begin = None
         written: tuple[Path, ...] = ()
@@ -311,13 +357,13 @@ def _segment(
             )
             begin, written = writer.begin, writer.files
         found = predictor.segment(
-            volume.image,
+            scan.volume.image,
             geometry.spacing,
             maps=wanted.maps,
             probabilities=begin,
             stop=stop,
         )
-    return _Found(prediction=found, geometry=geometry, written=written)
+    return _Found(prediction=found, geometry=geometry, inputs=scan.inputs, written=written)
 
 
 def _save(job: PredictionJob, found: _Found, wanted: Wanted, labels: Labels, made_by: str) -> Proof:
@@ -335,12 +381,13 @@ def _save(job: PredictionJob, found: _Found, wanted: Wanted, labels: Labels, mad
     proof = Proof(
         case_id=job.case_id,
         made_by=made_by,
-        inputs=_hashes(job.images),
+        inputs=found.inputs,
         outputs=_hashes(outputs),
         expected_dice=prediction.expected_dice,
         quality=quality(prediction.expected_dice),
         statistics=statistics,
     )
+    proof = _sealed(proof)
     record.save(proof, proof_file(job.target))
     return proof
 

@@ -12,11 +12,12 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnseg import inference, pipeline, record, store
+from nnseg import pipeline, record, store
 from nnseg.axes import Shape
 from nnseg.dataset import read_spec
 from nnseg.evaluate import Summary
 from nnseg.folders import Folders
+from nnseg.predictor import load
 from nnseg.preprocess import preprocessing_hash
 from nnseg.recipe import TrainSettings
 from nnseg.volume import read_array, read_segmentation, simple_geometry, write
@@ -149,9 +150,9 @@ def test_it_comes_out_as_the_user_knows_it(
 
     options = {"settings": SHORT, "device": "cpu", "precision": "fp32"}
     fold = pipeline.train(folders, NAME, configuration, "0", **options)  # type: ignore[arg-type]
-    model = inference.load_model([fold], device="cpu", precision="fp32")
+    model = dataclasses.replace(load(fold, device="cpu", precision="fp32"), mirror=False)
     images, labels = ("em", "truth") if make is stacks else ("imagesTr", "labelsTr")
-    found = pipeline.predict(model, raw / images, tmp_path / "out", mirror=False)
+    found = pipeline.predict(model, raw / images, tmp_path / "out")
     assert sorted(found) == list(CASES)
     spec = read_spec(tmp_path / "out" / "dataset.json")
     for case_id, path in found.items():

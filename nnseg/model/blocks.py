@@ -44,7 +44,7 @@ class InstanceNorm(nn.Module):
             slope = NEGATIVE_SLOPE if self.activated else 1.0
             return kernels.normalize(x, self.weight, self.bias, NORM_EPS, slope)
         exact = x.device.type == "cpu" and x.dtype == torch.float32
-        if exact and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if exact and torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
             slope = NEGATIVE_SLOPE if self.activated else 1.0
             return normalize_exactly(x, self.weight, self.bias, slope)
         y = functional.group_norm(x, channels, self.weight, self.bias, NORM_EPS)

@@ -63,7 +63,7 @@ def tile_shares(size: int, tile: int, step: float) -> NDArray[np.float64]:
     Source: nnU-Net v2, Gaussian importance weighting.
 
     >>> tile_shares(6, 4, 0.5).round(3).tolist()
-    [[1.0, 1.0, 0.5, 0.982], [0.018, 0.5, 1.0, 1.0]]
+    [[1.0, 1.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]
     """
     starts = tile_starts(size, tile, step)
     weight = _gaussian(tile)

@@ -74,6 +74,6 @@ def test_a_prediction_in_fp32_is_normalized_to_the_last_digits(
     wanted = wanted + norm.bias.view(channel)
     if activated:
         wanted = functional.leaky_relu(wanted, 0.01)
-    with torch.no_grad():
+    with torch.inference_mode():
         found = norm(x)
     torch.testing.assert_close(found.double(), wanted.detach(), atol=2e-5, rtol=0)

@@ -1,0 +1,580 @@
+"""Predictions of folders that get killed, a full disk, or scans and results that are damaged."""
+
+import ctypes
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from injection import CHECKOUT, HERE, NONE, PATIENCE, Call, Fault, Injector, Outcome, outcome
+from oracle import LEFT_OUT, Tree, differences, sha256, tree_of
+from scans import draw_scans, make_model
+
+from nnseg import predicting
+from nnseg.errors import PartlyDoneError, StoppedError
+from nnseg.predicting import Wanted
+from nnseg.predictor import Predictor, load
+
+SCANS = 3
+SLOWED = Fault(sleep_us=1500)  # so that most of the time goes by while results are written
+EVERYTHING = ("--uncertainty", "--statistics", "--save_probabilities", "chunks")
+UNFINISHED = re.compile(r"\.part-\w+-\w+-\w+-\w+-")
+FAULTS = {
+    "full once": Fault(action="ENOSPC"),
+    "full": Fault(action="ENOSPC", lasting=True),
+    "broken once": Fault(action="EIO"),
+    "killed": Fault(action="kill"),
+}
+SWEPT = (*EVERYTHING, "--disable_tta")
+KINDS = [(False, kind) for kind in FAULTS] + [(True, kind) for kind in ("full once", "killed")]
+
+
+class Predictions:
+    """The process that predicts in forks of itself; see predicting_forks.py."""
+
+    def __init__(self, injector: Injector, scratch: Path) -> None:
+        self.injector = injector
+        self.scratch = scratch
+        self.model = make_model(scratch / "model")
+        self.scans = draw_scans(scratch / "scans", SCANS)
+        self.two_scans = draw_scans(scratch / "two_scans", 2)
+        self._numbers = count()
+        environment = {"LD_PRELOAD": str(injector.library), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "predicting_forks.py")],
+            env=os.environ | environment,
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._send(arguments=self._command(scratch / "rehearsal", EVERYTHING), output=None)
+
+    def run(
+        self,
+        out: Path,
+        *extra: str,
+        scans: Path | None = None,
+        fault: Fault = NONE,
+        kill_after_calls: int = 0,
+        kill_seconds_later: float = 0.0,
+    ) -> Outcome:
+        """Predict the scans into `out`, to the end or until it is killed."""
+        place = self.scratch / str(next(self._numbers))
+        environment = self.injector.environment(out, place, fault)
+        environment["FAULTS_FOLDER"] = str(out.resolve())
+        self._send(
+            arguments=self._command(out, extra, scans),
+            environment=environment,
+            output=str(place / "said"),
+            patience=PATIENCE,
+            kill_after_calls=kill_after_calls,
+            kill_seconds_later=kill_seconds_later,
+        )
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        assert answer, "the process that predicts has ended"
+        return outcome(int(answer), place, fault)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=PATIENCE)
+
+    def _command(
+        self, out: Path, extra: tuple[str, ...], scans: Path | None = None
+    ) -> tuple[str, ...]:
+        where = ("-i", str(scans or self.scans), "-o", str(out), "-m", str(self.model))
+        return ("predict", *where, "-device", "cpu", "--precision", "fp32", *extra)
+
+    def _send(self, **request: Any) -> None:
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Right:
+    """What undisturbed predictions leave, and the calls that it took."""
+
+    tree: Tree
+    calls: tuple[Call, ...]
+
+    @property
+    def writing(self) -> list[int]:
+        """The numbers of the calls within which the result of some case is unfinished."""
+        return [c.number for c in self.calls if case_of(c.path)]
+
+
+@pytest.fixture(scope="module")
+def predictions(
+    injector: Injector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Predictions]:
+    process = Predictions(injector, tmp_path_factory.mktemp("predictions"))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def right_of(
+    predictions: Predictions, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Right]:
+    """Gives what predictions with some more arguments leave in an empty folder."""
+    made: dict[object, Right] = {}
+
+    def give(*extra: str, scans: Path | None = None) -> Right:
+        if (extra, scans) not in made:
+            out = tmp_path_factory.mktemp("right") / "out"
+            done = predictions.run(out, *extra, scans=scans)
+            assert done.code == 0, done.said
+            made[extra, scans] = Right(tree=tree_of(out), calls=done.calls)
+        return made[extra, scans]
+
+    return give
+
+
+@pytest.fixture(scope="module")
+def predictor(predictions: Predictions) -> Predictor:
+    return load(predictions.model, device="cpu", precision="fp32")
+
+
+def case_of(path: Path) -> str | None:
+    """Say to which scan a file of the results belongs, finished or not, if to one."""
+    match = re.match(r"scan_\d+", UNFINISHED.sub("", path.name))
+    return match and match[0]
+
+
+def proven(out: Path) -> set[str]:
+    """Name the cases whose proof is there, and whose files are what it says."""
+    found = set()
+    for path in out.glob("[!.]*.proof.json"):
+        outputs = json.loads(path.read_text())["outputs"]
+        with suppress(FileNotFoundError):
+            if all(sha256(out / name) == digest for name, digest in outputs.items()):
+                found.add(path.name.removesuffix(".proof.json"))
+    return found
+
+
+def times(out: Path, cases: set[str]) -> dict[str, tuple[int, int]]:
+    """When each file of these cases was written, and which one it is."""
+    paths = [path for path in sorted(out.glob("[!.]*")) if case_of(path) in cases]
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in paths}
+
+
+def neither_old_nor_new(found: Tree, old: Tree, new: Tree) -> list[str]:
+    """Name the files of a final name that are neither as they were nor as they are to be.
+
+    Of its probabilities a case may be without while they are replaced. Where a case has failed,
+    the table of statistics has the rows of the others.
+    """
+    final = {name: value for name, value in found.items() if not name.startswith(".")}
+    wrong = [
+        f"{name} is neither old nor new"
+        for name, value in final.items()
+        if value not in (old.get(name), new.get(name)) and name != "statistics.csv"
+    ]
+    gone = [name for name in sorted(old.keys() - final.keys()) if "_probabilities." not in name]
+    return wrong + [f"{name} is gone" for name in gone]
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_folder_prediction_that_is_killed_ends_as_if_it_had_not_been(
+    predictions: Predictions,
+    right_of: Callable[..., Right],
+    tell: Callable[[str], None],
+    tmp_path: Path,
+    kills: int,
+) -> None:
+    rng, wrong, states, during = random.Random(kills), [], Counter[str](), 0
+    for number in range(kills):
+        extra = EVERYTHING if number % 2 else ()
+        right, out = right_of(*extra), tmp_path / str(number) / "out"
+        if number % 6 < 5:  # in the call itself: of a write, half has been done
+            fault = Fault(action="kill", at=rng.choice(right.writing))
+            killed = predictions.run(out, *extra, fault=fault)
+        else:
+            killed = predictions.run(
+                out,
+                *extra,
+                fault=SLOWED,
+                kill_after_calls=rng.randrange(1, len(right.calls)),
+                kill_seconds_later=rng.uniform(0, 0.003),
+            )
+        done = proven(out)
+        begun = {case_of(call.path) for call in killed.calls} - {None}
+        during += bool(begun - done)
+        states[f"{len(done)} of {SCANS} done" if begun else "before the first result"] += 1
+        found = neither_old_nor_new(tree_of(out), {}, right.tree)
+        if killed.code not in (0, -signal.SIGKILL) or (killed.code == 0 and done < begun):
+            found.append(f"ended with {killed.code}: {killed.said}")
+        before = times(out, done)
+        again = predictions.run(out, *extra)
+        if again.code:
+            found.append(f"the next run ends with {again.code}: {again.said}")
+        if times(out, done) != before:
+            found.append("the next run did again what was done")
+        found += [f"after the next run, {text}" for text in differences(tree_of(out), right.tree)]
+        wrong += [f"kill {number} ({killed.hit}): {text}" for text in found]
+        shutil.rmtree(out)
+    histogram = ", ".join(f"{state}: {states[state]}" for state in sorted(states))
+    tell(f"{kills} kills of predict, {during} while results are written, {len(wrong)} wrong")
+    tell(f"  {histogram}")
+    assert not wrong, "\n".join(wrong)
+    assert during >= (40 if kills == 50 else kills / 2), histogram
+
+
+@pytest.mark.parametrize(
+    ("again", "kind", "calls"),
+    [
+        *((*sweep, 3) for sweep in KINDS),
+        *(pytest.param(*sweep, None, marks=pytest.mark.slow) for sweep in KINDS),
+    ],
+)
+def test_a_fault_leaves_each_result_old_or_new_and_the_next_run_ends_undisturbed(
+    predictions: Predictions,
+    right_of: Callable[..., Right],
+    tell: Callable[[str], None],
+    tmp_path: Path,
+    again: bool,
+    kind: str,
+    calls: int | None,
+) -> None:
+    scans, start = predictions.two_scans, tmp_path / "start"
+    right = right_of(*SWEPT, scans=scans)
+    start.mkdir()
+    if again:  # there are results of other settings, which are replaced
+        assert predictions.run(start, *SWEPT, "-step_size", "1", scans=scans).code == 0
+    old = tree_of(start)
+    census = shutil.copytree(start, tmp_path / "census")
+    counting = replace(FAULTS[kind], at=0)
+    total = len(predictions.run(census, *SWEPT, scans=scans, fault=counting).calls)
+    numbers = list(range(1, total + 1))
+    if calls is not None:
+        numbers = random.Random(f"{again} {kind}").sample(numbers, calls)
+    wrong, hits = [], 0
+    for number in numbers:
+        out = shutil.copytree(start, tmp_path / str(number))
+        fault = replace(FAULTS[kind], at=number)
+        struck = predictions.run(out, *SWEPT, scans=scans, fault=fault)
+        hits += struck.hit is not None
+        found = neither_old_nor_new(tree_of(out), old, right.tree)
+        if kind == "killed":
+            found += [f"ended with {struck.code}"] if struck.code != -signal.SIGKILL else []
+        else:
+            found += misbehaviour(struck, out, right.tree)
+        last = predictions.run(out, *SWEPT, scans=scans)
+        if last.code:
+            found.append(f"the next run ends with {last.code}: {last.said}")
+        found += [f"after the next run, {text}" for text in differences(tree_of(out), right.tree)]
+        wrong += [f"{struck.fault} ({struck.hit}): {text}" for text in found]
+        shutil.rmtree(out)
+    where = "old results" if again else "nothing"
+    tell(f"predict on {where}, {kind}: {hits} of {total} calls hit, {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+    assert hits >= 0.9 * len(numbers), "threads may save a call, not many"
+
+
+def misbehaviour(struck: Outcome, out: Path, new: Tree) -> list[str]:
+    """List what is wrong with how a command tells that it could not write.
+
+    It ends with 4, or with 6 where some cases are done, and names each case that is not. It may
+    end with 0 where all results are there, and only the log or the record of the run is not, or
+    where a file could not be removed.
+    """
+    wrong = []
+    if "Traceback" in struck.said or "bug of ours" in struck.said:
+        wrong.append(f"no message for a user: {struck.said}")
+    begun = {case_of(call.path) for call in struck.calls} - {None}
+    found = tree_of(out)
+    for case in sorted({str(case_of(Path(name))) for name in new if case_of(Path(name))}):
+        whole = all(found.get(name) == new[name] for name in new if case_of(Path(name)) == case)
+        if begun and not whole and not re.search(rf"^(nnseg:|) *.*\b{case}: ", struck.said, re.M):
+            wrong.append(f"{case} is not done, and the message names it not: {struck.said}")
+    hit = struck.hit
+    if struck.code == 0:
+        wrong += [f"ended with 0, but {text}" for text in differences(found, new)]
+        name = hit and UNFINISHED.sub("", hit.path.name)
+        if hit and not (LEFT_OUT.fullmatch(str(name)) or hit.kind == "remove" or hit.path == out):
+            wrong.append("ended with 0")
+    elif struck.code not in (4, 6) or (struck.code == 6 and not proven(out)):
+        wrong.append(f"ended with {struck.code}: {struck.said}")
+    elif str(out) not in struck.said:
+        wrong.append(f"names no path: {struck.said}")
+    return wrong
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_on_a_full_disk_what_is_done_stays_and_the_rest_is_listed_in_one_message(
+    predictions: Predictions, right_of: Callable[..., Right], tmp_path: Path, done: int
+) -> None:
+    extra, out = ("--uncertainty", "--statistics"), tmp_path / "out"
+    right = right_of(*extra)
+    opened = [c for c in right.calls if c.path.name.endswith(f"-scan_{done}.nii.gz")]
+    fault = Fault(action="ENOSPC", at=opened[0].number, lasting=True)
+    full = predictions.run(out, *extra, fault=fault)
+    kept, lost = [{f"scan_{n}" for n in numbers} for numbers in (range(done), range(done, SCANS))]
+    assert full.code == (6 if kept else 4), full.said
+    errors = [line for line in full.said.splitlines() if line.endswith("cases failed:")]
+    assert errors == [f"nnseg: {len(lost)} of {SCANS} cases failed:"], full.said
+    listed = full.said.partition(errors[0])[2].splitlines()[1:]
+    assert {str(re.findall(r"^  case (.*?): .*disk is full", line)[0]) for line in listed} == lost
+    assert proven(out) == kept
+    assert not neither_old_nor_new(tree_of(out), {}, right.tree)
+    before = times(out, kept)
+    assert predictions.run(out, *extra).code == 0
+    assert times(out, kept) == before
+    assert not differences(tree_of(out), right.tree)
+
+
+def test_of_ten_scans_three_are_bad_and_named_and_seven_are_done(
+    predictions: Predictions, tmp_path: Path
+) -> None:
+    scans, out = draw_scans(tmp_path / "scans", 10), tmp_path / "out"
+    cut, holed, halved = (scans / f"scan_{n}_000{c}.nii.gz" for n, c in ((2, 0), (5, 1), (8, 1)))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    image = nibabel.load(holed)
+    values = np.asarray(image.dataobj)
+    values[3, 4, 5] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), holed)
+    halved.unlink()
+    partly = predictions.run(out, scans=scans)
+    assert partly.code == 6
+    first, *listed = partly.said.splitlines()
+    assert first == "nnseg: 3 of 10 cases failed:"
+    for line, words in zip(
+        listed,
+        (
+            f"  case scan_2: {cut}: .*is damaged",
+            f"  case scan_5: {holed}: 1 voxels are not finite",
+            f"  case scan_8: {scans} lacks {halved.name}",
+        ),
+        strict=True,
+    ):
+        assert re.match(words, line), line
+    good = {f"scan_{number}" for number in range(10)} - {"scan_2", "scan_5", "scan_8"}
+    assert proven(out) == good
+    assert {path.name for path in out.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in good}
+
+
+def test_a_scan_that_cannot_be_read_or_is_too_large_costs_no_other(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = draw_scans(tmp_path / "scans", 5)
+    for number, place in ((1, "/proc/self/mem"), (2, str(tmp_path / "gone"))):
+        path = scans / f"scan_{number}_0000.nii.gz"
+        path.unlink()
+        path.symlink_to(place)  # to read there is an error of the device, EIO
+    reads = predicting.read_image
+
+    def read(images: tuple[Path, ...], channels: int) -> Any:
+        if images[0].name.startswith("scan_3"):
+            raise MemoryError("Unable to allocate 1 PiB")
+        return reads(images, channels)
+
+    monkeypatch.setattr(predicting, "read_image", read)
+    with pytest.raises(PartlyDoneError, match="3 of 5 cases failed") as raised:
+        predicting.predict(predictor, scans, tmp_path / "out")
+    text = str(raised.value)
+    assert re.search(r"case scan_1: \S*scan_1_0000\S*: cannot be read \(Input/output error", text)
+    assert re.search(r"case scan_2: \S*scans lacks scan_2_0000", text)
+    assert "case scan_3: there is not enough memory for this image" in text
+    assert proven(tmp_path / "out") == {"scan_0", "scan_4"}
+
+
+@contextmanager
+def without_powers_over_files() -> Iterator[None]:
+    """Have what a folder permits hold for root, too, in this thread (Linux's capset)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; the same, higher bits
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    kept = sets[0]
+    sets[0] = kept & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        sets[0] = kept
+        assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+
+@pytest.mark.parametrize("fault", ["read-only", "full", "a file is there", "in the way is a file"])
+def test_an_output_folder_that_takes_no_files_is_refused_before_anything_is_computed(
+    predictor: Predictor,
+    predictions: Predictions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    ran: list[object] = []
+    hooks = [
+        network.register_forward_pre_hook(lambda *called: ran.append(called))
+        for network in predictor.members[0].model.networks
+    ]
+    out, within = tmp_path / "out", nullcontext[None]
+    guard: Callable[[], AbstractContextManager[None]] = within
+    reason = "cannot be written"
+    if fault == "read-only":
+        out.mkdir(mode=0o555)
+        guard = without_powers_over_files if os.geteuid() == 0 else within
+    elif fault == "full":
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        reason = "the disk is full"
+    elif fault == "a file is there":
+        out.touch()
+        reason = "is a file"
+    else:
+        (tmp_path / "file").touch()
+        out = tmp_path / "file" / "out"
+    if fault == "read-only" and sys.platform != "linux":
+        pytest.skip("capabilities are Linux's")
+    with guard(), pytest.raises(Exception, match=reason) as raised:
+        predicting.predict(predictor, predictions.scans, out)
+    assert raised.value.exit_code in (2, 4)  # type: ignore[attr-defined]
+    assert str(out) in str(raised.value)
+    assert not ran
+    monkeypatch.undo()
+    assert not out.is_dir() or not list(out.iterdir())
+    predicting.predict(predictor, predictions.scans, tmp_path / "other")
+    assert ran, "the networks would have been heard"
+    for hook in hooks:
+        hook.remove()
+
+
+def full_disk(path: Path, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("count_of_damage", [12, pytest.param(120, marks=pytest.mark.slow)])
+def test_a_flipped_or_cut_result_or_proof_has_its_own_case_done_again_and_no_other(
+    predictor: Predictor,
+    predictions: Predictions,
+    tell: Callable[[str], None],
+    tmp_path: Path,
+    count_of_damage: int,
+) -> None:
+    out = tmp_path / "out"
+    wanted = Wanted(maps=("entropy", "disagreement"), probabilities="chunks", statistics=True)
+    predicting.predict(predictor, predictions.scans, out, wanted=wanted)
+    right = tree_of(out)
+    files = [out / name for name in sorted(right) if case_of(Path(name))]
+    proofs = [path for path in files if path.name.endswith(".proof.json")]
+    cases = {str(case_of(path)) for path in files}
+    rng, wrong = random.Random(count_of_damage), []
+    for number in range(count_of_damage):
+        path = rng.choice(proofs if number % 3 == 0 else files)
+        data = path.read_bytes()
+        place, bit = rng.randrange(len(data)), rng.randrange(8)
+        if number % 4 == 3:
+            what, changed = f"cut to {place}", data[:place]
+        else:
+            what = f"bit {bit} of byte {place}"
+            changed = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+        path.write_bytes(changed)
+        own = str(case_of(path))
+        others, mine = times(out, cases - {own}), times(out, {own})
+        predicting.predict(predictor, predictions.scans, out, wanted=wanted)
+        found = differences(tree_of(out), right)
+        if times(out, cases - {own}) != others:
+            found.append("another case was done again")
+        if set(times(out, {own}).items()) & set(mine.items()):
+            found.append("its case was not done again")
+        wrong += [f"{what} of {path.name}: {text}" for text in found]
+    tell(f"{count_of_damage} flips and cuts of predictions, {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_scan_that_changes_while_it_is_predicted_is_predicted_again(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, out = draw_scans(tmp_path / "scans", 2), tmp_path / "out"
+    last = scans / "scan_1_0000.nii.gz"
+    other = scans / "scan_1_0001.nii.gz"
+    reads = predicting.read_image
+
+    def read(images: tuple[Path, ...], channels: int) -> Any:
+        volume = reads(images, channels)
+        if images[0] == last:
+            last.write_bytes(other.read_bytes())  # as an upload does that has not ended
+        return volume
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting, "read_image", read)
+        predicting.predict(predictor, scans, out)
+    before = times(out, {"scan_0"}), times(out, {"scan_1"})
+    predicting.predict(predictor, scans, out)
+    assert times(out, {"scan_0"}) == before[0]
+    assert times(out, {"scan_1"}) != before[1]
+    predicting.predict(predictor, scans, tmp_path / "fresh")
+    assert not differences(tree_of(out), tree_of(tmp_path / "fresh"))
+
+
+def test_a_cancelled_prediction_ends_within_two_seconds_and_goes_on_later(
+    predictor: Predictor, predictions: Predictions, tmp_path: Path
+) -> None:
+    computing, cancelled = threading.Event(), threading.Event()
+
+    def compute(*_: object) -> None:
+        computing.set()
+        time.sleep(0.3)  # as a pass of a large network takes; without a stop it takes a minute
+
+    networks = predictor.members[0].model.networks
+    hooks = [network.register_forward_pre_hook(compute) for network in networks]
+    asked: list[float] = []
+
+    def cancel() -> None:
+        assert computing.wait(PATIENCE)
+        asked.append(time.monotonic())
+        cancelled.set()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(StoppedError):
+        predicting.predict(predictor, predictions.scans, tmp_path / "out", stop=cancelled.is_set)
+    took = time.monotonic() - asked[0]
+    thread.join()
+    for hook in hooks:
+        hook.remove()
+    assert took < 2
+    predicting.predict(predictor, predictions.scans, tmp_path / "out")
+    assert proven(tmp_path / "out") == {f"scan_{number}" for number in range(SCANS)}
+
+
+def test_two_threads_that_predict_at_once_leave_the_bytes_of_one_after_the_other(
+    predictor: Predictor, predictions: Predictions, tmp_path: Path
+) -> None:
+    wanted = Wanted(maps=("entropy", "disagreement"), probabilities="npz", statistics=True)
+    meet, failed = threading.Barrier(2), []
+
+    def work(name: str) -> None:
+        meet.wait(PATIENCE)
+        try:
+            predicting.predict(predictor, predictions.scans, tmp_path / name, wanted=wanted)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    predicting.predict(predictor, predictions.scans, tmp_path / "alone", wanted=wanted)
+    alone = tree_of(tmp_path / "alone")
+    assert len(alone) == 2 + SCANS * 5
+    for name in ("one", "two"):
+        assert not differences(tree_of(tmp_path / name), alone)
