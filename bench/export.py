@@ -105,12 +105,11 @@ class Work:
     shape: Shape  # of the label file
     blobs: int  # of each head
     radius: tuple[float, float]  # of a blob, of the shortest edge
-    repeats: int | None = None  # None is what the command line says
 
 
 WORKS = (
-    Work(heads=3, shape=(300, 512, 512), blobs=8, radius=(0.06, 0.16), repeats=3),
-    Work(heads=14, shape=(300, 512, 512), blobs=2, radius=(0.06, 0.16)),
+    Work(heads=3, shape=(300, 512, 512), blobs=30, radius=(0.04, 0.12)),
+    Work(heads=14, shape=(300, 512, 512), blobs=6, radius=(0.04, 0.12)),
     Work(heads=118, shape=(150, 256, 256), blobs=1, radius=(0.04, 0.10)),
 )
 
@@ -153,7 +152,7 @@ def compare(folder: Path, peer: str, work: Work, repeats: int, *, quick: bool) -
     ours, peers = alternate(
         lambda: run(sys.executable, OURS),
         lambda: run(peer, PEERS),
-        min(repeats, work.repeats) if work.repeats and not quick else repeats,
+        repeats,
         warm_up=False,
     )
     mine, _ = read_segmentation(folder / "ours.nii.gz")

@@ -81,9 +81,7 @@ def predict_image(
             image,
             spacing,
             sweep=sweep,
-            look=lambda logits: _expect(
-                expected, labels, logits / np.float32(members[0].temperature)
-            ),
+            look=lambda logits: _expect(expected, labels, logits / temperature),
         )
         return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps={})
 

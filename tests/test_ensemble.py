@@ -173,6 +173,20 @@ def test_probabilities_are_handed_on_plane_by_plane() -> None:
     np.testing.assert_allclose(np.concatenate(taken), PLAIN.probabilities(logits), atol=1e-6)
 
 
+@pytest.mark.parametrize("labels", [PLAIN, REGIONS], ids=["labels", "regions"])
+def test_a_temperature_changes_probabilities_and_no_label_of_one_model(labels: Labels) -> None:
+    cold = Member(model=model_of(labels), temperature=3.0)
+    taken: list[Planes] = []
+    found = predict_image([cold], image(), SPACING, probabilities=lambda _: taken.append)
+    logits, _ = logits_on_the_grid(cold.model)
+    np.testing.assert_allclose(np.concatenate(taken), labels.probabilities(logits / 3), atol=1e-6)
+    plain = predict_image([Member(model=cold.model)], image(), SPACING)
+    np.testing.assert_array_equal(found.segmentation, plain.segmentation)
+    quick = predict_image([cold], image(), SPACING)
+    assert quick.expected_dice == pytest.approx(found.expected_dice, abs=1e-6)
+    assert quick.expected_dice != pytest.approx(plain.expected_dice, abs=0.02)
+
+
 def test_the_expected_dice_is_high_where_a_model_is_sure() -> None:
     model = model_of(PLAIN)
     sure = dataclasses.replace(model, networks=(Waves(3, 11),))

@@ -17,8 +17,9 @@ import nnseg
 from nnseg import predictor, record
 from nnseg.axes import Segmentation
 from nnseg.choose import Choice, ChosenModel
+from nnseg.confidence import Confidence
 from nnseg.errors import DataError, MissingError, PlanError, StoppedError, UsageError
-from nnseg.folders import Folders, postprocessing_file
+from nnseg.folders import Folders, confidence_file, postprocessing_file, validation_folder
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
 from nnseg.predictor import PRESETS, Predictor, load
 from nnseg.volume import read_image, read_segmentation
@@ -185,6 +186,24 @@ def test_rules_beside_a_model_are_applied_by_themselves(
     record.save(Postprocessing(rules=(KeepLargest(labels=("gone",)),)), postprocessing_file(copied))
     with pytest.raises(DataError, match="gone"):
         load(copied, **CPU).predict(scan)
+
+
+def test_a_calibrated_predictor_has_the_mean_temperature_of_its_folds(copied: Path) -> None:
+    shutil.copytree(copied / "fold_0", copied / "fold_1")
+    for fold, temperature in (("fold_0", 2.0), ("fold_1", 8.0)):
+        file = confidence_file(validation_folder(copied / fold))
+        found = record.load(Confidence, file)
+        assert found.calibration is not None
+        calibration = dataclasses.replace(found.calibration, temperature=temperature)
+        record.save(dataclasses.replace(found, calibration=calibration), file)
+    assert load(copied, **CPU).members[0].temperature == 1
+    assert load(copied, calibrated=True, **CPU).members[0].temperature == pytest.approx(4)
+    one = load(copied / "fold_0", calibrated=True, **CPU)
+    assert one.members[0].temperature == pytest.approx(2)
+    for fold in ("fold_0", "fold_1"):
+        confidence_file(validation_folder(copied / fold)).unlink()
+    with pytest.raises(MissingError, match="has not been calibrated; `nnseg train"):
+        load(copied, calibrated=True, **CPU)
 
 
 def test_what_is_no_model_is_refused_with_what_to_do(copied: Path, tmp_path: Path) -> None:

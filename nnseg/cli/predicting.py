@@ -81,9 +81,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
         help="distance of tiles as a share of their edge: the preset's, 0.5",
     )
     how.add_argument("--disable_tta", action="store_true", help="without mirrored images: faster")
-    how.add_argument(
-        "--overwrite", action="store_true", help="do again what is proven to be done"
-    )
+    how.add_argument("--overwrite", action="store_true", help="do again what is proven to be done")
     how.add_argument(
         "--continue_prediction",
         action="store_true",
