@@ -108,7 +108,7 @@ class Work:
 
 
 WORKS = (
-    Work(heads=3, shape=(300, 512, 512), blobs=30, radius=(0.04, 0.12)),
+    Work(heads=3, shape=(300, 512, 512), blobs=45, radius=(0.04, 0.12)),
     Work(heads=14, shape=(300, 512, 512), blobs=6, radius=(0.04, 0.12)),
     Work(heads=118, shape=(150, 256, 256), blobs=1, radius=(0.04, 0.10)),
 )
