@@ -176,7 +176,7 @@ def _probe(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         commit.write_whole(probe, bytes(PROBE_BYTES))
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # the run of another share may have removed it
     except OSError as error:
         raise commit.cannot_write(folder, error) from None
 

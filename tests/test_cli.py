@@ -190,6 +190,53 @@ def test_a_model_is_its_folder_or_that_of_a_fold(run: Run, trained: Path, tmp_pa
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_a_prediction_tells_more_where_asked(run: Run, trained: Path, tmp_path: Path) -> None:
+    images = trained / "raw" / DATASET / "imagesTs"
+    out = tmp_path / "out"
+    code, said, _ = run(
+        *("predict", "-i", images, "-o", out, "-d", "1", "-c", "2d", "--preset", "fast"),
+        *("--uncertainty", "--statistics", "--calibrated", "--save_probabilities"),
+        *("--device", "cpu", "--root", trained),
+    )
+    assert code == 0
+    assert "2 segmentations in" in said
+    cases = sorted(path.name[:-12] for path in images.iterdir())
+    for case_id in cases:
+        for ending in (
+            *(".nii.gz", "_entropy.nii.gz", "_disagreement.nii.gz"),
+            *(".npz", ".proof.json"),
+        ):
+            assert (out / f"{case_id}{ending}").is_file()
+    table = (out / "statistics.csv").read_text().splitlines()
+    assert len(table) == 1 + 2 * len(cases)
+    report = json.loads((out / "run.json").read_text())
+    assert report["facts"]["quality"].keys() == set(cases)
+    assert report["arguments"]["maps"] == ["entropy", "disagreement"]
+
+
+def test_the_names_that_predict_takes_are_those_there_are() -> None:
+    from nnseg.cli import predicting
+    from nnseg.predictor import PRESETS
+    from nnseg.probabilities import KINDS
+
+    assert sorted(predicting.PRESETS) == sorted(PRESETS)
+    assert sorted(predicting.KINDS) == sorted(KINDS)
+
+
+def test_several_models_predict_together(run: Run, trained: Path, tmp_path: Path) -> None:
+    images = trained / "raw" / DATASET / "imagesTs"
+    model = trained / "results" / DATASET / "nnseg" / "2d"
+    both = ("-m", model, model / "fold_0", "--weights", "2,1", "--disable_tta")
+    code, _, _ = run("predict", "-i", images, "-o", tmp_path / "both", *both, *CPU)
+    assert code == 0
+    code, _, _ = run(
+        *("predict", "-i", images, "-o", tmp_path / "one", "-m", model, "--disable_tta", *CPU)
+    )
+    assert code == 0
+    both, one = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("both", "one"))
+    assert [path.read_bytes() for path in both] == [path.read_bytes() for path in one]
+
+
 # ---------------------------------------------------------------- exit codes
 
 
@@ -270,6 +317,7 @@ def test_a_bug_is_one_line_and_a_log(
         (["train", "1", "2d", "0", "--overwrite", "--c"], "--overwrite starts anew and --c goes"),
         (["train", "1", "2d", "0", "--overwrite", "--extend-to", "9"], "and --extend-to goes on"),
         (["predict", "-i", "a", "-o", "b"], "say which model: -d DATASET -c CONFIGURATION"),
+        (["predict", "-i", "a", "-o", "b", "-m", "c", "--preset", "quick"], "choose from"),
         (["predict", "-i", "a", "-o", "b", "-d", "1", "-part_id", "1"], "-part_id is 1"),
         (["predict", "-i", "a", "-o", "b", "-d", "1", "-chk", "last"], "-chk is last; it must be"),
         (["predict", "-i", "a", "-o", "b", "-d", "1", "-step_size", "0"], "-step_size is 0.0"),

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
 
 
+PRESETS = ("fast", "default", "best")
+KINDS = ("npz", "nifti", "chunks")  # of files of probabilities
+
+
 def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-i",
@@ -70,7 +74,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     how.add_argument(
         "--preset",
         default="default",
-        metavar="NAME",
+        choices=PRESETS,
         help="fast: one fold, no mirrors, wider steps; default; best: in fp32",
     )
     how.add_argument(
@@ -104,8 +108,8 @@ def predict_arguments(parser: ArgumentParser) -> None:
         "--save_probabilities",
         nargs="?",
         const="npz",
-        metavar="KIND",
-        help="npz (as nnU-Net), nifti or chunks",
+        choices=KINDS,
+        help="of every voxel; npz, as nnU-Net has them, if no kind is given",
     )
     besides.add_argument(
         "--uncertainty",

@@ -1,8 +1,8 @@
 """Predictions in a process of their own, which prints what memory it has taken, in bytes.
 
 `many FOLDER EARLY LATE`: by as many predictions of small scans, at EARLY and at LATE.
-`classes SIDE CLASSES PRECISION STEP`: at most, after the imports and after one image of SIDE^3
-voxels with so many classes.
+`classes SIDE CLASSES DEPTH`: at most, by the imports and by one image of SIDE^3 voxels with so many
+classes, in tiles of DEPTH x 64 x 64 voxels.
 """
 
 import os
@@ -41,7 +41,7 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def classes(side: int, number: int, precision: str, step: float) -> tuple[int, int]:
+def classes(side: int, number: int, depth: int) -> tuple[int, int]:
     import numpy as np
     from tiny import shrink, toy_plan
 
@@ -54,9 +54,9 @@ def classes(side: int, number: int, precision: str, step: float) -> tuple[int, i
     from nnseg.runlog import peak_memory
 
     labels = Labels(labels={"background": 0, **{f"organ {n}": n for n in range(1, number)}})
-    plan = shrink(toy_plan(labels), "3d_fullres", (64, 64, 64))
+    plan = shrink(toy_plan(labels), "3d_fullres", (depth, 64, 64))
     configuration = plan.configuration("3d_fullres")
-    execution = Execution(device="cpu", precision=precision)
+    execution = Execution(device="cpu", precision="bf16")
     network = build_network(configuration.architecture, 1, labels.heads)
     model = Model(
         plan=plan,
@@ -66,7 +66,7 @@ def classes(side: int, number: int, precision: str, step: float) -> tuple[int, i
         execution=execution,
         weights_sha256=("0" * 64,),
     )
-    predictor = Predictor(members=(Member(model=model),), step=step)
+    predictor = Predictor(members=(Member(model=model),), step=1.0)
     imported = peak_memory()
     rng = np.random.default_rng(0)
     image = rng.normal(size=(side, side, side)).astype(np.float32)
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     if what == "many":
         taken = many(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
     else:
-        side, number, precision, step = arguments
-        taken = classes(int(side), int(number), precision, float(step))
+        side, number, depth = map(int, arguments)
+        taken = classes(side, number, depth)
     print(*taken)
