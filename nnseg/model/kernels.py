@@ -1,13 +1,15 @@
 """Our own kernels for CPUs with AVX512-BF16: Winograd convolutions, norm and activation in one.
 
 The C++ beside this file is compiled when a process first needs it, which takes a few seconds, and
-nothing of it stays on disk. Where there is no compiler or no such CPU, `available` says so and the
+kept in the user's own cache. Where there is no compiler or no such CPU, `available` says so and the
 network runs on PyTorch's operators. All tensors are bf16 and channels last, weights are fp32.
 """
 
 import ctypes
 import functools
+import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnseg.commit import write_whole
+from nnseg.errors import MachineError
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -26,6 +31,7 @@ FLAGS = (
     *("-O2", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma"),
     *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")),
 )
+KEPT_IN = Path(".cache") / "nnseg"  # of the user's home
 COMPILE_SECONDS = 120  # a compiler that takes longer hangs
 GROUP = 32  # channels come in multiples of it
 # Beyond these, transforming the weights, or summing up their gradient, costs what the products
@@ -52,22 +58,13 @@ _TAPS = torch.tensor([[1.0, 0.5, 0.5, 0.0], [0.0, 0.5, -0.5, 0.0], [0.0, 0.5, 0.
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Compile the kernels and load them; None, with the reason in the log, where that fails."""
+    """Load the kernels, compiled now or before; None, with the reason in the log, if that fails."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         logger.info("no C++ compiler (%s): PyTorch's own kernels are used", ", ".join(COMPILERS))
         return None
     try:
-        with tempfile.TemporaryDirectory(prefix="nnseg-kernels-") as folder:
-            file = Path(folder) / "kernels.so"
-            subprocess.run(  # noqa: S603  # the compiler found, on our own source
-                [compiler, *FLAGS, str(SOURCE), "-o", str(file)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
-            loaded = ctypes.CDLL(str(file))
+        loaded = _load(_compile(compiler))
     except (subprocess.SubprocessError, OSError) as error:
         said = getattr(error, "stderr", None) or str(error)
         logger.info("the CPU kernels do not compile (%s)", said.strip().splitlines()[0])
@@ -75,6 +72,69 @@ def library() -> ctypes.CDLL | None:
     for name, kinds in _ARGUMENTS.items():
         getattr(loaded, name).argtypes = [_KINDS[kind] for kind in kinds.replace(" ", "")]
     return loaded if loaded.supported() else None
+
+
+def _compile(compiler: str) -> bytes:
+    """Give the compiled kernels: what was kept of an earlier time, or else compile and keep them.
+
+    They are kept by the hash of all that they follow from, and count only if their own hash is that
+    of their name and nobody else could have written them: what is loaded here runs.
+    """
+    facts = [SOURCE.read_text(), *FLAGS, compiler, _version(compiler)]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+    kept = _cache()
+    for path in sorted(kept.glob(f"{key}-*.so")) if _is_ours(kept) else ():
+        data = path.read_bytes() if _is_ours(path) else b""
+        if path.name == f"{key}-{hashlib.sha256(data).hexdigest()}.so":
+            return data
+    with tempfile.TemporaryDirectory(prefix="nnseg-kernels-") as folder:
+        file = Path(folder) / "kernels.so"
+        subprocess.run(  # noqa: S603  # the compiler found, on our own source
+            [compiler, *FLAGS, str(SOURCE), "-o", str(file)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+        )
+        data = file.read_bytes()
+    try:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_ours(kept):
+            write_whole(kept / f"{key}-{hashlib.sha256(data).hexdigest()}.so", data)
+    except (OSError, MachineError) as error:  # it costs the next start three seconds
+        logger.info("the CPU kernels cannot be kept (%s)", error)
+    return data
+
+
+def _cache() -> Path:
+    try:
+        return Path.home() / KEPT_IN
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull)
+
+
+def _load(data: bytes) -> ctypes.CDLL:
+    """Load compiled kernels, from a file of their own that is gone at once."""
+    with tempfile.TemporaryDirectory(prefix="nnseg-kernels-") as folder:
+        file = Path(folder) / "kernels.so"
+        file.write_bytes(data)
+        return ctypes.CDLL(str(file))
+
+
+def _version(compiler: str) -> str:
+    said = subprocess.run(  # noqa: S603  # the compiler found
+        [compiler, "--version"], check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS
+    )
+    return said.stdout
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder is the user's own and nobody else may write it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def available() -> bool:

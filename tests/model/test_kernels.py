@@ -271,9 +271,74 @@ def test_a_compiler_that_fails_leaves_pytorchs_kernels(
     assert caplog.text.count("the CPU kernels do not compile") == 1
 
 
+@pytest.fixture
+def compilations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uncompiled: None
+) -> Iterator[list[Any]]:
+    """The calls of a compiler, of a user whose home is empty."""
+    calls: list[Any] = []
+    run = subprocess.run
+
+    def watched(command: Any, **options: Any) -> Any:
+        if "-o" in command:
+            calls.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(kernels.subprocess, "run", watched)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path / "scratch"))
+    yield calls
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def again() -> bool:
+    kernels.library.cache_clear()
+    return kernels.available()
+
+
 @needs_kernels
-@pytest.mark.usefixtures("uncompiled")
-def test_nothing_compiled_stays_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path))
-    assert kernels.available()
-    assert list(tmp_path.iterdir()) == []
+def test_what_was_compiled_is_kept_for_the_next_process(
+    compilations: list[Any], tmp_path: Path
+) -> None:
+    assert again()
+    (kept,) = (tmp_path / "home" / ".cache" / "nnseg").iterdir()
+    assert again()
+    assert len(compilations) == 1
+    assert kept.parent.stat().st_mode & 0o077 == 0
+
+
+@needs_kernels
+def test_kernels_that_others_could_have_written_are_not_loaded(
+    compilations: list[Any], tmp_path: Path
+) -> None:
+    assert again()
+    folder = tmp_path / "home" / ".cache" / "nnseg"
+    (kept,) = folder.iterdir()
+    for path, mode in ((kept, 0o666), (folder, 0o777)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert again()
+        path.chmod(before)
+    assert len(compilations) == 3
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")  # damaged, or another's
+    assert again()
+    assert len(compilations) == 4
+
+
+@needs_kernels
+def test_a_home_that_takes_nothing_costs_the_time_of_compiling(
+    compilations: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / ".cache").write_text("no folder")
+    assert again()
+    assert again()
+    assert len(compilations) == 2
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert again()
+    assert len(compilations) == 3
