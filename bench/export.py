@@ -178,7 +178,9 @@ def synthetic_plan(heads: int, shape: Shape = (300, 512, 512)) -> Plan:
 
     Its intensities have the mean 0 and the deviation 1, so that the network sees those of the file.
     """
-    labels = Labels(labels={"background": 0} | {f"organ_{n}": n for n in range(1, heads)})
+    names: dict[str, int | tuple[int, ...]] = {"background": 0}
+    names.update({f"organ_{n}": n for n in range(1, heads)})
+    labels = Labels(labels=names)
     spec = DatasetSpec(channels=("CT",), labels=labels, num_training=20, file_ending=".nii.gz")
     unscaled = Intensity(
         mean=0.0,

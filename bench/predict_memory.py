@@ -139,9 +139,9 @@ class Found:
         work, mib = self.work, 2**20
         growth = self.ours.bytes - self.base
         theirs = f"its arrays {self.arrays / mib:.0f} MiB, not run"
-        peak = self.arrays
+        peak, bound = self.arrays, "over "
         if self.peer is not None:
-            peak = self.peer.bytes
+            peak, bound = self.peer.bytes, ""
             theirs = f"{peak / mib:.0f} MiB, {self.peer.seconds:.0f} s"
         edges = "x".join(map(str, (*work.shape[1:], work.shape[0])))
         cells = (
@@ -151,7 +151,7 @@ class Found:
             f"{self.ours.bytes / mib:.0f} MiB, {growth / mib:.0f} over the imports, "
             f"{self.ours.seconds:.0f} s",
             theirs,
-            f"memory /{peak / self.ours.bytes:.1f}" if self.passed else "VOID",
+            f"memory {bound}/{peak / self.ours.bytes:.1f}" if self.passed else "VOID",
             self.gate,
         )
         return f"| {' | '.join(cells)} |"
@@ -288,9 +288,9 @@ def order(folder: Path, work: Work, side: str) -> str:
 
 
 def plan_of(work: Work, patch: Shape | None) -> Plan:
-    """Plan for the longest scan, so that all have one patch; or take the patch that is given."""
-    z, y, x = work.shape
-    plan = synthetic_plan(work.heads, (max(z, y), y, x))
+    """Plan for a scan as long as it is wide, so that all have one patch, or take that given."""
+    _, y, x = work.shape
+    plan = synthetic_plan(work.heads, (y, y, x))
     configuration = plan.configuration(CONFIGURATION)
     if not work.resampled:
         configuration = replace(configuration, spacing=SPACING)

@@ -29,7 +29,8 @@ from nnseg.model.unet import build_network
 
 logger = logging.getLogger(__name__)
 
-BATCH_VOXELS = 2**19  # of the tiles that are computed together
+BATCH_VOXELS = 2**19  # of the tiles that are computed together, or fewer, so that their logits
+BATCH_BYTES = 2**26  # take no more than this
 RUN_BYTES = 2**25  # of the planes that are handed on together
 KEPT_BYTES = 2**28  # of the logits of constant tiles, which are kept for the next one
 
@@ -118,6 +119,8 @@ def stream_logits(
         for box, logits in zip(group, found, strict=True):
             starts = [start for start, _ in box]
             sums.add(logits, starts, [s[start] for s, start in zip(shares, starts, strict=True)])
+        work.at_once = min(work.at_once, max(1, BATCH_BYTES // (4 * logits.numel())))
+        del found, logits  # or they would be there still while the next ones are computed
         done += len(group)
         if sweep.on_tile:
             sweep.on_tile(done, len(boxes))
@@ -177,8 +180,8 @@ def mean_logits(
     """Average the logits of a batch (batch, channel, z, y, x) over networks and mirrors.
 
     Returns:
-        (batch, z, y, x, head), float32; with `spread` one more, the variance of the networks'
-        probabilities (see `stream_logits`).
+        (batch, z, y, x, head), float32, but of a single pass as the network gives them; with
+        `spread` one more, the variance of the networks' probabilities (see `stream_logits`).
     """
     total, squares, mean = None, None, None
     for network in networks:
@@ -188,8 +191,10 @@ def mean_logits(
                 raise StoppedError("stopped while an image was predicted; nothing of it is kept")
             spatial = [axis + 2 for axis in axes]
             with execution.autocast():
-                logits = network(batch.flip(spatial) if spatial else batch, 1)[0]
+                logits: Tensor = network(batch.flip(spatial) if spatial else batch, 1)[0]
             logits = logits.flip(spatial) if spatial else logits
+            if len(networks) == len(flips) == 1 and spread is None:
+                return logits.permute(0, 2, 3, 4, 1)
             if of_fold is None:
                 of_fold = logits.to(torch.float32, copy=True)  # the network's own stays as it is
             else:
@@ -318,7 +323,7 @@ class _Sums:
         for place, (plane, weight) in enumerate(zip(logits, z.tolist(), strict=True), starts[0]):
             while len(self._open) <= place - self._first:
                 self._open.append(self._new_plane(logits.shape[-1]))
-            weighted = plane * (weights * weight)
+            weighted = plane.float() * (weights * weight)
             self._open[place - self._first][rows, columns] += weighted.to(self._device)
 
     def leave(self, first: int, inside: Sequence[slice]) -> Iterator[Planes]:

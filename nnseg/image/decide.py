@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nnseg.axes import Planes, Segmentation, Shape, three
 from nnseg.image.grids import Pairs, expand, linear_pairs, mixed_cells, nearest_voxels
 
-_SLAB_VOXELS = 2**20  # of the label map that is made at once
+_SLAB_VOXELS = 2**20  # of the label map that is made at once, or fewer, so that their logits take
+_SLAB_BYTES = 2**25  # no more than this
 _CHUNK_BYTES = 2**22  # of logits that are interpolated at once
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -74,7 +75,8 @@ def decide(runs: Iterable[Planes], change: Change, labels_of: Decide) -> Iterato
         The label map's planes in order, some at a time.
     """
     window = _Window(runs, labels_of)
-    depth = max(1, _SLAB_VOXELS // (change.shape[1] * change.shape[2]))
+    voxels = min(_SLAB_VOXELS, _SLAB_BYTES // (4 * window.heads))
+    depth = max(1, voxels // (change.shape[1] * change.shape[2]))
     for start in range(0, change.shape[0], depth):
         pairs, planes, labels = window.around(change, slice(start, start + depth))
         if not change.linear:
@@ -126,6 +128,13 @@ class _Window:
         self._labels: list[Segmentation] = []
         self._first = 0  # of the planes kept, its place
 
+    @property
+    def heads(self) -> int:
+        """How many heads the logits have."""
+        if not self._kept:
+            self._take_run()
+        return int(self._kept[0].shape[-1])
+
     def around(
         self, change: Change, new: slice
     ) -> tuple[tuple[Pairs, Pairs, Pairs], Planes, Segmentation]:
@@ -138,10 +147,7 @@ class _Window:
         inputs = z.inputs[:, new]
         first, stop = int(inputs.min()), int(inputs.max()) + 1
         while self._first + sum(map(len, self._kept)) < stop:
-            run = next(self._runs)
-            self._kept.append(run)
-            if self._labels_of is not None:
-                self._labels.append(self._labels_of(run))
+            self._take_run()
         while self._first + len(self._kept[0]) <= first:
             self._first += len(self._kept.pop(0))
             if self._labels:
@@ -150,6 +156,12 @@ class _Window:
         pair = Pairs(inputs=inputs - first, weights=z.weights[:, new])
         labels = _join(self._labels, inside) if self._labels else np.empty(0, np.uint8)
         return (pair, y, x), _join(self._kept, inside), labels
+
+    def _take_run(self) -> None:
+        run = next(self._runs)
+        self._kept.append(run)
+        if self._labels_of is not None:
+            self._labels.append(self._labels_of(run))
 
 
 def _join(runs: Sequence[NDArray[Scalar]], inside: slice) -> NDArray[Scalar]:
