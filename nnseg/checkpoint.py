@@ -6,11 +6,10 @@ never runs code.
 """
 
 import hashlib
-import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from nnseg.folders import checkpoint_file
 from nnseg.plan import Configuration, Plan
 
 FORMAT = 1
-
-SEAL = "record_sha256"  # the field of a record that holds the hash of all the others
+REMEDY = "restore the model"  # where a file of it is damaged
 
 Kind = Literal["final", "best"]  # of models to predict with; a run goes on by `resume`
 T = TypeVar("T")
@@ -45,7 +43,7 @@ class Checkpoint:
     weights_sha256: str
     validation_dice: float | None = None  # moving average of the pseudo Dice when it was saved
     format: int = FORMAT
-    record_sha256: str = ""  # of this record without it; `save_sealed` writes it
+    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
     @property
     def configuration(self) -> Configuration:
@@ -116,27 +114,6 @@ def load_weights(folder: Path, file: str, digest: str) -> dict[str, Tensor]:
         raise DataError(f"{path}: is not a safetensors file ({error})") from None
 
 
-def save_sealed(value: T, path: Path) -> T:
-    """Write a record with the hash of itself in its field `record_sha256`, and give it so."""
-    sealed: T = replace(value, **{SEAL: _seal(value)})  # type: ignore[type-var]
-    record.save(sealed, path)
-    return sealed
-
-
-def load_sealed(kind: type[T], path: Path, made_by: str = "") -> T:
-    """Read a record that `save_sealed` wrote.
-
-    Raises:
-        MissingError: There is no such file.
-        DataError: It is no such record, or any byte of it has changed.
-    """
-    value = record.load(kind, path, made_by)
-    same = path.read_bytes() == record.dumps(value).encode()  # the hash sees no white space
-    if not same or getattr(value, SEAL) != _seal(value):
-        raise _damaged(path)
-    return value
-
-
 def save_model(
     folder: Path,
     kind: Kind,
@@ -162,7 +139,7 @@ def save_model(
         weights_sha256=digest,
         validation_dice=validation_dice,
     )
-    checkpoint = save_sealed(checkpoint, checkpoint_file(folder, kind))
+    checkpoint = record.save_sealed(checkpoint, checkpoint_file(folder, kind))
     forget_weights(folder, name, keep=(file,))
     return checkpoint
 
@@ -175,7 +152,7 @@ def load_model(folder: Path, kind: Kind) -> tuple[Checkpoint, dict[str, Tensor]]
         DataError: It is damaged or of another version.
     """
     path = checkpoint_file(folder, kind)
-    checkpoint = load_sealed(Checkpoint, path, made_by="nnseg train")
+    checkpoint = record.load_sealed(Checkpoint, path, "nnseg train", REMEDY)
     if checkpoint.format != FORMAT:
         raise DataError(f"{path}: has format {checkpoint.format}; this version reads {FORMAT}")
     return checkpoint, load_weights(folder, checkpoint.weights_file, checkpoint.weights_sha256)
@@ -193,9 +170,3 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{path}: is damaged (its SHA-256 changed); restore the model")
-
-
-def _seal(value: Any) -> str:
-    data = record.to_json(value)
-    del data[SEAL]
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()

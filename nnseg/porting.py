@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from nnseg import record
 from nnseg.errors import UsageError
 from nnseg.registry import Registry
 
@@ -108,7 +109,6 @@ def read_plan(folders: "Folders", dataset: str, plans_file: Path, *, name: str) 
         MissingError: A file is not there.
         DataError: One of them is not such a file, or they are of different data.
     """
-    from nnseg import record
     from nnseg.dataset import read_spec
     from nnseg.exchange.nnunet import read_plans
 
@@ -154,13 +154,13 @@ def _folds_of(source: Path, kind: "Kind") -> tuple[Path, ...]:
 
 def _with_stages_before(folds: Sequence[Path], kind: "Kind") -> tuple[Path, ...]:
     """Add all trained folds of the stage before each cascade, unless some are there already."""
-    from nnseg.checkpoint import Checkpoint, load_sealed
+    from nnseg.checkpoint import Checkpoint
     from nnseg.folders import checkpoint_file, trained_folds
 
     found = list(folds)
     first = {fold.parent: fold for fold in reversed(found)}
     for folder, fold in first.items():
-        checkpoint = load_sealed(Checkpoint, checkpoint_file(fold, kind))
+        checkpoint = record.load_sealed(Checkpoint, checkpoint_file(fold, kind))
         previous = checkpoint.configuration.previous
         if previous is not None and folder.with_name(previous) not in first:
             command = f"nnseg train {checkpoint.plan.dataset} {previous}"

@@ -7,10 +7,10 @@ way, and the files are still what they were then. So the same command goes on wh
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,7 +72,7 @@ class Proof:
     expected_dice: dict[str, float | None]  # what the model's own probabilities promise
     quality: float | None  # their mean; None where nothing was found
     statistics: dict[str, LabelStatistics] | None
-    record_sha256: str = ""  # of this record without it
+    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
 
 def predict(
@@ -142,16 +142,9 @@ def predict(
                 failed[job.case_id] = outcome
             if on_progress:
                 on_progress("predicting", len(proofs) + len(failed), len(jobs))
-        for job in jobs:
-            if job.case_id in failed:
-                run.cases[job.case_id] = str(failed[job.case_id])
-            else:
-                run.cases[job.case_id] = "done"
-                run.inputs += job.images
-                run.outputs += [folder / file for file in proofs[job.case_id].outputs]
-        done = [proofs[job.case_id] for job in jobs if job.case_id in proofs]
+        _tell(run, jobs, proofs, failed)
         try:
-            _sum_up(folder, name, done, run)
+            _sum_up(folder, name, [proofs[n] for n in run.cases if n in proofs])
             if source.is_dir():
                 text = record.json_text(spec_to_json(spec))
                 commit.write_whole(predicted_spec_file(folder), text.encode())
@@ -210,7 +203,7 @@ def _proven(jobs: Sequence[PredictionJob], made_by: str) -> dict[str, Proof]:
     found = {}
     for job in jobs:
         try:
-            proof = _read_proof(proof_file(job.target))
+            proof = record.load_sealed(Proof, proof_file(job.target))
             inputs = _hashes(job.images)
             outputs = _hashes([job.target.parent / name for name in proof.outputs])
         except (NnsegError, OSError):
@@ -220,26 +213,6 @@ def _proven(jobs: Sequence[PredictionJob], made_by: str) -> dict[str, Proof]:
     if found:
         logger.info("%d of %d cases are done", len(found), len(jobs))
     return found
-
-
-def _read_proof(path: Path) -> Proof:
-    """Read a proof that `_save` wrote.
-
-    Raises:
-        MissingError: There is none.
-        DataError: It is not what was written, to the byte.
-    """
-    proof = record.load(Proof, path)
-    same = path.read_bytes() == record.dumps(proof).encode()  # the hash sees no white space
-    if not same or proof != _sealed(proof):
-        raise DataError(f"{path}: is damaged (its SHA-256 changed); predict its case again")
-    return proof
-
-
-def _sealed(proof: Proof) -> Proof:
-    """Give a proof with the hash of itself."""
-    data = record.to_json(replace(proof, record_sha256=""))
-    return replace(proof, record_sha256=hashlib.sha256(json.dumps(data).encode()).hexdigest())
 
 
 def _hashes(paths: Sequence[Path]) -> dict[str, str]:
@@ -387,14 +360,29 @@ def _save(job: PredictionJob, found: _Found, wanted: Wanted, labels: Labels, mad
         quality=quality(prediction.expected_dice),
         statistics=statistics,
     )
-    proof = _sealed(proof)
-    record.save(proof, proof_file(job.target))
-    return proof
+    return record.save_sealed(proof, proof_file(job.target))
 
 
-def _sum_up(folder: Path, name: str, proofs: Sequence[Proof], run: Run) -> None:
-    """Tell of all cases at once: their quality in run.json, their statistics in a table."""
-    run.facts["quality"] = {proof.case_id: proof.quality for proof in proofs}
+def _tell(
+    run: Run,
+    jobs: Sequence[PredictionJob],
+    proofs: Mapping[str, Proof],
+    failed: Mapping[str, NnsegError],
+) -> None:
+    """Put into run.json what became of each case."""
+    for job in jobs:
+        if job.case_id in failed:
+            run.cases[job.case_id] = str(failed[job.case_id])
+        else:
+            run.cases[job.case_id] = "done"
+            run.inputs += job.images
+            run.outputs += [job.target.parent / file for file in proofs[job.case_id].outputs]
+    done = [name for name in run.cases if name in proofs]
+    run.facts["quality"] = {name: proofs[name].quality for name in done}
+
+
+def _sum_up(folder: Path, name: str, proofs: Sequence[Proof]) -> None:
+    """Write the statistics of all cases as one table, if they were wanted."""
     cases = [
         CaseStatistics(case_id=proof.case_id, labels=proof.statistics)
         for proof in proofs

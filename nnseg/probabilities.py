@@ -8,7 +8,6 @@ uncompressed temporary file. `read_planes` gives back what chunks hold.
 import contextlib
 import errno
 import functools
-import hashlib
 import io
 import json
 import math
@@ -52,7 +51,6 @@ TURNED_VALUES = 2**18  # turned heads first at once: they stay in the cache of a
 PIECE_BYTES = 2**24  # written to or read from the temporary file at once, if a plane is no larger
 COMMENT = 6  # NIfTI's code of an extension that is plain text
 MADE_BY = "nnseg predict --save_probabilities chunks"
-CHECKSUM = "sha256"  # the key of a record's file that holds the hash of all the others
 
 TakePlanes: TypeAlias = Callable[[Planes], None]
 
@@ -101,6 +99,7 @@ class StoredProbabilities:
     geometry: Geometry
     array_sha256: str  # of the file of the array
     format: int = FORMAT
+    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
     def __post_init__(self) -> None:
         wanted = {"axes": AXES, "heads": head_names(self.labels), "steps": STEPS, "format": FORMAT}
@@ -264,7 +263,9 @@ def open_probabilities(path: Path) -> OpenProbabilities:
         MissingError: A file is missing.
         DataError: A file is damaged, or holds something else.
     """
-    stored = _read_record(path.with_suffix(".json"))
+    stored = record.load_sealed(
+        StoredProbabilities, path.with_suffix(".json"), MADE_BY, f"run `{MADE_BY}` again"
+    )
     try:
         digest = sha256(path)
     except FileNotFoundError:
@@ -557,31 +558,13 @@ def _taking_chunks(target: Target) -> Iterator[TakePlanes]:
             array_sha256=digest,
         )
         with whole_file(record_path) as temporary_record:  # there is room for it, then
-            temporary_record.write_bytes(_record_text(stored).encode())
+            temporary_record.write_bytes(record.dumps(record.sealed(stored)).encode())
             remove(record_path)  # from here on the old ones are gone
             with whole_file(path) as temporary:
                 unfinished.replace(temporary)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-
-
-def _record_text(stored: StoredProbabilities) -> str:
-    data = record.to_json(stored)
-    return record.json_text(data | {CHECKSUM: _checksum(data)})
-
-
-def _read_record(path: Path) -> StoredProbabilities:
-    data = record.read_json(path, MADE_BY)
-    content = record.json_text(data).encode()
-    found = data.pop(CHECKSUM, None) if isinstance(data, dict) else None
-    if found != _checksum(data) or content != path.read_bytes():  # the checksum sees no white space
-        raise _damaged(path)
-    return record.parse(StoredProbabilities, data, str(path))
-
-
-def _checksum(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _damaged(path: Path) -> DataError:

@@ -1,6 +1,7 @@
 """Frozen dataclasses to JSON and back, strictly: every error of a file is reported at once."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import typing
@@ -17,6 +18,7 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True)
 MAX_BYTES = 256 * 2**20  # no file of ours comes near; a larger one is not read
 MAX_DEPTH = 64
+SEAL = "record_sha256"  # the field of a sealed record that holds the hash of all the others
 
 _ADAPTERS: dict[Any, "TypeAdapter[Any]"] = {}
 
@@ -39,6 +41,47 @@ def load(kind: type[T], path: Path, made_by: str = "") -> T:
         DataError: The file does not hold such a record; all faults are in the message.
     """
     return parse(kind, read_json(path, made_by), str(path))
+
+
+def sealed(value: T) -> T:
+    """Give a record with the hash of itself in its field `record_sha256`."""
+    result: T = dataclasses.replace(value, **{SEAL: _seal(value)})  # type: ignore[type-var]
+    return result
+
+
+def save_sealed(value: T, path: Path) -> T:
+    """Write a record with the hash of itself, and give it so."""
+    value = sealed(value)
+    save(value, path)
+    return value
+
+
+def load_sealed(
+    kind: type[T], path: Path, made_by: str = "", remedy: str = "restore the file"
+) -> T:
+    """Read a record that `save_sealed` wrote.
+
+    Args:
+        kind: As for `load`.
+        path: The JSON file.
+        made_by: As for `load`.
+        remedy: What to do where the file is damaged, for the message.
+
+    Raises:
+        MissingError: There is no such file.
+        DataError: It is no such record, or any byte of it has changed.
+    """
+    value = load(kind, path, made_by)
+    same = path.read_bytes() == dumps(value).encode()  # the hash sees no white space
+    if not same or getattr(value, SEAL) != _seal(value):
+        raise DataError(f"{path}: is damaged (its SHA-256 changed); {remedy}")
+    return value
+
+
+def _seal(value: Any) -> str:
+    data = to_json(value)
+    del data[SEAL]
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def parse(kind: type[T], data: Any, where: str) -> T:

@@ -11,13 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from nnseg.checkpoint import (
-    check_weights,
-    forget_weights,
-    load_sealed,
-    save_sealed,
-    save_weights,
-)
+from nnseg import record
+from nnseg.checkpoint import check_weights, forget_weights, save_weights
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
 from nnseg.model.device import Execution
@@ -72,7 +67,7 @@ class RunRecord:
     finished: bool = False
     data_hash: str = ""  # of the preprocessed cases
     loss_scale: tuple[float, int] | None = None  # of fp16, and the steps since it last changed
-    record_sha256: str = ""  # of this record without it; `save_sealed` writes it
+    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
 
 def write_run(folder: Path, run: RunRecord, tensors: bytes, before: RunRecord | None) -> RunRecord:
@@ -94,11 +89,12 @@ def write_run(folder: Path, run: RunRecord, tensors: bytes, before: RunRecord | 
     file, digest = save_weights(folder, WEIGHTS, tensors)
     older = checkpoint_file(folder, PREVIOUS)
     if before is not None and before.weights_file != file:
-        save_sealed(before, older)
+        record.save_sealed(before, older)
     run = replace(run, weights_file=file, weights_sha256=digest)
-    run = save_sealed(run, checkpoint_file(folder, LATEST))
+    run = record.save_sealed(run, checkpoint_file(folder, LATEST))
     with contextlib.suppress(NnsegError):
-        forget_weights(folder, WEIGHTS, keep=(file, load_sealed(RunRecord, older).weights_file))
+        second = record.load_sealed(RunRecord, older).weights_file
+        forget_weights(folder, WEIGHTS, keep=(file, second))
     return run
 
 
@@ -112,7 +108,7 @@ def read_run(folder: Path) -> RunRecord | None:
     for kind in (LATEST, PREVIOUS):
         path = checkpoint_file(folder, kind)
         try:
-            run = load_sealed(RunRecord, path)
+            run = record.load_sealed(RunRecord, path)
             check_weights(folder, run.weights_file, run.weights_sha256)
         except NnsegError as error:
             faults.append(REMEDY.sub("", str(error)))

@@ -11,7 +11,7 @@ import pytest
 
 from nnseg import inference, phantom, pipeline, record, store
 from nnseg.cascade import out_of_fold
-from nnseg.checkpoint import Checkpoint, save_sealed
+from nnseg.checkpoint import Checkpoint
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders, next_stage_folder, validation_folder
 from nnseg.plan import Plan
@@ -222,7 +222,7 @@ def test_a_stage_before_of_another_plan_is_refused(copied: Folders) -> None:
     for path in copied.model(DATASET, "nnseg", LOW).glob("fold_*/checkpoint_final.json"):
         found = record.load(Checkpoint, path)
         plan = dataclasses.replace(found.plan, memory_gb=99.0)
-        save_sealed(dataclasses.replace(found, plan=plan), path)
+        record.save_sealed(dataclasses.replace(found, plan=plan), path)
     with pytest.raises(DataError, match=f"{LOW}: was trained from another plan than .*fold_0"):
         inference.load_model((fold,), **CPU)
     assert inference.load_model((fold,), alone=True, **CPU).previous is None

@@ -14,11 +14,9 @@ from nnseg.checkpoint import (
     Checkpoint,
     forget_weights,
     load_model,
-    load_sealed,
     load_weights,
     pack,
     save_model,
-    save_sealed,
     save_weights,
 )
 from nnseg.dataset import DatasetSpec
@@ -137,7 +135,7 @@ def test_a_file_that_holds_no_tensors_is_refused(tmp_path: Path) -> None:
 def rewrite(folder: Path, **changes: Any) -> None:
     """Change a record as somebody would who knows how it is sealed."""
     path = folder / f"{FILE}.json"
-    save_sealed(dataclasses.replace(load_sealed(Checkpoint, path), **changes), path)
+    record.save_sealed(dataclasses.replace(record.load_sealed(Checkpoint, path), **changes), path)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "deeper/file", ".."])
@@ -158,7 +156,7 @@ def test_a_pickle_named_as_weights_is_not_run(tmp_path: Path) -> None:
     before = saved(tmp_path, 1.0)
     file, digest = save_weights(tmp_path, FILE, pickle.dumps(Trap()))
     path = tmp_path / f"{FILE}.json"
-    save_sealed(dataclasses.replace(before, weights_file=file, weights_sha256=digest), path)
+    record.save_sealed(dataclasses.replace(before, weights_file=file, weights_sha256=digest), path)
     with pytest.raises(DataError, match="is not a safetensors file"):
         load_model(tmp_path, "final")
     assert not (tmp_path / "sprung").exists()

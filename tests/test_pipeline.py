@@ -12,7 +12,7 @@ import pytest
 from tiny import CPU, FLAT, SHORT, draw, prepare, shrink, stop_after, train
 
 from nnseg import inference, pipeline, predict, predictor, record
-from nnseg.checkpoint import Checkpoint, load_model, save_sealed
+from nnseg.checkpoint import Checkpoint, load_model
 from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import (
@@ -306,7 +306,7 @@ def test_folds_of_different_plans_are_not_mixed(flat: Folders, tmp_path: Path) -
     path = other / "checkpoint_final.json"
     found = record.load(Checkpoint, path)
     plan = dataclasses.replace(found.plan, memory_gb=99.0)
-    save_sealed(dataclasses.replace(found, plan=plan), path)
+    record.save_sealed(dataclasses.replace(found, plan=plan), path)
     with pytest.raises(DataError, match="was trained from another plan"):
         inference.load_model((ours, other), **CPU)
 

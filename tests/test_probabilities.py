@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnseg import probabilities
+from nnseg import probabilities, record
 from nnseg.axes import Box, Order, Planes, box_slices, permute
 from nnseg.commit import sha256
 from nnseg.errors import DataError, DiskFullError, MachineError, MissingError, PlanError
@@ -510,11 +510,11 @@ def forge(path: Path, array: Any) -> None:
     path.unlink()
     array.save(str(path), contiguous=True)
     stored = replace(open_record(path), array_sha256=sha256(path))
-    path.with_suffix(".json").write_text(probabilities._record_text(stored))
+    record.save_sealed(stored, path.with_suffix(".json"))
 
 
 def open_record(path: Path) -> probabilities.StoredProbabilities:
-    return probabilities._read_record(path.with_suffix(".json"))
+    return record.load_sealed(probabilities.StoredProbabilities, path.with_suffix(".json"))
 
 
 def test_proven_chunks_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nnseg.checkpoint import load_sealed
+from nnseg import record
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
 from nnseg.model.device import Execution
@@ -48,7 +48,7 @@ def fold(tmp_path: Path) -> Path:
 
 
 def latest(folder: Path) -> RunRecord:
-    return load_sealed(RunRecord, checkpoint_file(folder, "latest"))
+    return record.load_sealed(RunRecord, checkpoint_file(folder, "latest"))
 
 
 def find(folder: Path, **changes: Any) -> RunRecord | None:
@@ -156,7 +156,7 @@ def test_two_checkpoints_are_kept_with_their_weights(tmp_path: Path) -> None:
             run.weights_file for run in kept
         )
         assert latest(tmp_path) == kept[-1]
-    assert load_sealed(RunRecord, checkpoint_file(tmp_path, "previous")) == runs[-2]
+    assert record.load_sealed(RunRecord, checkpoint_file(tmp_path, "previous")) == runs[-2]
 
 
 def test_the_same_weights_again_leave_the_checkpoint_before_as_it_is(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_same_weights_again_leave_the_checkpoint_before_as_it_is(tmp_path: P
     second = write(tmp_path, 2, first)
     finished = write(tmp_path, 2, second, finished=True)
     assert finished.weights_file == second.weights_file
-    assert load_sealed(RunRecord, checkpoint_file(tmp_path, "previous")) == first
+    assert record.load_sealed(RunRecord, checkpoint_file(tmp_path, "previous")) == first
     assert (tmp_path / first.weights_file).is_file()
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_says_so(
     damage(path)
     found = find(fold)
     assert found is not None
-    assert found == load_sealed(RunRecord, checkpoint_file(fold, "previous"))
+    assert found == record.load_sealed(RunRecord, checkpoint_file(fold, "previous"))
     (line,) = caplog.messages
     assert line.startswith(f"{path}")
     assert "going on from the checkpoint before it, after 1 epochs and 3 steps" in line
@@ -208,7 +208,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_says_so(
 
 def test_a_record_flipped_anywhere_gives_way_to_the_one_before(fold: Path) -> None:
     path = checkpoint_file(fold, "latest")
-    whole, before = path.read_bytes(), load_sealed(RunRecord, checkpoint_file(fold, "previous"))
+    whole = path.read_bytes()
+    before = record.load_sealed(RunRecord, checkpoint_file(fold, "previous"))
     for place in range(0, len(whole), 23):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert find(fold) == before, place
@@ -218,7 +219,7 @@ def test_a_record_flipped_anywhere_gives_way_to_the_one_before(fold: Path) -> No
 def test_where_both_checkpoints_are_damaged_the_error_names_them_and_overwriting_helps(
     fold: Path, damage: Callable[[Path], None]
 ) -> None:
-    before = load_sealed(RunRecord, checkpoint_file(fold, "previous"))
+    before = record.load_sealed(RunRecord, checkpoint_file(fold, "previous"))
     damage(fold / latest(fold).weights_file)
     damage(checkpoint_file(fold, "previous"))
     names = f"{latest(fold).weights_file}.*checkpoint_previous.json"

@@ -17,9 +17,7 @@ from nnseg.checkpoint import (
     Checkpoint,
     Kind,
     load_model,
-    load_sealed,
     pack,
-    save_sealed,
     save_weights,
 )
 from nnseg.commit import whole_file, whole_folder, write_whole
@@ -196,7 +194,7 @@ def export_models(folds: Sequence[Path], target: Path, kind: Kind) -> tuple[Path
         PlanError: nnU-Net has nothing for a normalizer or network of the plan.
     """
     checkpoints = [
-        load_sealed(Checkpoint, checkpoint_file(folder, kind), made_by="nnseg train")
+        record.load_sealed(Checkpoint, checkpoint_file(folder, kind), made_by="nnseg train")
         for folder in folds
     ]
     plan = checkpoints[0].plan
@@ -318,7 +316,7 @@ def _write(folder: Path, kind: Kind, theirs: NnunetModel, plan: Plan, fold: str)
         weights_sha256=digest,
         validation_dice=theirs.validation_dice,
     )
-    save_sealed(checkpoint, checkpoint_file(folder, kind))
+    record.save_sealed(checkpoint, checkpoint_file(folder, kind))
 
 
 def _write_json(data: Any, path: Path) -> None:

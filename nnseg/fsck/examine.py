@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnseg import record
 from nnseg.commit import TEMPORARY
 from nnseg.dataset import DatasetSpec, Fold, check_folds, find_training_cases, read_spec
 from nnseg.dataset.groups import GroupRule, find_leaks, rule_file
@@ -298,7 +299,7 @@ def _examine_fold(
     look: Look, fold: Path, there: Sequence[str], proofs: Mapping[Path, Proof]
 ) -> None:
     """Judge the checkpoints of a trained fold; this alone needs torch, for their records."""
-    from nnseg.checkpoint import Checkpoint, load_sealed
+    from nnseg.checkpoint import Checkpoint
     from nnseg.resume import RunRecord
 
     holder, own = in_use(fold), Look(Notes(look.notes.folder))
@@ -308,7 +309,7 @@ def _examine_fold(
     for kind in there:
         path = checkpoint_file(fold, kind)
         of = RunRecord if kind in RUNS else Checkpoint
-        found = own.load("checkpoint", path, of, remedy, load_sealed)
+        found = own.load("checkpoint", path, of, remedy, record.load_sealed)
         if found is None:
             continue
         if own.differs(path, proofs):

@@ -43,7 +43,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a fold that looks trained."""
     from torch import nn
 
-    from nnseg.checkpoint import save_model, save_sealed, save_weights
+    from nnseg.checkpoint import save_model, save_weights
     from nnseg.model.device import Execution
     from nnseg.recipe import TrainSettings, plan_course
     from nnseg.resume import RunRecord
@@ -84,7 +84,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             weights_sha256=digest,
             finished=True,
         )
-        save_sealed(latest, checkpoint_file(fold, "latest"))
+        record.save_sealed(latest, checkpoint_file(fold, "latest"))
         run.outputs += [checkpoint_file(fold, kind) for kind in ("final", "best", "latest")]
     return root
 
@@ -379,13 +379,13 @@ def test_a_damaged_record_of_a_run_is_an_error(root: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_after_writing_gives_no_false_alarm(with_model: Path) -> None:
-    from nnseg.checkpoint import load_sealed, save_sealed
     from nnseg.resume import RunRecord
 
     fold, path = with_model / FOLD, with_model / KEPT / "fingerprint.json"
     change(path, '"median_relative_size": 1', '"median_relative_size": 0')
     latest = checkpoint_file(fold, "latest")
-    save_sealed(dataclasses.replace(load_sealed(RunRecord, latest), seconds=8.0), latest)
+    run = record.load_sealed(RunRecord, latest)
+    record.save_sealed(dataclasses.replace(run, seconds=8.0), latest)
     assert len(look(with_model).findings) == 2
     for log in (path.with_name("run_fingerprint.log"), fold / "log.txt"):
         with open(log, "a", encoding="utf-8") as file:
@@ -522,17 +522,17 @@ def test_predictions_kept_with_a_dataset_are_examined_with_it(
 
 
 def test_the_checkpoint_before_the_latest_is_examined_too(with_model: Path) -> None:
-    from nnseg.checkpoint import load_sealed, save_sealed, save_weights
+    from nnseg.checkpoint import save_weights
     from nnseg.resume import RunRecord
 
     fold = with_model / "results" / DATASET / "nnseg" / "2d" / "fold_0"
-    latest = load_sealed(RunRecord, checkpoint_file(fold, "latest"))
+    latest = record.load_sealed(RunRecord, checkpoint_file(fold, "latest"))
     file, digest = save_weights(fold, "checkpoint_latest", b"of an epoch before")
     earlier = dataclasses.replace(
         latest, epoch=1, finished=False, weights_file=file, weights_sha256=digest
     )
     path = checkpoint_file(fold, "previous")
-    save_sealed(earlier, path)
+    record.save_sealed(earlier, path)
     assert look(with_model).findings == ()
     flip(fold / file)
     assert told(look(with_model).findings) == [
