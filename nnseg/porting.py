@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from nnseg import record
 from nnseg.errors import UsageError
 from nnseg.registry import Registry
 
@@ -109,6 +108,7 @@ def read_plan(folders: "Folders", dataset: str, plans_file: Path, *, name: str) 
         MissingError: A file is not there.
         DataError: One of them is not such a file, or they are of different data.
     """
+    from nnseg import record
     from nnseg.dataset import read_spec
     from nnseg.exchange.nnunet import read_plans
 
@@ -154,6 +154,7 @@ def _folds_of(source: Path, kind: "Kind") -> tuple[Path, ...]:
 
 def _with_stages_before(folds: Sequence[Path], kind: "Kind") -> tuple[Path, ...]:
     """Add all trained folds of the stage before each cascade, unless some are there already."""
+    from nnseg import record
     from nnseg.checkpoint import Checkpoint
     from nnseg.folders import checkpoint_file, trained_folds
 

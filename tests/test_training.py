@@ -9,59 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from tiny import CPU, FLAT, SHORT
 
 from nnseg import phantom, pipeline, record, reporter
 from nnseg.checkpoint import load_model
 from nnseg.errors import MachineError, MissingError, PlanError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
-from nnseg.recipe import TrainSettings
 from nnseg.registry import Registry
 from nnseg.resume import EpochReport
 from nnseg.runlog import RunReport
 from nnseg.volume import read_segmentation, write
 
-FLAT = "Dataset001_Flat"
-SHORT = TrainSettings(epochs=2, iterations=2, validation_iterations=1, batch_size=2)
-CPU = {"device": "cpu", "precision": "fp32"}
-
-
-@pytest.fixture(scope="module")
-def flat(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Four 2D phantoms, preprocessed, fold 0 trained; tests leave it as it is."""
-    folders = Folders.of_root(tmp_path_factory.mktemp("flat"))
-    phantom.write_dataset(folders.raw_folder(FLAT), "2d", cases=4)
-    plan, _ = pipeline.plan_and_preprocess(folders, FLAT, workers=1)
-    planned = plan.configuration("2d")
-    tiny = dataclasses.replace(
-        planned.architecture,
-        features=(4, 8),
-        kernel_sizes=((1, 3, 3),) * 2,
-        strides=((1, 1, 1), (1, 2, 2)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    small = dataclasses.replace(planned, architecture=tiny, patch_size=(1, 32, 24), batch_size=2)
-    record.save(
-        dataclasses.replace(plan, configurations={"2d": small}), folders.plan_file(FLAT, "nnseg")
-    )
-    pipeline.preprocess(folders, FLAT, workers=1)
-    train(folders)
-    return folders
-
-
-@pytest.fixture
-def prepared(flat: Folders, tmp_path: Path) -> Folders:
-    """A copy without the training."""
-    shutil.copytree(flat.raw.parent, tmp_path / "copy")
-    folders = Folders.of_root(tmp_path / "copy")
-    shutil.rmtree(folders.results)
-    return folders
-
 
 def train(folders: Folders, **options: Any) -> Path:
-    options = {"settings": SHORT, **CPU, **options}
-    return pipeline.train(folders, FLAT, "2d", options.pop("fold", "0"), **options)
+    return tiny.train(folders, FLAT, "2d", **options)
 
 
 def epochs_in(fold: Path) -> list[dict[str, str]]:

@@ -41,6 +41,12 @@ def predict_arguments(parser: ArgumentParser) -> None:
         metavar="OUT",
         help="a folder, or a file for one image",
     )
+    _add_model(parser)
+    _add_how(parser)
+    _add_besides(parser)
+
+
+def _add_model(parser: ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "-m",
@@ -70,6 +76,9 @@ def predict_arguments(parser: ArgumentParser) -> None:
         "-chk", "--checkpoint", default="final", metavar="NAME", help="final (the default) or best"
     )
     add_plan_name(model)
+
+
+def _add_how(parser: ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--preset",
@@ -103,6 +112,9 @@ def predict_arguments(parser: ArgumentParser) -> None:
         help="accepted for nnU-Net's sake: there are no worker processes",
     )
     add_device(how)
+
+
+def _add_besides(parser: ArgumentParser) -> None:
     besides = parser.add_argument_group("besides the label maps")
     besides.add_argument(
         "--save_probabilities",

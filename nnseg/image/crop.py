@@ -1,4 +1,4 @@
-"""Cut an image to the region that holds data, and put arrays back where they came from."""
+"""Cut an image to the region that holds data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,20 +104,6 @@ def cut(array: NDArray[Scalar], box: Box) -> NDArray[Scalar]:
     """
     z, y, x = box_slices(box)
     return array[..., z, y, x]
-
-
-def paste(array: NDArray[Scalar], box: Box, shape: Shape, fill: Any) -> NDArray[Scalar]:
-    """Undo `cut`: put `array` at `box` of a new array that is `fill` elsewhere.
-
-    Args:
-        array: (z, y, x) or (channel, z, y, x), of the size of the box.
-        box: Where the array belongs, in voxels of the last three axes.
-        shape: Of the result's last three axes.
-        fill: The value outside the box.
-    """
-    result = np.full((*array.shape[:-3], *shape), fill, dtype=array.dtype)
-    cut(result, box)[...] = array
-    return result
 
 
 def _fill_holes(mask: Mask) -> None:

@@ -297,7 +297,9 @@ def test_the_example_knows_every_normalizer(rule: str) -> None:
 def test_a_large_patch_is_compared_with_what_torch_computes_exactly(tmp_path: Path) -> None:
     plan = plan_of("2d", patch=(1, 1024, 768))
     folds = write_folds(plan, "2d", tmp_path / "model", ())
-    export_onnx(folds, tmp_path / "onnx")
+    written = export_onnx(folds, tmp_path / "onnx")  # it refuses what deviates
+    assert len(written) == 1 + len(folds)
+    assert all(path.is_file() for path in written)
 
 
 @pytest.mark.parametrize("forced", [None, True, False])

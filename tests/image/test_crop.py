@@ -1,11 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnseg.axes import Box, Mask
-from nnseg.image.crop import bounding_box, crop_to_body, cut, nonzero_mask, paste
+from nnseg.axes import Box, Mask, Shape
+from nnseg.image.crop import bounding_box, crop_to_body, cut, nonzero_mask
 
 BOX: Box = ((1, 3), (0, 2), (2, 5))
 
@@ -21,6 +24,13 @@ def shell(gap: bool = False) -> Mask:
 
 def image_of(*masks: Mask) -> np.ndarray:
     return np.stack(masks).astype(np.float32)
+
+
+def put_back(part: NDArray[Any], box: Box, shape: Shape, fill: Any) -> NDArray[Any]:
+    """An array that is `fill` but for its cut, which is `part`."""
+    whole = np.full((*part.shape[:-3], *shape), fill, dtype=part.dtype)
+    cut(whole, box)[...] = part
+    return whole
 
 
 def test_a_voxel_that_any_channel_fills_is_inside() -> None:
@@ -80,12 +90,12 @@ def test_the_box_of_an_empty_mask_is_the_whole_array() -> None:
 
 
 @pytest.mark.parametrize("leading", [(), (2,)])
-def test_paste_puts_back_what_cut_took(leading: tuple[int, ...]) -> None:
+def test_what_is_written_into_a_cut_lies_where_it_was_taken(leading: tuple[int, ...]) -> None:
     array = np.arange(1, 1 + np.prod((*leading, 4, 5, 6)), dtype=np.int16)
     array = array.reshape(*leading, 4, 5, 6)
     part = cut(array, BOX)
     assert part.shape == (*leading, 2, 2, 3)
-    back = paste(part, BOX, (4, 5, 6), fill=-1)
+    back = put_back(part, BOX, (4, 5, 6), fill=-1)
     assert back.dtype == array.dtype
     assert np.array_equal(cut(back, BOX), part)
     outside = np.ones((4, 5, 6), dtype=np.bool_)
@@ -106,7 +116,7 @@ def test_any_box_is_put_back_where_it_was_cut(
     z, y, x = zip(starts, stops, strict=True)
     array = np.random.default_rng(seed).integers(1, 99, (2, *shape))
     part = cut(array, (z, y, x))
-    back = paste(part, (z, y, x), shape, 0)
+    back = put_back(part, (z, y, x), shape, 0)
     assert np.array_equal(cut(back, (z, y, x)), part)
     assert np.count_nonzero(back) == part.size
     assert np.array_equal(back[back != 0], array[back != 0])
@@ -123,12 +133,12 @@ def test_cropping_to_the_body_loses_no_voxel_that_holds_data(
     found = crop_to_body(channels, labels)
     assert found.shape == shape
     for whole, part in zip(channels, found.channels, strict=True):
-        assert np.array_equal(paste(part, found.box, shape, 0), whole)
+        assert np.array_equal(put_back(part, found.box, shape, 0), whole)
     assert found.segmentation is not None
     assert np.array_equal(found.segmentation, cut(labels, found.box))
     mask = np.ones(found.channels[0].shape, bool) if found.mask is None else found.mask
     if mask.any():
-        assert np.array_equal(paste(mask, found.box, shape, False), nonzero_mask(channels))
+        assert np.array_equal(put_back(mask, found.box, shape, False), nonzero_mask(channels))
         assert bounding_box(mask) == tuple((0, size) for size in mask.shape)
     assert found.relative_size == mask.size / np.prod(shape)
     arrays = (*found.channels, found.segmentation, found.mask)
