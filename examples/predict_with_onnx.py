@@ -20,10 +20,14 @@ import numpy as np
 import onnxruntime
 from scipy import ndimage
 
-FORMAT = 1  # of model.json
+FORMAT = 2  # of model.json
 FLOOR = 1e-8  # what intensities are divided by is never less
 MM = {"meter": 1000.0, "micron": 0.001}
 SLICE_OF_2D = 999.0  # the spacing of a single slice, in units of the largest in its plane
+FAR_CORNER = 0.01  # smallest voxels that corners of one grid may be apart, which files round
+MM3_PER_ML = 1000.0
+ROUNDING = 1e-6  # share that a component may be too small by; files round spacings
+TOUCHING = np.ones((3, 3, 3), bool)  # neighbours share a corner, or more
 
 
 def main():
@@ -36,7 +40,7 @@ def main():
     model = read_model(args.model)
     files = [nibabel.load(path) for path in args.images]
     image, spacing = read_image(files, model)
-    labels = segment(args.model, model, image, spacing)
+    labels = postprocess(segment(args.model, model, image, spacing), model, spacing)
     labels = labels.transpose(2, 1, 0).reshape(files[0].shape)
     header = files[0].header.copy()
     header.set_data_dtype(labels.dtype)
@@ -66,6 +70,9 @@ def read_image(files, model):
         sys.exit(f"the images differ in shape: {[file.shape for file in files]} (x, y, z)")
     if math.prod(files[0].shape[3:]) > 1:
         sys.exit(f"the images have {len(files[0].shape)} axes; split them into files of three")
+    apart = max(np.linalg.norm(corners(file) - corners(files[0]), axis=1).max() for file in files)
+    if apart > FAR_CORNER * min(files[0].header.get_zooms()[:3]):
+        sys.exit(f"voxels of the images lie {apart:.3g} mm apart; resample them to one grid")
     arrays = [np.asanyarray(file.dataobj).astype(np.float32) for file in files]
     if not all(np.isfinite(array).all() for array in arrays):
         sys.exit("an image has voxels that are not finite; repair it")
@@ -75,6 +82,13 @@ def read_image(files, model):
     z = z[0] if z else SLICE_OF_2D * max(x, y)
     scale = MM.get(files[0].header.get_xyzt_units()[0], 1.0)
     return image, [scale * float(length) for length in (z, y, x)]
+
+
+def corners(file):
+    """Give where the corner voxels of an image lie, (corner, world axis)."""
+    size = (*file.shape, 1)[:3]
+    places = list(itertools.product(*((0, edge - 1) for edge in size)))
+    return np.array(places) @ file.affine[:3, :3].T + file.affine[:3, 3]
 
 
 def segment(folder, model, image, spacing):
@@ -105,6 +119,30 @@ def segment(folder, model, image, spacing):
             labels[head > 0] = value
     result = np.zeros(image.shape[1:], np.min_scalar_type(values.max()))
     result[box] = labels.transpose(np.argsort(order))
+    return result
+
+
+def postprocess(labels, model, spacing):
+    """Carry out the rules for label maps, each on what the one before left."""
+    result = labels.copy()
+    for rule in model["postprocessing"]:
+        kind = rule["kind"]
+        if kind not in ("keep_largest", "minimum_size"):
+            sys.exit(f"label maps are to be postprocessed by {kind!r}, which this does not know")
+        names = rule["labels"] if kind == "keep_largest" else [rule["label"]]
+        values = np.concatenate([np.atleast_1d(model["labels"][name]) for name in names])
+        parts, _ = ndimage.label(np.isin(result, values), TOUCHING)
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0  # what has another value
+        if kind == "keep_largest":
+            smallest = sizes.max()
+        else:
+            smallest = rule["smallest"]
+            if rule["unit"] == "ml":
+                smallest *= MM3_PER_ML / math.prod(spacing) * (1 - ROUNDING)
+        gone = sizes < smallest
+        gone[0] = False
+        result[gone[parts]] = 0
     return result
 
 

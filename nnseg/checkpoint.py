@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnseg import record
 from nnseg.commit import sha256, write_whole
-from nnseg.errors import DataError
+from nnseg.errors import DataError, PlanError
 from nnseg.folders import checkpoint_file
 from nnseg.plan import Configuration, Plan
 
@@ -44,6 +44,12 @@ class Checkpoint:
     validation_dice: float | None = None  # moving average of the pseudo Dice when it was saved
     format: int = FORMAT
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
+
+    def __post_init__(self) -> None:
+        self.plan.configuration(self.configuration_name)  # it raises where there is none
+        axes = self.mirror_axes
+        if len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+            raise PlanError(f"mirror_axes is {axes}; they must be different ones of 0, 1 and 2")
 
     @property
     def configuration(self) -> Configuration:
@@ -153,8 +159,6 @@ def load_model(folder: Path, kind: Kind) -> tuple[Checkpoint, dict[str, Tensor]]
     """
     path = checkpoint_file(folder, kind)
     checkpoint = record.load_sealed(Checkpoint, path, "nnseg train", REMEDY)
-    if checkpoint.format != FORMAT:
-        raise DataError(f"{path}: has format {checkpoint.format}; this version reads {FORMAT}")
     return checkpoint, load_weights(folder, checkpoint.weights_file, checkpoint.weights_sha256)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from nnseg.dataset import stays_inside
 from nnseg.errors import DataError
 from nnseg.postprocess import Postprocessing
 
@@ -15,6 +16,10 @@ class ChosenModel:
     weight: float = 1.0  # beside those of the others
 
     def __post_init__(self) -> None:
+        if not stays_inside(self.folder):
+            raise DataError(
+                f"the model {self.folder!r} lies outside the folder of its choice; move it there"
+            )
         if not 0 < self.weight < float("inf"):
             raise DataError(f"the weight of {self.folder} is {self.weight:g}; it must be over 0")
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from nnseg.evaluate import Summary
 from nnseg.folders import Folders, find_dataset
 from nnseg.parallel import OnProgress
 from nnseg.volume import read_image, read_segmentation
+
+if TYPE_CHECKING:
+    from nnseg.resume import EpochReport
 
 DATASET = "Dataset001_Phantoms"
 VARIANT = "mri"
@@ -73,38 +77,14 @@ def run(
             demo made.
     """
     from nnseg.recipe import TrainSettings
-    from nnseg.resume import EpochReport
 
     started = time.monotonic()
-    if budget_seconds < 2 * RESERVE:
-        raise UsageError(
-            f"a budget of {budget_seconds:.0f} s is too short; give {2 * RESERVE:.0f}s or more"
-        )
-    folders = Folders.of_root(folder)
-    if real is not None:
-        real = real.resolve()
-        if not real.is_dir() or real.is_relative_to(folder.resolve()):
-            raise UsageError(f"--real {real}: give a raw dataset outside {folder}")
+    _check_options(folder, budget_seconds, real)
     _claim(folder)
-    if real is None:
-        dataset = DATASET
-        say(f"1/6 drawing {TRAINING_CASES} phantoms to train on and {TEST_CASES} to test on")
-        raw = folders.raw_folder(dataset)
-        phantom.write_dataset(raw, VARIANT, cases=TRAINING_CASES, test_cases=TEST_CASES, seed=seed)
-    else:
-        folders, dataset = find_dataset(folders, str(real))
-        say(f"1/6 taking {real}")
-
-    say("2/6 examining and measuring the data")
-    pipeline.fingerprint(folders, dataset, on_progress=on_progress)
-    say("3/6 planning")
-    plan = pipeline.plan(folders, dataset)
-    configuration = CONFIGURATION if CONFIGURATION in plan.configurations else "2d"
-    chosen = plan.configuration(configuration)
-    say(f"    {configuration}: patch {chosen.patch_size}, batch {chosen.batch_size}")
-    say("4/6 preprocessing")
-    pipeline.preprocess(folders, dataset, (configuration,), on_progress=on_progress)
-    _check(stop)
+    folders, dataset = _take_data(Folders.of_root(folder), real, seed, say)
+    configuration = _prepare(folders, dataset, say, on_progress)
+    if stop():
+        raise StoppedError("the demo was stopped; it begins anew next time")
 
     left = budget_seconds - (time.monotonic() - started) - RESERVE
     if left < RESERVE:
@@ -112,10 +92,6 @@ def run(
             f"of the budget of {budget_seconds:.0f} s, {left:.0f} s are left to train; give more"
         )
     say(f"5/6 training for {left:.0f} s")
-
-    def tell(epoch: EpochReport) -> None:
-        say("    " + report.describe_epoch(epoch, (epoch.epochs - epoch.epoch) * epoch.seconds))
-
     fold = "0" if len(pipeline.folds(folders, dataset)) > 0 else "all"
     trained = pipeline.train(
         folders,
@@ -127,7 +103,7 @@ def run(
         precision=precision,
         validate_after=real is not None,
         on_progress=on_progress,
-        on_epoch=tell,
+        on_epoch=lambda epoch: say(_describe(epoch)),
         stop=stop,
     )
     if real is not None:
@@ -147,6 +123,18 @@ def run(
     return summary
 
 
+def _check_options(folder: Path, budget_seconds: float, real: Path | None) -> None:
+    """Refuse a budget that is too short to train at all, and a dataset that cannot be taken."""
+    if budget_seconds < 2 * RESERVE:
+        raise UsageError(
+            f"a budget of {budget_seconds:.0f} s is too short; give {2 * RESERVE:.0f}s or more"
+        )
+    if real is not None:
+        real = real.resolve()
+        if not real.is_dir() or real.is_relative_to(folder.resolve()):
+            raise UsageError(f"--real {real}: give a raw dataset outside {folder}")
+
+
 def _claim(folder: Path) -> None:
     """Remove what an earlier demo left in `folder`; what others have there is never touched."""
     mark = folder / MARK
@@ -159,6 +147,37 @@ def _claim(folder: Path) -> None:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     write_whole(mark, b"`nnseg demo` made this folder; the next demo replaces what is in it.\n")
+
+
+def _take_data(folders: Folders, real: Path | None, seed: int, say: Say) -> tuple[Folders, str]:
+    """Draw phantoms, or find the dataset `real`: where it lies, and its name."""
+    if real is not None:
+        real = real.resolve()
+        found = find_dataset(folders, str(real))
+        say(f"1/6 taking {real}")
+        return found
+    say(f"1/6 drawing {TRAINING_CASES} phantoms to train on and {TEST_CASES} to test on")
+    raw = folders.raw_folder(DATASET)
+    phantom.write_dataset(raw, VARIANT, cases=TRAINING_CASES, test_cases=TEST_CASES, seed=seed)
+    return folders, DATASET
+
+
+def _prepare(folders: Folders, dataset: str, say: Say, on_progress: OnProgress | None) -> str:
+    """Measure, plan and preprocess a dataset: the configuration to train."""
+    say("2/6 examining and measuring the data")
+    pipeline.fingerprint(folders, dataset, on_progress=on_progress)
+    say("3/6 planning")
+    plan = pipeline.plan(folders, dataset)
+    configuration = CONFIGURATION if CONFIGURATION in plan.configurations else "2d"
+    chosen = plan.configuration(configuration)
+    say(f"    {configuration}: patch {chosen.patch_size}, batch {chosen.batch_size}")
+    say("4/6 preprocessing")
+    pipeline.preprocess(folders, dataset, (configuration,), on_progress=on_progress)
+    return configuration
+
+
+def _describe(epoch: "EpochReport") -> str:
+    return "    " + report.describe_epoch(epoch, (epoch.epochs - epoch.epoch) * epoch.seconds)
 
 
 def _test(
@@ -191,8 +210,3 @@ def _threshold(folders: Folders) -> float:
         image = read_image(case.images).image
         scores.append(phantom.threshold_baseline(image, segmentation, spec.labels))
     return float(np.mean(scores))
-
-
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise StoppedError("the demo was stopped; it begins anew next time")

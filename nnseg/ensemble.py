@@ -7,7 +7,8 @@ time, of all models in step.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -15,14 +16,16 @@ from numpy.typing import NDArray
 
 from nnseg.axes import Image, Planes, Segmentation, Spacing
 from nnseg.errors import DataError
+from nnseg.image.decide import slab_depth
 from nnseg.inference import Model
 from nnseg.labels import Labels
-from nnseg.predict import PLAIN_SWEEP, Sweep
+from nnseg.predict import PLAIN_SWEEP, OnTile, Sweep, count_tiles
 from nnseg.preprocess import Placement
 from nnseg.restore import body_of, paste_planes, restore_logits
 from nnseg.uncertainty import ExpectedDice, disagreement, entropy
 
-SLAB_BYTES = 2**26  # of the probabilities on the file's grid at once, of each model
+SLAB_BYTES = 2**26  # of the probabilities at once, on the file's grid or on that of each model
+_EXPECT_BYTES = 2**22  # of the logits whose probabilities are looked at at once
 
 Map: TypeAlias = Literal["entropy", "disagreement"]
 TakePlanes: TypeAlias = Callable[[Planes], None]
@@ -81,7 +84,7 @@ def predict_image(
             image,
             spacing,
             sweep=sweep,
-            look=lambda logits: _expect(expected, labels, logits / temperature),
+            look=lambda logits: _expect(expected, labels, logits, temperature),
         )
         return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps={})
 
@@ -89,14 +92,18 @@ def predict_image(
     shares = (weights / weights.sum()).tolist()
     temperatures = [member.temperature for member in members]
     spread = "disagreement" in maps
-    streams, placement = [], None
-    for member in members:
-        seen, placement = member.model.prepare(image, spacing, sweep=sweep)
-        runs = member.model.logits(seen, sweep=sweep, spread=spread)
-        heads = labels.heads + spread
-        depth = max(1, SLAB_BYTES // (4 * heads * math.prod(placement.shape_cropped[1:])))
-        streams.append(restore_logits(runs, placement, member.model.configuration, depth))
-    assert placement is not None, "there is a member"
+    models = [member.model for member in members]
+    cases, placements = zip(
+        *(model.prepare(image, spacing, sweep=sweep) for model in models), strict=True
+    )
+    placement = placements[0]  # they differ in the grids of the networks alone
+    voxels = SLAB_BYTES // (4 * (labels.heads + spread))
+    depth = min(slab_depth(p.shape_resampled, p.shape_cropped, voxels) for p in placements)
+    told = _told_together(models, placements, sweep)
+    streams = []
+    for model, case, each, on_tile in zip(models, cases, placements, told, strict=True):
+        runs = model.logits(case, sweep=replace(sweep, on_tile=on_tile), spread=spread)
+        streams.append(restore_logits(runs, each, model.configuration, depth))
     take = probabilities(placement) if probabilities is not None else None
     found = {name: np.zeros(placement.shape, np.float32) for name in maps}
     boxes = {name: body_of(array, placement) for name, array in found.items()}
@@ -119,7 +126,7 @@ def predict_image(
             yield labels.segment(chosen)
             start = stop
 
-    segmentation = paste_planes(decided(), placement, labels)
+    segmentation = paste_planes(decided(), placement, labels, ask=sweep.ask)
     return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps=found)
 
 
@@ -145,9 +152,36 @@ def check_members(members: Sequence[Member]) -> None:
             raise DataError(f"the weight of a model is {member.weight:g}; it must be over 0")
 
 
-def _expect(expected: ExpectedDice, labels: Labels, logits: Planes) -> None:
-    chosen = logits > 0 if labels.has_regions else logits.argmax(axis=-1)
-    expected.add(labels.probabilities(logits), chosen)
+def _told_together(
+    models: Sequence[Model], placements: Sequence[Placement], sweep: Sweep
+) -> list[OnTile | None]:
+    """Give what each of several models tells of its tiles, so that they are one count."""
+    on_tile = sweep.on_tile
+    if on_tile is None:
+        return [None] * len(models)
+    tiles = sum(
+        count_tiles(placement.shape_resampled, model.configuration.patch_size, sweep.step)
+        for model, placement in zip(models, placements, strict=True)
+    )
+    done = [0] * len(models)
+
+    def tell(number: int, count: int, _: int) -> None:
+        done[number] = count
+        on_tile(sum(done), tiles)
+
+    return [partial(tell, number) for number in range(len(models))]
+
+
+def _expect(
+    expected: ExpectedDice, labels: Labels, logits: Planes, temperature: np.float32
+) -> None:
+    """Add the probabilities of logits and what is decided by them, some voxels at a time."""
+    voxels = logits.reshape(-1, logits.shape[-1])
+    count = max(1, _EXPECT_BYTES // voxels[0].nbytes)
+    for start in range(0, len(voxels), count):
+        some = np.divide(voxels[start : start + count], temperature, dtype=np.float32)
+        chosen = some > 0 if labels.has_regions else some.argmax(axis=-1)
+        expected.add(labels.probabilities(some), chosen)
 
 
 def _centred(labels: Labels, mean: Planes) -> Planes:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnseg.errors import MachineError, MissingError, UsageError
+from nnseg.volume import map_ending, split_ending
 
 DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>[^/\\]+)")
 FOLDER_NAME = re.compile(r"[^\W_](?:[\w .()+-]*[\w)])?")
 CHOICE = "choice.json"  # which models predict a dataset
+PROOF = ".proof.json"  # behind the name of a predicted label map
 FOLDER_NAME_RULE = (
     "it must begin with a letter or digit, hold only letters, digits, blanks and _ . - + ( ), not "
     "`..`, and not end in a blank or sign"
@@ -160,24 +162,32 @@ def predicted_spec_file(predictions: Path) -> Path:
 
 
 def proof_file(label_map: Path) -> Path:
-    """Give the record of what a predicted label map was made from, which lies beside it."""
-    return label_map.with_name(f"{_stem(label_map)}.proof.json")
+    """Give the record of what a predicted label map was made from, which lies beside it.
+
+    The label map's ending is in its name: x.nii.gz and x.nrrd are two results.
+    """
+    return label_map.with_name(f"{label_map.name}{PROOF}")
+
+
+def proof_files(predictions: Path) -> tuple[Path, ...]:
+    """List the proofs of the label maps in a folder."""
+    return tuple(sorted(predictions.glob(f"[!.]*{PROOF}")))
+
+
+def running_folder(predictions: Path, run: str) -> Path:
+    """Give the folder whose lock a run holds that predicts into `predictions`."""
+    return predictions / ".running" / run
 
 
 def map_file(label_map: Path, name: str) -> Path:
     """Give the file of a map of a prediction, such as its entropy."""
-    stem = _stem(label_map)
-    return label_map.with_name(f"{stem}_{name}{label_map.name[len(stem) :]}")
+    stem, ending = split_ending(label_map.name)
+    return label_map.with_name(f"{stem}_{name}{map_ending(ending)}")
 
 
 def statistics_file(predictions: Path, run: str = "run") -> Path:
     """Give the table of what the label maps of a run hold."""
     return predictions / ("statistics.csv" if run == "run" else f"{run}.statistics.csv")
-
-
-def _stem(label_map: Path) -> str:
-    """Give the name of a label map without its ending, of which `.nii.gz` has two parts."""
-    return label_map.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def is_of_nnunet(model: Path) -> bool:

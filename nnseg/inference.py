@@ -1,5 +1,6 @@
 """A trained model at work: from an image to its label map."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,15 @@ from nnseg.axes import Image, Planes, Segmentation, Spacing
 from nnseg.checkpoint import Kind
 from nnseg.checkpoint import load_model as load_checkpoint
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import DataError, MachineError
+from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.folders import trained_folds
 from nnseg.model.device import OUT_OF_MEMORY, Execution, choose_execution, is_out_of_memory
 from nnseg.plan import Configuration, Plan
 from nnseg.predict import PLAIN_SWEEP, Sweep, load_network, stream_logits
 from nnseg.preprocess import Placement, preprocess_case
 from nnseg.restore import restore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +71,14 @@ class Model:
             Label map (z, y, x), of the smallest type that holds the labels.
 
         Raises:
-            DataError: The image does not fit the model.
+            DataError: The image does not fit the model, or the networks gave values that are not
+                finite.
             MachineError: There is not enough memory.
         """
         seen, placement = self.prepare(image, spacing, sweep=sweep, previous=previous)
         runs = self.logits(seen, sweep=sweep)
-        return restore(_shown(runs, look), placement, self.plan.labels, self.configuration)
+        labels, configuration = self.plan.labels, self.configuration
+        return restore(_shown(runs, look), placement, labels, configuration, ask=sweep.ask)
 
     def prepare(
         self,
@@ -93,7 +98,8 @@ class Model:
         if self.configuration.previous and previous is None:
             assert self.previous is not None, "load_model gave a cascade its stage before"
             found = self.previous.predict(image, spacing, sweep=sweep)
-        case = preprocess_case(image, found, spacing, self.plan, self.configuration)
+        plan, configuration = self.plan, self.configuration
+        case = preprocess_case(image, found, spacing, plan, configuration, ask=sweep.ask)
         if not self.configuration.previous:
             return case.image, case.placement
         positions = case.segmentation if previous is None else previous
@@ -114,6 +120,7 @@ class Model:
             Logits (z, y, x, head), float32: its planes in order, some at a time.
 
         Raises:
+            DataError: The networks gave values that are not finite.
             MachineError: There is not enough memory.
             StoppedError: The sweep was told to stop.
         """
@@ -153,10 +160,12 @@ def load_model(
     device: str | None = None,
     precision: str | None = None,
     alone: bool = False,
+    folds_before: Sequence[str] = (),
+    most_before: int | None = None,
 ) -> Model:
     """Load one configuration's networks from the folders of its folds.
 
-    A cascade comes with all trained folds of the stage before it, whose folder lies beside its own.
+    A cascade comes with trained folds of the stage before it, whose folder lies beside its own.
 
     Args:
         fold_folders: What `nnseg train` made.
@@ -164,12 +173,15 @@ def load_model(
         device: "cpu", "cuda", ...; None is the best there is.
         precision: "fp32", "bf16" or "fp16"; None chooses.
         alone: Leave out the stage before a cascade: `predict` will be handed what it found.
+        folds_before: Those of the stage before, as they are called; none are all that are trained,
+            as where one of them is not.
+        most_before: Of them, the first so many; None are all.
 
     Raises:
         MissingError: A fold has not been trained.
         DataError: A file is damaged, or the folds are of different plans.
     """
-    execution = choose_execution(device, precision)
+    execution = choose_execution(device, precision, trains=False)
     loaded = [load_checkpoint(folder, checkpoint) for folder in fold_folders]
     first = loaded[0][0]
     for (other, _), folder in zip(loaded, fold_folders, strict=True):
@@ -180,7 +192,12 @@ def load_model(
         beside = fold_folders[0].absolute().parent.with_name(first.configuration.previous)
         command = f"nnseg train {first.plan.dataset} {beside.name}"
         folds = trained_folds(beside, kind=checkpoint, made_by=command)
-        previous = load_model(folds, checkpoint, device=device, precision=precision)
+        if folds_before:
+            try:
+                folds = trained_folds(beside, folds_before, checkpoint, command)
+            except MissingError as error:
+                logger.warning("%s; all of its trained folds are taken", error)
+        previous = load_model(folds[:most_before], checkpoint, device=device, precision=precision)
         if previous.plan != first.plan:
             raise DataError(f"{beside}: was trained from another plan than {fold_folders[0]}")
     return Model(

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnseg import record
 from nnseg.dataset import (
     DatasetSpec,
     called_as,
@@ -14,8 +16,8 @@ from nnseg.dataset import (
     one_label_map,
     visible_files,
 )
-from nnseg.errors import DataError, MissingError, UsageError
-from nnseg.folders import predicted_spec_file
+from nnseg.errors import DataError, MissingError, NnsegError, UsageError
+from nnseg.folders import predicted_spec_file, proof_file, proof_files
 from nnseg.volume import channel_counts, label_ending, split_ending
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class ScoringJob:
 
 
 def find_prediction_jobs(
-    source: Path, target: Path, spec: DatasetSpec
+    source: Path, target: Path, spec: DatasetSpec, *, overwrite: bool = False
 ) -> tuple[PredictionJob, ...]:
     """List the cases of `source` and the files that they go to, sorted by case.
 
@@ -49,11 +51,13 @@ def find_prediction_jobs(
         source: A folder of CASE_0000.nii.gz, ..., or one image that holds all channels.
         target: A folder; for one image also a file.
         spec: What the model was trained on: its channels and how files end.
+        overwrite: Whether one image's label map may replace a file that no prediction made.
 
     Raises:
         MissingError: `source` does not exist.
         MachineError: `source` cannot be listed.
-        UsageError: `target` is `source`, or cannot take what comes out.
+        UsageError: `target` is `source`, cannot take what comes out, or holds files that no
+            prediction made.
         DataError: There is no image.
     """
     if not source.exists():
@@ -72,6 +76,9 @@ def find_prediction_jobs(
         raise UsageError(f"{target}: JPEG does not keep values; give a .png file")
     _refuse_the_input(source, target)
     case_id, _ = split_ending(target.name)
+    marks = (f"{case_id}.run.json", f"{case_id}.run.log")
+    if not overwrite and not any((target.parent / mark).exists() for mark in marks):
+        _refuse_to_replace(target.parent, [target], "give another file, or --overwrite")
     return (PredictionJob(case_id=case_id, images=(source,), target=target),)
 
 
@@ -93,7 +100,7 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
         )
         for case_id, channels in found.items()
     ]
-    _refuse_to_replace(target, [job.target for job in jobs])
+    _refuse_to_replace(target, [predicted_spec_file(target), *(job.target for job in jobs)])
     return tuple(jobs)
 
 
@@ -102,23 +109,24 @@ def _refuse_the_input(source: Path, target: Path) -> None:
         raise UsageError(f"{target}: the output must not be the input; give another folder")
 
 
-def _refuse_to_replace(folder: Path, targets: Iterable[Path]) -> None:
+def _refuse_to_replace(
+    folder: Path, files: Iterable[Path], remedy: str = "give another folder"
+) -> None:
     """Refuse to write over files that no prediction made, such as a dataset's own labels."""
     marks = ("run.json", "log.txt", "run_*_of_*.json", "run_*_of_*.log")  # logs from the start
     if any(True for mark in marks for _ in folder.glob(mark)):
         return
-    for path in (predicted_spec_file(folder), *targets):
-        if path.exists():
-            raise UsageError(
-                f"{path} is there, and no prediction of ours made it; give another folder"
-            )
+    for path in files:
+        if path.exists() and not proof_file(path).exists():
+            raise UsageError(f"{path} is there, and no prediction of ours made it; {remedy}")
 
 
 def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[ScoringJob, ...]:
     """Pair the label maps of two folders, or two files, sorted by case.
 
-    Predictions end as `ending` says, in .png where that is JPEG's; references as label maps can. A
-    reference without a prediction is passed over, aloud.
+    Predictions end as `ending` says, in .png where that is JPEG's; references as label maps can.
+    What a proof lists beside its label map, such as a map of entropy, is no prediction. A reference
+    without a prediction is passed over, aloud.
 
     Raises:
         MissingError: `reference` or `prediction` does not exist.
@@ -134,7 +142,12 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
     if prediction.is_file():
         case_id = prediction.name.removesuffix(ending)
         return (ScoringJob(case_id=case_id, reference=reference, prediction=prediction),)
-    predictions = [path for path in visible_files(prediction) if path.name.endswith(ending)]
+    others = _files_beside_label_maps(prediction)
+    predictions = [
+        path
+        for path in visible_files(prediction)
+        if path.name.endswith(ending) and path.name not in others
+    ]
     case_ids = [path.name.removesuffix(ending) for path in predictions]
     references = called_as(find_label_maps(reference, ending), case_ids)
     jobs = []
@@ -152,3 +165,13 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
         first = references[min(missing)][0].name
         logger.warning("%d references have no prediction, such as %s", len(missing), first)
     return tuple(jobs)
+
+
+def _files_beside_label_maps(predictions: Path) -> set[str]:
+    """Name the maps and probabilities among predicted label maps, as their proofs do."""
+    found = set[str]()
+    for path in proof_files(predictions):
+        with suppress(NnsegError, KeyError, TypeError):  # what proves nothing hides nothing
+            content = record.read_json(path)
+            found |= set(content["outputs"]) - {content["label_map"]}
+    return found

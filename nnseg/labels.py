@@ -27,7 +27,7 @@ class Labels:
 
     Names map to one integer, or to several for a region. `regions_class_order` gives, for each
     region in the order of `labels`, the integer that prediction paints for it, later ones over
-    earlier ones.
+    earlier ones. Two of them are equal only if their regions come in the same order, as heads do.
 
     Raises:
         DataError: Background is not 0, the integers have two names or cannot be held, "ignore" is
@@ -69,6 +69,14 @@ class Labels:
                 )
             if unknown := [label for label in order if label not in values or label == ignore]:
                 raise DataError(f"regions_class_order has {unknown}, which cannot be predicted")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Labels):
+            return NotImplemented
+        order, others = self.regions_class_order, other.regions_class_order
+        if (self.labels, order) != (other.labels, others):
+            return False
+        return not self.has_regions or list(self.foreground) == list(other.foreground)
 
     @property
     def has_regions(self) -> bool:
@@ -197,10 +205,25 @@ class Labels:
         Labels: the head with the highest logit. Regions: every region whose probability is over
         0.5 is painted with its integer of `regions_class_order`, later regions over earlier ones.
         """
-        kind = smallest_integer_type(self.values[-1])
+        return self.painted(self.decide(logits))
+
+    def decide(self, logits: NDArray[np.float32]) -> Segmentation:
+        """Give what logits (..., head) decide on; `painted` makes labels of it.
+
+        It is the label itself, or of regions the last whose probability is over 0.5, counted from
+        1, and 0 if there is none. Logits that decide alike do so in every mixture; of the integers
+        that are painted this does not hold where two regions have the same, or one has 0.
+        """
         if not self.has_regions:
             return self.from_positions(logits.argmax(axis=-1))  # a head for each position
-        result = np.zeros(logits.shape[:-1], dtype=kind)
-        for head, label in enumerate(self.regions_class_order or ()):
-            result[logits[..., head] > 0] = label
+        result = np.zeros(logits.shape[:-1], dtype=smallest_integer_type(self.heads))
+        for head in range(self.heads):
+            result[logits[..., head] > 0] = head + 1
         return result
+
+    def painted(self, decided: Segmentation) -> Segmentation:
+        """Turn what `decide` gave into labels, of the smallest type that holds them all."""
+        order, kind = self.regions_class_order or (), smallest_integer_type(self.values[-1])
+        if not self.has_regions or order == tuple(range(1, self.heads + 1)):  # it is the same
+            return decided.astype(kind, copy=False)
+        return np.array((0, *order), dtype=kind)[decided]

@@ -44,7 +44,8 @@ from nnseg.prepare import (
 )
 from nnseg.scoring import evaluate, read_summary, spec_for_evaluation, validation_summary
 from nnseg.splits import folds
-from nnseg.training import rehearse, train, validate
+from nnseg.training import rehearse, train
+from nnseg.validating import validate
 
 if TYPE_CHECKING:
     pass

@@ -38,6 +38,8 @@ MIN_SPACING, MAX_SPACING = 1e-4, 1e4  # mm
 MOST_VOXELS = 2**31  # of a patch
 LARGEST_BATCH = 2**16
 
+SPLINES = range(6)  # orders of splines that there are
+
 # What lies beside the folders of plans; a plan of such a name would get into its way.
 TAKEN = re.compile(r"plans|log\.txt|(fingerprint|groups|splits_\w+|run\w*)\.(json|log)", re.I)
 
@@ -54,6 +56,11 @@ class Resampling:
     order: int
     order_along: int
     separate: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, order in (("order", self.order), ("order_along", self.order_along)):
+            if order not in SPLINES:
+                raise PlanError(f"{name} of a resampling is {order}; it must be 0 to 5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +158,19 @@ class Plan:
         _check_name("dataset", self.dataset)
         if fault := ending_fault(self.file_ending):
             raise PlanError(fault)
+        channels = len(self.channels)
+        if len(self.intensities) != channels:
+            raise PlanError(
+                f"intensities are of {len(self.intensities)} channels, the plan has {channels}"
+            )
+        if sorted(self.order) != [0, 1, 2]:
+            raise PlanError(f"order is {self.order}; it must be an order of 0, 1, 2")
         for name, configuration in self.configurations.items():
+            if len(configuration.normalization) != channels:
+                raise PlanError(
+                    f"configuration {name} normalizes {len(configuration.normalization)} channels, "
+                    f"the plan has {channels}"
+                )
             if name != configuration.name:
                 raise PlanError(f"configuration {name} calls itself {configuration.name}")
             for other in (configuration.data, configuration.previous):

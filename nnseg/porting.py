@@ -1,6 +1,8 @@
 """Models from elsewhere to ours, and ours to elsewhere, with their files."""
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,9 +29,11 @@ def import_model(
 ) -> "tuple[ImportedModel, ...]":
     """Make models of ours of trained models of nnU-Net v2, whole or not at all.
 
+    Or unpack what `export_model` packed to hand on, after a check of every file.
+
     Args:
         sources: Folders or zips of nnU-Net's, each of one trained model, of a dataset's results or
-            around those; all their models must be of one plan.
+            around those; all their models must be of one plan. Or one zip of ours.
         target: Becomes a folder of models as `nnseg train` leaves them, CONFIGURATION/fold_N, and
             must not be there, or be empty.
         name: Of the plan; None is what nnU-Net calls it.
@@ -41,32 +45,51 @@ def import_model(
         MissingError: There is no trained model, or none of the stage before a cascade.
         DataError: A file is damaged or not to be trusted, or the models are of different plans.
         PlanError: A plan names what nnseg has nothing for.
-        UsageError: `target` holds something, a trainer is unknown, or two models are of one
-            configuration.
+        UsageError: `target` holds something, a trainer is unknown, two models are of one
+            configuration, or a zip of ours comes with a name, trainers or other sources.
         MachineError: The disk is full, or `target` cannot be written.
     """
     from nnseg.commit import whole_folder
-    from nnseg.exchange.nnunet_folder import find_models, import_models
     from nnseg.runlog import logged_run
 
     if save:
         _check_free(target)
-    found = [model for source in sources for model in find_models(source)]
+    files, read = _reader_of(sources, name, trainers)
     if not save:
-        return import_models(found, None, name=name, trainers=trainers)
+        return read(None)
     arguments = {
         "sources": [str(source) for source in sources],
         "target": str(target),
         "name": name,
         "trainers": sorted(trainers),
     }
-    with whole_folder(target.absolute()) as unfinished:
-        with logged_run(unfinished, "import", arguments) as run:
-            imported = import_models(found, unfinished, name=name, trainers=trainers)
-            run.inputs += [path for model in found for path in model.files]
-        if target.is_dir():
-            target.rmdir()  # it is empty, and some systems rename no folder over another
+    with (
+        _new_folder(target) as new,
+        whole_folder(new) as unfinished,
+        logged_run(unfinished, "import", arguments) as run,
+    ):
+        imported = read(unfinished)
+        run.inputs += files
     return imported
+
+
+def _reader_of(
+    sources: Sequence[Path], name: str | None, trainers: Collection[str]
+) -> "tuple[list[Path], Callable[[Path | None], tuple[ImportedModel, ...]]]":
+    """Give the files that are read, and what checks their models and writes them to a folder."""
+    from nnseg.exchange.model_zip import find_packed, unpack_models
+    from nnseg.exchange.nnunet_folder import find_models, import_models
+
+    ours = {source: archive for source in sources if (archive := find_packed(source))}
+    if not ours:
+        found = [model for source in sources for model in find_models(source)]
+        files = [path for model in found for path in model.files]
+        return files, lambda to: import_models(found, to, name=name, trainers=trainers)
+    if len(sources) > 1 or name or trainers:
+        raise UsageError(f"{next(iter(ours))}: is a model of nnseg; import it alone, as it is")
+    ((source, packed),) = ours.items()
+    files = [source] if packed.is_zip else [source / file for file in packed.names]
+    return files, lambda to: unpack_models(packed, to)
 
 
 def export_model(
@@ -76,9 +99,9 @@ def export_model(
 
     Args:
         source: The folder of a fold, of a configuration (all its numbered folds), or of a plan's
-            models (all of them; not to ONNX). To nnU-Net, a cascade takes the stage before it
-            along.
-        target: A folder that must not be there, or be empty.
+            models (all of them; not to ONNX). A cascade takes the stage before it along, but not
+            to ONNX.
+        target: A folder that must not be there, or be empty; of "zip" a file that must not be.
         to: A name of EXPORTERS.
         kind: The checkpoint to take: "final" or "best".
 
@@ -95,10 +118,12 @@ def export_model(
     """
     write = EXPORTERS[to]
     _check_free(target)
+    if to == "zip" and target.is_dir():
+        raise UsageError(f"{target} is a folder; name the zip file to write")
     folds = _folds_of(source, kind)
-    if target.is_dir():
-        target.rmdir()
-    return write(folds, target.absolute(), kind)
+    with _new_folder(target) as new:
+        written = write(folds, new, kind)
+    return tuple(target.absolute() / path.relative_to(new) for path in written)
 
 
 def read_plan(folders: "Folders", dataset: str, plans_file: Path, *, name: str) -> "Plan":
@@ -135,10 +160,51 @@ def _to_onnx(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, .
     return export_onnx(folds, target, kind)
 
 
-EXPORTERS = Registry[Exporter]("format to export models to", nnunet=_to_nnunet, onnx=_to_onnx)
+def _to_zip(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, ...]:
+    from nnseg.exchange.model_zip import pack_models
+
+    return pack_models(_with_stages_before(folds, kind), target, kind)
+
+
+EXPORTERS = Registry[Exporter](
+    "format to export models to", nnunet=_to_nnunet, onnx=_to_onnx, zip=_to_zip
+)
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Say where a folder that is to become `target` is to be made.
+
+    An empty `target` stays, since not every folder can be replaced: one that a shell is in, that
+    something is mounted on, or that lies where nobody may write. What is made within it moves up,
+    the records last.
+    """
+    from nnseg.commit import cannot_write, remove, sync_folder, unfinished_path
+
+    target = target.absolute()
+    if not target.is_dir():
+        yield target
+        return
+    new, moved = unfinished_path(target / "new"), []
+    try:
+        yield new
+        try:
+            for path in sorted(new.iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+                moved.append(path.rename(target / path.name))
+            sync_folder(target)
+        except OSError as error:
+            for path in moved:
+                remove(path)
+            raise cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _check_free(target: Path) -> None:
+    from nnseg.commit import sweep_orphans
+
+    if target.is_dir() and not target.is_symlink():
+        sweep_orphans(target)  # what is left of an import or export that was killed
     if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} is there already; name a folder that is not, or an empty one")
 

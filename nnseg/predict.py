@@ -11,18 +11,22 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from nnseg.axes import Box, Image, Planes, Shape, three
 from nnseg.checkpoint import Checkpoint
-from nnseg.errors import StoppedError
+from nnseg.errors import DataError, StoppedError
 from nnseg.image.crop import cut
+from nnseg.model.architecture import Architecture, count_elements
 from nnseg.model.device import OUT_OF_MEMORY, Execution, is_out_of_memory
 from nnseg.model.tiles import tile_boxes, tile_shares, tile_starts
 from nnseg.model.unet import build_network
@@ -33,6 +37,8 @@ BATCH_VOXELS = 2**19  # of the tiles that are computed together, or fewer, so th
 BATCH_BYTES = 2**26  # take no more than this
 RUN_BYTES = 2**25  # of the planes that are handed on together
 KEPT_BYTES = 2**28  # of the logits of constant tiles, which are kept for the next one
+ASK_EVERY = 0.05  # seconds within a pass of a network; to answer may cost the one asked something
+UNASKED_PRODUCTS = 2**35  # of a convolution, on each thread of a CPU: 0.8 s of a Zen 4 in fp32
 
 OnTile: TypeAlias = Callable[[int, int], None]
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -50,7 +56,16 @@ class Sweep:
     step: float = 0.5  # distance of two tiles, as a share of the tile
     mirror: bool = True  # average over mirrored images, too
     on_tile: OnTile | None = None  # called with the tiles done and their number
-    stop: Callable[[], bool] = never  # asked before each pass of a network; True ends the sweep
+    stop: Callable[[], bool] = never  # asked often, within a network's pass, too; True ends it
+
+    def ask(self) -> None:
+        """Ask whether to stop.
+
+        Raises:
+            StoppedError: It is so.
+        """
+        if self.stop():
+            raise StoppedError("stopped while an image was predicted; nothing of it is kept")
 
 
 PLAIN_SWEEP = Sweep()
@@ -59,13 +74,24 @@ PLAIN_SWEEP = Sweep()
 def load_network(
     checkpoint: Checkpoint, weights: dict[str, Tensor], execution: Execution
 ) -> nn.Module:
-    """Build the network of a checkpoint, ready to predict."""
+    """Build the network of a checkpoint, ready to predict.
+
+    Raises:
+        DataError: The weights are of another network.
+    """
     architecture = checkpoint.configuration.architecture
     plan = checkpoint.plan
     channels = plan.input_channels(checkpoint.configuration_name)
     network = build_network(architecture, channels, plan.labels.heads)
-    network.load_state_dict(weights)
-    return execution.place(network, architecture.dimensions).eval()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # all that differs, a line each
+        first = str(error).splitlines()[-1].strip()
+        raise DataError(
+            f"{checkpoint.weights_file}: holds the weights of another network than its plan "
+            f"describes ({first}); restore the model"
+        ) from None
+    return execution.place(network, architecture.dimensions, constant=True).eval()
 
 
 @torch.inference_mode()
@@ -82,8 +108,9 @@ def stream_logits(
     """Predict a preprocessed image by a sliding window.
 
     A tile that is the same value throughout, as around a body, is computed once. Where memory does
-    not suffice, fewer tiles are computed at once; then what is on a GPU moves to the CPU. Nothing
-    but rounding changes in what comes out.
+    not suffice, fewer tiles are computed at once; then what is on a GPU moves to the CPU. On a CPU
+    a sweep that can be stopped does its largest convolutions in parts. Nothing but rounding changes
+    in what comes out.
 
     Args:
         networks: One a fold; their logits are averaged.
@@ -99,6 +126,7 @@ def stream_logits(
         Logits (z, y, x, head), float32: the image's planes in order, some at a time.
 
     Raises:
+        DataError: The networks gave values that are not finite, of which no label follows.
         StoppedError: The sweep was told to stop.
     """
     shape = three([max(n, p) for n, p in zip(image.shape[1:], patch_size, strict=True)])
@@ -110,13 +138,14 @@ def stream_logits(
         for n, p in zip(shape, patch_size, strict=True)
     ]
     flips = mirror_combinations(mirror_axes if sweep.mirror else ())
-    work = _Work(networks, execution, flips, spread, sweep.stop, patch_size)
+    work = _Work(networks, execution, flips, spread, sweep, patch_size)
     sums = _Sums(shape, execution)
     done = 0
     while done < len(boxes):
         group = boxes[done : done + work.at_once]
         found = work.logits([_cut(image, box, low) for box in group])
         for box, logits in zip(group, found, strict=True):
+            sweep.ask()
             starts = [start for start, _ in box]
             sums.add(logits, starts, [s[start] for s, start in zip(shares, starts, strict=True)])
         work.at_once = min(work.at_once, max(1, BATCH_BYTES // (4 * logits.numel())))
@@ -124,7 +153,9 @@ def stream_logits(
         done += len(group)
         if sweep.on_tile:
             sweep.on_tile(done, len(boxes))
-        yield from sums.leave(boxes[done][0][0] if done < len(boxes) else shape[0], inside)
+        for planes in sums.leave(boxes[done][0][0] if done < len(boxes) else shape[0], inside):
+            yield planes
+            sweep.ask()  # whoever took them may have worked on them for long
 
 
 def count_tiles(shape: Shape, patch_size: Shape, step: float = 0.5) -> int:
@@ -158,6 +189,33 @@ def tile_seconds(
     return min(seconds) / count_tiles(shape, patch_size)
 
 
+def bytes_of_sweep(
+    architecture: Architecture,
+    shape: Shape,
+    patch_size: Shape,
+    heads: int,
+    execution: Execution,
+) -> tuple[int, int]:
+    """Foretell the most bytes that `stream_logits` takes where a network is computed.
+
+    Args:
+        architecture: Of the networks.
+        shape: Voxels of the preprocessed image.
+        patch_size: Voxels of a tile.
+        heads: Of the networks.
+        execution: Device and number type.
+
+    Returns:
+        What a pass takes: as many feature maps as training keeps of the tiles that are computed
+        together. And what is there all the time: the sums, as deep as a tile, and runs of planes.
+    """
+    size = 4 if execution.precision == "fp32" else 2
+    together = _tiles_at_once(patch_size)
+    a_pass = count_elements(architecture, patch_size, heads) * size * together
+    _, y, x = (max(n, p) for n, p in zip(shape, patch_size, strict=True))
+    return a_pass, patch_size[0] * y * x * heads * size + 2 * RUN_BYTES
+
+
 def mirror_combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
     """Give every set of axes to flip, none first.
 
@@ -175,22 +233,24 @@ def mean_logits(
     execution: Execution,
     *,
     spread: Activation | None = None,
-    stop: Callable[[], bool] = never,
+    sweep: Sweep = PLAIN_SWEEP,
 ) -> Tensor:
     """Average the logits of a batch (batch, channel, z, y, x) over networks and mirrors.
 
     Returns:
         (batch, z, y, x, head), float32, but of a single pass as the network gives them; with
         `spread` one more, the variance of the networks' probabilities (see `stream_logits`).
+
+    Raises:
+        StoppedError: The sweep was told to stop.
     """
     total, squares, mean = None, None, None
     for network in networks:
         of_fold = None
         for axes in flips:
-            if stop():
-                raise StoppedError("stopped while an image was predicted; nothing of it is kept")
+            sweep.ask()
             spatial = [axis + 2 for axis in axes]
-            with execution.autocast():
+            with execution.autocast(), _asking(sweep, batch.device):
                 logits: Tensor = network(batch.flip(spatial) if spatial else batch, 1)[0]
             logits = logits.flip(spatial) if spatial else logits
             if len(networks) == len(flips) == 1 and spread is None:
@@ -212,6 +272,76 @@ def mean_logits(
         apart = (squares / len(networks) - (mean / len(networks)) ** 2).sum(dim=1, keepdim=True)
         total = torch.cat([total, apart.clamp_(min=0)], dim=1)
     return total.permute(0, 2, 3, 4, 1)
+
+
+def _asking(sweep: Sweep, device: torch.device) -> Any:
+    """Give the context in which a pass can be stopped; on a GPU it is over before one could."""
+    return nullcontext() if sweep.stop is never or device.type != "cpu" else _Asking(sweep)
+
+
+class _Asking(TorchFunctionMode):
+    """Asks between the operations of a pass whether to stop, and within large convolutions.
+
+    It holds for the thread that enters it: hooks on the layers would hold for other threads, too,
+    which predict by the same network and have not been told to stop.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()
+        self._sweep = sweep
+        self._asked = time.monotonic()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._ask()
+        if func in (torch.conv2d, torch.conv3d) and _is_plain(args):
+            return self._convolve(func, *args)
+        return func(*args, **(kwargs or {}))
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        if now - self._asked >= ASK_EVERY:
+            self._sweep.ask()
+            self._asked = time.monotonic()
+
+    def _convolve(
+        self,
+        func: Callable[..., Tensor],
+        image: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> Tensor:
+        """Convolve so many planes at a time that each time is over soon."""
+        size, kernel, step, pad = image.shape[2], weight.shape[2], stride[0], padding[0]
+        planes = (size + 2 * pad - kernel) // step + 1
+        products = len(image) * weight.numel() * planes
+        products *= math.prod(n // s for n, s in zip(image.shape[3:], stride[1:], strict=True))
+        count = math.ceil(products / (UNASKED_PRODUCTS * torch.get_num_threads()))
+        if count <= 1 or max(dilation) > 1:
+            return func(image, weight, bias, stride, padding, dilation, groups)
+        parts, together = [], math.ceil(planes / count)
+        for start in range(0, planes, together):
+            stop = min(start + together, planes)
+            first, last = start * step - pad, (stop - 1) * step - pad + kernel
+            low, high = max(0, -first), max(0, last - size)
+            part = image[:, :, first + low : last - high]
+            if low or high:
+                part = functional.pad(part, (0, 0) * (image.ndim - 3) + (low, high))
+            inner = (0, *padding[1:])
+            parts.append(func(part, weight, bias, stride, inner, dilation, groups))
+            self._ask()
+        return torch.cat(parts, dim=2)
+
+
+def _is_plain(args: Sequence[Any]) -> bool:
+    """Whether a convolution is called as torch's layers do: of a batch, and each axis by itself."""
+    per_axis = all(isinstance(given, tuple) for given in args[3:6])
+    return len(args) == 7 and per_axis and args[0].ndim == args[1].ndim
 
 
 def _tiles_at_once(patch_size: Shape) -> int:
@@ -242,11 +372,11 @@ class _Work:
         execution: Execution,
         flips: Sequence[tuple[int, ...]],
         spread: Activation | None,
-        stop: Callable[[], bool],
+        sweep: Sweep,
         patch_size: Shape,
     ) -> None:
         self._networks, self._execution = networks, execution
-        self._flips, self._spread, self._stop = flips, spread, stop
+        self._flips, self._spread, self._sweep = flips, spread, sweep
         self._kept: dict[tuple[float, ...] | None, Tensor] = {}  # of a tile whose channels are so
         self.at_once = _tiles_at_once(patch_size)
 
@@ -273,7 +403,7 @@ class _Work:
                     self._flips,
                     self._execution,
                     spread=self._spread,
-                    stop=self._stop,
+                    sweep=self._sweep,
                 )
             except OUT_OF_MEMORY as error:
                 if not is_out_of_memory(error) or not self._make_do(len(batch)):
@@ -307,6 +437,7 @@ class _Sums:
     def __init__(self, shape: Shape, execution: Execution) -> None:
         self._shape = shape
         self._device = execution.torch_device
+        self._precision = execution.precision
         self._kind = torch.float32 if execution.precision == "fp32" else torch.float16
         self._open: deque[Tensor] = deque()  # (y, x, head)
         self._first = 0  # of the open planes, its place in the image
@@ -330,6 +461,9 @@ class _Sums:
         """Hand on the planes before `first`, which no tile will reach again.
 
         They are cut to `inside` of the padded image and come some at a time.
+
+        Raises:
+            DataError: They hold values that are not finite.
         """
         while self._first < first:
             size = 4 * self._open[0].numel()
@@ -340,7 +474,18 @@ class _Sums:
             z, y, x = inside
             kept = [p for place, p in zip(places, planes, strict=True) if z.start <= place < z.stop]
             if kept:
-                yield torch.stack([plane[y, x].float().cpu() for plane in kept]).numpy()
+                run: Planes = torch.stack([plane[y, x].float().cpu() for plane in kept]).numpy()
+                if not np.isfinite(run).all():
+                    raise self._not_finite()
+                yield run
+
+    def _not_finite(self) -> DataError:
+        remedy = "use --precision fp32"
+        if self._precision == "fp32":
+            remedy = "the model is damaged, or the image unlike any that it was trained on"
+        return DataError(
+            f"the network gave values that are not finite, computing in {self._precision}; {remedy}"
+        )
 
     def _new_plane(self, heads: int) -> Tensor:
         """Give a plane of zeros; where a GPU has no room left, all of them move to the CPU."""

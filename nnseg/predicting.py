@@ -1,44 +1,60 @@
 """Stage 5 with its files: a folder of images segmented, each result with the proof of its making.
 
-A result counts as done when its proof says that it was made from these images by this model in this
-way, and the files are still what they were then. So the same command goes on where it was killed.
+The same command goes on where it was killed, with what `nnseg.proof` does not prove to be done.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from nnseg import commit, record
 from nnseg.dataset import spec_to_json
 from nnseg.errors import (
+    FILE_ONLY,
     DataError,
     DiskFullError,
     MachineError,
-    MissingError,
     NnsegError,
     PartlyDoneError,
     StoppedError,
-    UsageError,
 )
 from nnseg.estimate import bytes_to_read
-from nnseg.folders import map_file, predicted_spec_file, proof_file, statistics_file
-from nnseg.jobs import PredictionJob, find_prediction_jobs
+from nnseg.folders import (
+    map_file,
+    predicted_spec_file,
+    proof_file,
+    statistics_file,
+)
+from nnseg.jobs import PredictionJob
 from nnseg.labels import Labels
 from nnseg.parallel import OnProgress, raise_together
-from nnseg.probabilities import KINDS, writing
+from nnseg.predicted_folder import LABELS_ONLY, Wanted, alone, find_jobs, probe
+from nnseg.probabilities import writing
+from nnseg.proof import (
+    Making,
+    MakingModel,
+    OnCase,
+    Proof,
+    hashes,
+    is_edited,
+    look_up,
+    withdraw,
+)
 from nnseg.runlog import Run, logged_run, versions
-from nnseg.statistics import CaseStatistics, LabelStatistics, as_csv, measure
+from nnseg.statistics import CaseStatistics, as_csv, measure
 from nnseg.uncertainty import quality
-from nnseg.volume import Geometry, Volume, read_image, side_files, write
+from nnseg.volume import Geometry, Volume, read_image, read_segmentation, write
 
 if TYPE_CHECKING:
-    from nnseg.ensemble import Map, Prediction
+    from nnseg.ensemble import Prediction
     from nnseg.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -46,33 +62,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 AHEAD_BYTES = 2**30  # of an image that is read while the one before is predicted
-PROBE_BYTES = 2**20  # that an output folder must take before anything is computed
+BUGS_IN_A_ROW = 3  # after which the other cases are taken to meet the same
+INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is written of each case besides its label map."""
-
-    maps: "tuple[Map, ...]" = ()
-    probabilities: str | None = None  # a name of KINDS
-    statistics: bool = False
-
-
-LABELS_ONLY = Wanted()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """CASE.proof.json: what a result was made from, and that it is whole."""
-
-    case_id: str
-    made_by: str  # hash of the models and of how they predict
-    inputs: dict[str, str]  # name of each image file to its SHA-256
-    outputs: dict[str, str]  # the same of what was written
-    expected_dice: dict[str, float | None]  # what the model's own probabilities promise
-    quality: float | None  # their mean; None where nothing was found
-    statistics: dict[str, LabelStatistics] | None
-    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
+class _BugError(NnsegError):
+    """A case met what a user cannot put right."""
 
 
 def predict(
@@ -85,6 +80,7 @@ def predict(
     parts: int = 1,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    on_case: OnCase | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Path]:
     """Stage 5: segment every image of a folder, or one file.
@@ -100,7 +96,8 @@ def predict(
         parts: Number of shares.
         overwrite: Do again what is done.
         on_progress: Called after each case.
-        stop: Asked often; True raises StoppedError with what is done kept.
+        on_case: Called with what became of each case, first of those that are done already.
+        stop: Asked often; True ends the prediction with what is done kept.
 
     Returns:
         Case id to the file written, or found done.
@@ -108,16 +105,14 @@ def predict(
     Raises:
         PartlyDoneError: Some cases failed; they are listed and the others are done.
         UsageError: `target` is `source`, or holds files that no prediction made.
-        MachineError: `target` cannot be written.
+        MachineError: `target` cannot be written, or another prediction is at work there.
+        StoppedError: `stop` said True; what is done is kept.
     """
-    if wanted.probabilities is not None:
-        KINDS[wanted.probabilities]  # or an error that names those there are
-    if parts > 1 and source.is_file():
-        raise UsageError(f"{source} is one image; -num_parts shares out a folder of them")
-    spec = predictor.spec
-    jobs = find_prediction_jobs(source, target, spec)[part::parts]
+    jobs = find_jobs(
+        predictor.spec, source, target, wanted, part=part, parts=parts, overwrite=overwrite
+    )
     folder = target if source.is_dir() else jobs[0].target.parent
-    _probe(folder)
+    probe(folder)
     name = "run" if parts == 1 else f"run_{part}_of_{parts}"
     if source.is_file():
         name = f"{jobs[0].case_id}.run"
@@ -128,148 +123,225 @@ def predict(
         "mirror": predictor.mirror,
         **asdict(wanted),
     }
-    made_by = _made_by(predictor, wanted)
-    with logged_run(folder, "predict", arguments, name=name) as run:
+    making = making_of(predictor, wanted)
+    proofs: dict[str, Proof] = {}
+    failed: dict[str, NnsegError] = {}
+
+    def settle(job: PredictionJob, outcome: Proof | NnsegError) -> None:
+        if isinstance(outcome, Proof):
+            proofs[job.case_id] = outcome
+        else:
+            failed[job.case_id] = outcome
+        if on_case:
+            on_case(job.case_id, outcome)
+
+    def finished(job: PredictionJob, known: Proof | DataError) -> Proof | NnsegError:
+        if isinstance(known, DataError) or known.statistics is not None or not wanted.statistics:
+            return known
+        return _outcome(job, lambda: _completed(job, known, predictor.spec.labels))
+
+    def conclude() -> None:
+        _tell(run, jobs, proofs, failed)
+        _sum_up(folder, name, [proofs[n] for n in run.cases if n in proofs], wanted)
+        if source.is_dir():
+            text = record.json_text(spec_to_json(predictor.spec))
+            commit.write_whole(predicted_spec_file(folder), text.encode())
+
+    command = f"nnseg predict -i {source} -o {target} -num_parts {parts}, {making.sha256[:12]}"
+    with (
+        alone(folder, name, command),
+        logged_run(folder, "predict", arguments, name=name) as run,
+        _coded(run, stop),
+        _concluded(conclude),
+    ):
         run.facts["execution"] = [asdict(one.model.execution) for one in predictor.members]
-        proofs = {} if overwrite else _proven(jobs, made_by)
-        failed: dict[str, NnsegError] = {}
-        for job, outcome in _predict_each(
-            predictor, [job for job in jobs if job.case_id not in proofs], wanted, made_by, stop
-        ):
-            if isinstance(outcome, Proof):
-                proofs[job.case_id] = outcome
-            else:
-                failed[job.case_id] = outcome
+        run.facts["making"] = record.to_json(making)
+        known = {} if overwrite else look_up(jobs, making.sha256, stop)
+        for job in jobs:
+            if job.case_id in known:
+                settle(job, finished(job, known[job.case_id]))
+        if proofs:
+            logger.info("%d of %d cases are done", len(proofs), len(jobs))
+        left = [job for job in jobs if job.case_id not in known]
+        for job, outcome in _predict_each(predictor, left, wanted, making, stop):
+            settle(job, outcome)
             if on_progress:
                 on_progress("predicting", len(proofs) + len(failed), len(jobs))
-        _tell(run, jobs, proofs, failed)
-        try:
-            _sum_up(folder, name, [proofs[n] for n in run.cases if n in proofs])
-            if source.is_dir():
-                text = record.json_text(spec_to_json(spec))
-                commit.write_whole(predicted_spec_file(folder), text.encode())
-        except MachineError as error:
-            if not failed:
-                raise
-            logger.warning("%s", error)  # what is raised lists the cases, which says more
-        if failed and proofs:
-            listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
-            raise PartlyDoneError(f"{len(failed)} of {len(jobs)} cases failed:{listed}")
-        raise_together(failed, len(jobs))
+        raise_failed(failed, len(jobs))
     return {job.case_id: job.target for job in jobs}
 
 
-def _probe(folder: Path) -> None:
-    """Refuse a folder that takes no files before anything is computed for it.
+def raise_failed(failed: Mapping[str, NnsegError], count: int) -> None:
+    """Raise what failed among `count` cases as one error; nothing where nothing did.
 
     Raises:
-        MachineError: It cannot be written, or the disk is full.
+        PartlyDoneError: There are other cases.
+        NnsegError: All failed; it is of the worst of their kinds.
     """
-    probe = folder / ".nnseg-probe"
+    if 0 < len(failed) < count:
+        listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
+        raise PartlyDoneError(f"{len(failed)} of {count} cases failed:{listed}")
+    raise_together(failed, count)
+
+
+@contextmanager
+def _coded(run: Run, stop: Callable[[], bool]) -> Iterator[None]:
+    """Have run.json hold the exit code of the process where Ctrl-C is what `stop` tells."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        commit.write_whole(probe, bytes(PROBE_BYTES))
-        probe.unlink(missing_ok=True)  # the run of another share may have removed it
-    except OSError as error:
-        raise commit.cannot_write(folder, error) from None
+        yield
+    except StoppedError:
+        if getattr(stop, "signal", None) == signal.SIGINT:  # as a StopFlag knows it
+            run.exit_code = INTERRUPTED
+        raise
 
 
-def _made_by(predictor: "Predictor", wanted: Wanted) -> str:
-    """Give a hash of all that results follow from besides the images."""
-    facts = {
-        "version": versions()["nnseg"],
-        "members": [
-            {
-                "weights": one.model.weights_sha256,
-                "plan": record.to_json(one.model.plan),
-                "mirror_axes": one.model.mirror_axes,
-                "execution": {**asdict(one.model.execution), "threads": None},
-                "previous": one.model.previous and one.model.previous.weights_sha256,
-                "weight": one.weight,
-                "temperature": one.temperature,
-            }
-            for one in predictor.members
-        ],
-        "postprocessing": record.to_json(predictor.postprocessing),
-        "step": predictor.step,
-        "mirror": predictor.mirror,
-        "wanted": asdict(wanted),
-    }
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _proven(jobs: Sequence[PredictionJob], made_by: str) -> dict[str, Proof]:
-    """Give the proofs of those cases whose results are there, whole and as they would be made."""
-    found = {}
-    for job in jobs:
+@contextmanager
+def _concluded(conclude: Callable[[], None]) -> Iterator[None]:
+    """Do a last thing however the work ends; where both fail, what the work says is what counts."""
+    try:
+        yield
+    except BaseException:
         try:
-            proof = record.load_sealed(Proof, proof_file(job.target))
-            inputs = _hashes(job.images)
-            outputs = _hashes([job.target.parent / name for name in proof.outputs])
-        except (NnsegError, OSError):
-            continue
-        if (proof.made_by, proof.inputs, proof.outputs) == (made_by, inputs, outputs):
-            found[job.case_id] = proof
-    if found:
-        logger.info("%d of %d cases are done", len(found), len(jobs))
-    return found
+            conclude()
+        except NnsegError as error:
+            logger.warning("%s", error)
+        raise
+    conclude()
 
 
-def _hashes(paths: Sequence[Path]) -> dict[str, str]:
-    files = [file for path in paths for file in (path, *side_files(path))]
-    return {file.name: commit.sha256(file) for file in files}
+def making_of(predictor: "Predictor", wanted: Wanted) -> Making:
+    """Give all that results follow from besides the images."""
+    return Making(
+        version=versions()["nnseg"],
+        models=tuple(
+            MakingModel(
+                dataset=one.model.plan.dataset,
+                plan=one.model.plan.name,
+                configuration=one.model.configuration.name,
+                plan_sha256=hashlib.sha256(
+                    json.dumps(record.to_json(one.model.plan)).encode()
+                ).hexdigest(),
+                weights_sha256=one.model.weights_sha256,
+                previous_sha256=one.model.previous.weights_sha256 if one.model.previous else (),
+                mirror_axes=one.model.mirror_axes,
+                execution={
+                    name: value
+                    for name, value in asdict(one.model.execution).items()
+                    if name != "threads"
+                },
+                weight=one.weight,
+                temperature=one.temperature,
+            )
+            for one in predictor.members
+        ),
+        postprocessing=predictor.postprocessing,
+        step=predictor.step,
+        mirror=predictor.mirror,
+        maps=wanted.maps,
+        probabilities=wanted.probabilities,
+    )
 
 
 def _predict_each(
     predictor: "Predictor",
     jobs: Sequence[PredictionJob],
     wanted: Wanted,
-    made_by: str,
+    making: Making,
     stop: Callable[[], bool],
 ) -> Iterator[tuple[PredictionJob, Proof | NnsegError]]:
     """Go through cases as they are done, each with its proof or with what is wrong.
 
-    A case's results are written while the next one is computed. On a full disk no case is begun.
+    A case's results are written while the next one is computed. After a full disk, or several bugs
+    in a row, no case is begun or read. Who stops it hears first of what was being written.
     """
-    full, labels = False, predictor.spec.labels
+    labels, left, outcomes = predictor.spec.labels, list(jobs), list[Proof | NnsegError]()
     saving: tuple[PredictionJob, Future[Proof]] | None = None
-    with ThreadPoolExecutor(1) as saver:
-        for job, read in _read_ahead(jobs, len(predictor.spec.channels)):
+    stopped: StoppedError | None = None
+    halt: NnsegError | None = None
+
+    def settled(
+        job: PredictionJob, outcome: Proof | NnsegError
+    ) -> tuple[PredictionJob, Proof | NnsegError]:
+        outcomes.append(outcome if isinstance(outcome, Proof) else _cleared(job, outcome))
+        return job, outcomes[-1]
+
+    with (
+        ThreadPoolExecutor(1) as saver,
+        closing(read_ahead(jobs, len(predictor.spec.channels))) as scans,
+    ):
+        for job, read in scans:
             if stop():
-                raise StoppedError("stopped between cases; the same command goes on")
+                stopped = StoppedError("stopped between cases; the same command goes on")
+                break
             found: _Found | NnsegError
-            if full:
-                found = DiskFullError("not begun, as the disk is full; free some and run it again")
-            elif isinstance(read, _Scan):
-                found = _outcome(lambda: _segment(predictor, job, read, wanted, stop))  # noqa: B023
+            if isinstance(read, Scan):
+                try:
+                    found = _outcome(job, partial(_segment, predictor, job, read, wanted, stop))
+                except StoppedError as error:
+                    stopped = error
+                    break
             else:
                 found = read
+            left.remove(job)
             if saving is not None:
-                outcome = _outcome(saving[1].result)
-                full |= isinstance(outcome, DiskFullError)
-                yield saving[0], outcome
+                yield settled(saving[0], _outcome(saving[0], saving[1].result))
                 saving = None
             if isinstance(found, NnsegError):
-                full |= isinstance(found, DiskFullError)
-                yield job, found
+                yield settled(job, found)
             else:
-                saving = job, saver.submit(_save, job, found, wanted, labels, made_by)
+                saving = job, saver.submit(_save, job, found, labels, making, wanted)
+            if halt := _reason_to_halt(outcomes):
+                break
         if saving is not None:
-            yield saving[0], _outcome(saving[1].result)
+            yield settled(saving[0], _outcome(saving[0], saving[1].result))
+    if stopped is not None:
+        raise stopped
+    if halt is not None:
+        yield from ((job, halt) for job in left)
 
 
-def _outcome(work: Callable[[], T]) -> T | NnsegError:
+def _outcome(job: PredictionJob, work: Callable[[], T]) -> T | NnsegError:
     """Give what `work` gives, or the error that makes its case fail and lets the others go on."""
     try:
         return work()
-    except (DataError, MissingError, MachineError) as error:
+    except StoppedError:
+        raise
+    except NnsegError as error:
         return error
     except MemoryError as error:
         return MachineError(f"there is not enough memory for this image ({error}); free some")
+    except Exception as error:
+        extra = {FILE_ONLY: True}  # the terminal has the list of what failed
+        logger.exception("case %s met a bug", job.case_id, extra=extra)
+        return _BugError(
+            f"a bug of ours: {type(error).__name__}: {error}; please report it with its traceback, "
+            "which the log has"
+        )
+
+
+def _reason_to_halt(outcomes: Sequence[Proof | NnsegError]) -> NnsegError | None:
+    """Give what is wrong with every case to come, where those before tell that."""
+    if any(isinstance(outcome, DiskFullError) for outcome in outcomes):
+        return DiskFullError("not begun, as the disk is full; free some and run it again")
+    last = [outcome for outcome in outcomes[-BUGS_IN_A_ROW:] if isinstance(outcome, _BugError)]
+    if len(last) == BUGS_IN_A_ROW:
+        return _BugError(f"not begun, as the {len(last)} cases before met bugs")
+    return None
+
+
+def _cleared(job: PredictionJob, error: NnsegError) -> NnsegError:
+    """Remove what an earlier prediction left of a case that failed: another model's, or image's."""
+    if is_edited(job.target):
+        return type(error)(f"{error}; its label map was changed by hand and stays")
+    try:
+        withdraw(job.target)
+    except MachineError as other:
+        logger.warning("%s", other)
+    return error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Scan:
+class Scan:
     """The image of a case, and the hashes of its files from before it was read.
 
     So a file that changes meanwhile proves nothing, and its case is done again the next time.
@@ -279,22 +351,22 @@ class _Scan:
     inputs: dict[str, str]
 
 
-def _read_ahead(
+def read_ahead(
     jobs: Sequence[PredictionJob], channels: int
-) -> Iterator[tuple[PredictionJob, _Scan | NnsegError]]:
+) -> Generator[tuple[PredictionJob, Scan | NnsegError], None, None]:
     """Read the image of each case, a small one while the case before is worked on."""
 
-    def read(job: PredictionJob) -> _Scan | NnsegError:
+    def read(job: PredictionJob) -> Scan | NnsegError:
         if job.fault:
             return DataError(job.fault.removeprefix(f"case {job.case_id}: "))  # the list has it
         inputs: dict[str, str] = {}
         with suppress(OSError):  # reading says better what is wrong
-            inputs = _hashes(job.images)
-        volume = _outcome(lambda: read_image(job.images, channels))
-        return _Scan(volume=volume, inputs=inputs) if isinstance(volume, Volume) else volume
+            inputs = hashes(job.images)
+        volume = _outcome(job, lambda: read_image(job.images, channels))
+        return Scan(volume=volume, inputs=inputs) if isinstance(volume, Volume) else volume
 
     with ThreadPoolExecutor(1) as reader:
-        ahead: Future[_Scan | NnsegError] | None = None
+        ahead: Future[Scan | NnsegError] | None = None
         for number, job in enumerate(jobs):
             scan = read(job) if ahead is None else ahead.result()
             ahead = None
@@ -309,14 +381,14 @@ class _Found:
 
     prediction: "Prediction"
     geometry: Geometry
-    inputs: dict[str, str]  # of `_Scan`
+    inputs: dict[str, str]  # of `Scan`
     written: tuple[Path, ...]
 
 
 def _segment(
     predictor: "Predictor",
     job: PredictionJob,
-    scan: _Scan,
+    scan: Scan,
     wanted: Wanted,
     stop: Callable[[], bool],
 ) -> _Found:
@@ -336,10 +408,13 @@ def _segment(
             probabilities=begin,
             stop=stop,
         )
+        withdraw(job.target)  # before the probabilities take their names
     return _Found(prediction=found, geometry=geometry, inputs=scan.inputs, written=written)
 
 
-def _save(job: PredictionJob, found: _Found, wanted: Wanted, labels: Labels, made_by: str) -> Proof:
+def _save(
+    job: PredictionJob, found: _Found, labels: Labels, making: Making, wanted: Wanted
+) -> Proof:
     """Write a case's results, and the proof of them last."""
     prediction, geometry = found.prediction, found.geometry
     write(job.target, prediction.segmentation, geometry)
@@ -353,14 +428,23 @@ def _save(job: PredictionJob, found: _Found, wanted: Wanted, labels: Labels, mad
         statistics = measure(prediction.segmentation, labels, geometry)
     proof = Proof(
         case_id=job.case_id,
-        made_by=made_by,
+        label_map=job.target.name,
+        made_by=making.sha256,
+        making=making,
         inputs=found.inputs,
-        outputs=_hashes(outputs),
+        outputs=hashes(outputs),
         expected_dice=prediction.expected_dice,
         quality=quality(prediction.expected_dice),
         statistics=statistics,
     )
     return record.save_sealed(proof, proof_file(job.target))
+
+
+def _completed(job: PredictionJob, proof: Proof, labels: Labels) -> Proof:
+    """Add statistics to the proof of a case that is done; they follow from its label map."""
+    segmentation, geometry = read_segmentation(job.target)
+    statistics = measure(segmentation, labels, geometry)
+    return record.save_sealed(replace(proof, statistics=statistics), proof_file(job.target))
 
 
 def _tell(
@@ -369,24 +453,26 @@ def _tell(
     proofs: Mapping[str, Proof],
     failed: Mapping[str, NnsegError],
 ) -> None:
-    """Put into run.json what became of each case."""
+    """Put into run.json what became of each case; of those that a stop left, nothing."""
     for job in jobs:
         if job.case_id in failed:
             run.cases[job.case_id] = str(failed[job.case_id])
-        else:
+        elif job.case_id in proofs:
             run.cases[job.case_id] = "done"
-            run.inputs += job.images
-            run.outputs += [job.target.parent / file for file in proofs[job.case_id].outputs]
-    done = [name for name in run.cases if name in proofs]
-    run.facts["quality"] = {name: proofs[name].quality for name in done}
+            proof, beside = proofs[job.case_id], job.images[0].parent
+            run.input_hashes |= {beside / name: sha for name, sha in proof.inputs.items()}
+            run.output_hashes |= {job.target.with_name(n): s for n, s in proof.outputs.items()}
+    run.facts["quality"] = {name: proofs[name].quality for name in run.cases if name in proofs}
 
 
-def _sum_up(folder: Path, name: str, proofs: Sequence[Proof]) -> None:
-    """Write the statistics of all cases as one table, if they were wanted."""
+def _sum_up(folder: Path, name: str, proofs: Sequence[Proof], wanted: Wanted) -> None:
+    """Write the statistics of all cases as one table, or remove one that is out of date."""
     cases = [
         CaseStatistics(case_id=proof.case_id, labels=proof.statistics)
         for proof in proofs
         if proof.statistics is not None
     ]
-    if cases:
+    if cases and (wanted.statistics or len(cases) == len(proofs)):
         commit.write_whole(statistics_file(folder, name), as_csv(cases).encode())
+    elif proofs:
+        commit.remove(statistics_file(folder, name))

@@ -33,6 +33,7 @@ from nnseg.errors import DataError
 from nnseg.image.crop import Cropped, crop_to_body
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.image.resample import (
+    Ask,
     resample_image,
     resample_segmentation,
     separate_axis,
@@ -102,6 +103,8 @@ def preprocess_case(
     spacing: Spacing,
     plan: Plan,
     configuration: Configuration,
+    *,
+    ask: Ask | None = None,
 ) -> Preprocessed:
     """Bring one case to the spacing and scale of `configuration`.
 
@@ -111,11 +114,12 @@ def preprocess_case(
         spacing: mm, (z, y, x), image order.
         plan: Gives the axis order, the intensities and the labels.
         configuration: One of the plan's.
+        ask: Called between the steps, and within resampling; what it raises ends the work.
 
     Raises:
         DataError: The number of channels is not the plan's, the label map has another shape than
-            the image or values that are no labels, or the image is so thin along an axis that no
-            voxel of the planned spacing is left of it.
+            the image or values that are no labels, the image is so thin along an axis that no
+            voxel of the planned spacing is left of it, or its values are too large for float32.
 
     Source: nnU-Net v2's order of steps: transpose, crop, normalize, resample. As there, labelled
     voxels count as body.
@@ -128,11 +132,17 @@ def preprocess_case(
     if len(image) != len(plan.channels):
         raise _wrong_channels(len(image), plan)
     cropped = crop_to_body(tuple(image), segmentation)
-    return resample_case(normalize_case(cropped, spacing, plan, configuration), plan, configuration)
+    normalized = normalize_case(cropped, spacing, plan, configuration, ask=ask)
+    return resample_case(normalized, plan, configuration, ask=ask)
 
 
 def normalize_case(
-    case: Cropped, spacing: Spacing, plan: Plan, configuration: Configuration
+    case: Cropped,
+    spacing: Spacing,
+    plan: Plan,
+    configuration: Configuration,
+    *,
+    ask: Ask | None = None,
 ) -> Normalized:
     """Bring a cropped case to plan order and to the scale of `configuration`.
 
@@ -141,9 +151,11 @@ def normalize_case(
         spacing: mm, (z, y, x), image order.
         plan: As for `preprocess_case`.
         configuration: As for `preprocess_case`.
+        ask: Called before each channel; what it raises ends the work.
 
     Raises:
-        DataError: As `preprocess_case`, so that nothing is computed in vain.
+        DataError: As `preprocess_case`, so that nothing is computed in vain; or values are so large
+            that normalizing them overflows, which would blind the network in silence.
     """
     if len(case.channels) != len(plan.channels):
         raise _wrong_channels(len(case.channels), plan)
@@ -163,10 +175,20 @@ def normalize_case(
 
     image = np.empty((len(case.channels), *shape), dtype=np.float32)
     for number, channel in enumerate(case.channels):
+        if ask:
+            ask()
         image[number] = channel.transpose(order)
         normalizer = NORMALIZERS[configuration.normalization[number]]
         masked = configuration.use_mask[number]
-        normalizer(image[number], plan.intensities[number], mask if masked else None)
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                normalizer(image[number], plan.intensities[number], mask if masked else None)
+        except FloatingPointError:
+            raise DataError(
+                f"channel {plan.channels[number]} has values from {float(channel.min()):g} to "
+                f"{float(channel.max()):g}, too large to be normalized in float32; replace those "
+                "that stand for nothing by that of air, or rescale the image"
+            ) from None
     return Normalized(
         image=image,
         labels=labels,
@@ -177,17 +199,20 @@ def normalize_case(
     )
 
 
-def resample_case(case: Normalized, plan: Plan, configuration: Configuration) -> Preprocessed:
+def resample_case(
+    case: Normalized, plan: Plan, configuration: Configuration, *, ask: Ask | None = None
+) -> Preprocessed:
     """Bring a normalized case to the spacing of `configuration`.
 
     The result may share its image with `case`: a case that has the spacing already is not copied.
+    `ask` is called before each run of planes; what it raises ends the work.
     """
     old = permute(case.spacing, plan.order)
     new = planned_spacing(old, configuration)
     shape = target_shape(three(case.image.shape[1:]), old, new)
     rule = configuration.resample_image
     axis = separate_axis(old, new, rule.separate)
-    image = resample_image(case.image, shape, axis, rule.order, rule.order_along)
+    image = resample_image(case.image, shape, axis, rule.order, rule.order_along, ask=ask)
 
     labels = case.labels
     if labels is None:
@@ -195,7 +220,7 @@ def resample_case(case: Normalized, plan: Plan, configuration: Configuration) ->
     else:
         rule = configuration.resample_segmentation
         axis = separate_axis(old, new, rule.separate)
-        labels = resample_segmentation(labels, shape, axis, rule.order, rule.order_along)
+        labels = resample_segmentation(labels, shape, axis, rule.order, rule.order_along, ask=ask)
         mask = labels != OUTSIDE
         labels = np.maximum(labels, 0)
     kind = smallest_integer_type(len(plan.labels.values) - 1)

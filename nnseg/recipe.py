@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 BUDGET_EPOCHS = 40  # an epoch is about this part of a budget
 SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
-SHORT_TRAINING = 5000  # steps of a budget
+SHORT_TRAINING = 5000  # steps of a budget, below which the pace is another
+MILD_TRAINING = 1500  # steps of a budget, below which the augmentation is mild
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win it back
 
 Pace = tuple[float, float]  # learning rate and momentum
@@ -214,8 +215,8 @@ def plan_course(
     The pace is nnU-Net's unless the user chose otherwise or a budget of wall clock leaves few steps
     (`step_seconds` says how long one takes). Momentum 0.99 sums a hundred steps: long before it has
     turned round from predicting background only, a short training is over. With 0.9 and ten times
-    the rate each step weighs the same in the end. Nor can a short training overfit: it learns
-    sooner from patches that are changed less.
+    the rate each step weighs the same in the end. Nor can a very short one overfit: it learns
+    sooner from patches that are changed less. Longer ones need all of the augmentation.
 
     Args:
         settings: What the user chose.
@@ -223,7 +224,8 @@ def plan_course(
         steps: What the data are worth, for settings that leave the epochs open.
     """
     budget = settings.budget_seconds
-    short = None not in (budget, step_seconds) and budget < SHORT_TRAINING * step_seconds  # type: ignore[operator]
+    fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
+    short = fitting < SHORT_TRAINING
     chosen = settings.lr is not None or settings.momentum is not None
     lr, momentum = (SHORT_PACES if short and not chosen else LONG_PACES)[settings.optimizer]
     epochs = settings.most_epochs
@@ -235,7 +237,7 @@ def plan_course(
         validation_iterations=settings.validation_iterations,
         lr=lr if settings.lr is None else settings.lr,
         momentum=momentum if settings.momentum is None else settings.momentum,
-        augmentation=settings.augmentation or ("mild" if short else "full"),
+        augmentation=settings.augmentation or ("mild" if fitting < MILD_TRAINING else "full"),
     )
 
 

@@ -15,10 +15,11 @@ from nnseg.errors import DataError, MissingError, NnsegError
 
 T = TypeVar("T")
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_BYTES = 256 * 2**20  # no file of ours comes near; a larger one is not read
 MAX_DEPTH = 64
 SEAL = "record_sha256"  # the field of a sealed record that holds the hash of all the others
+FORMAT = "format"  # the field, where it has one, that is raised when a record's meaning changes
 
 _ADAPTERS: dict[Any, "TypeAdapter[Any]"] = {}
 
@@ -45,7 +46,7 @@ def load(kind: type[T], path: Path, made_by: str = "") -> T:
 
 def sealed(value: T) -> T:
     """Give a record with the hash of itself in its field `record_sha256`."""
-    result: T = dataclasses.replace(value, **{SEAL: _seal(value)})  # type: ignore[type-var]
+    result: T = dataclasses.replace(value, **{SEAL: _seal(to_json(value))})  # type: ignore[type-var]
     return result
 
 
@@ -61,6 +62,9 @@ def load_sealed(
 ) -> T:
     """Read a record that `save_sealed` wrote.
 
+    The hash is of what the file holds, not of the record that this version makes of it: a field
+    that came later and has a default is no damage.
+
     Args:
         kind: As for `load`.
         path: The JSON file.
@@ -69,19 +73,34 @@ def load_sealed(
 
     Raises:
         MissingError: There is no such file.
-        DataError: It is no such record, or any byte of it has changed.
+        DataError: It is no such record, of another format, or any byte of it has changed.
     """
-    value = load(kind, path, made_by)
-    same = path.read_bytes() == dumps(value).encode()  # the hash sees no white space
-    if not same or getattr(value, SEAL) != _seal(value):
+    data = read_json(path, made_by)
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: must hold a JSON object, not a {type(data).__name__}; {remedy}")
+    _check_format(kind, data, path)
+    same = path.read_bytes() == json_text(data).encode()  # the hash sees no white space
+    if not same or data.get(SEAL) != _seal(data):
         raise DataError(f"{path}: is damaged (its SHA-256 changed); {remedy}")
-    return value
+    return parse(kind, data, str(path))
 
 
-def _seal(value: Any) -> str:
-    data = to_json(value)
-    del data[SEAL]
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+def _check_format(kind: Any, data: dict[str, Any], path: Path) -> None:
+    """Refuse another format before its fields, which are others, are looked at."""
+    known = {field.name: field.default for field in dataclasses.fields(kind)}.get(FORMAT)
+    found = data.get(FORMAT, known)
+    if found != known:
+        newer = isinstance(found, int) and isinstance(known, int) and found > known
+        raise DataError(
+            f"{path}: has format {found}; this version reads {known}; "
+            + ("a newer nnseg wrote it: update nnseg" if newer else "make it anew")
+        )
+
+
+def _seal(data: dict[str, Any]) -> str:
+    """Hash what a record's file holds, but for the hash itself."""
+    rest = {key: value for key, value in data.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def parse(kind: type[T], data: Any, where: str) -> T:
@@ -106,7 +125,10 @@ def dumps(value: Any) -> str:
 
 
 def json_text(data: Any) -> str:
-    """Give plain JSON values as text that people can read: short lists stay on one line."""
+    """Give plain JSON values as text that people can read: short lists stay on one line.
+
+    Sealed records are held to just this text: in another layout older ones would pass for damaged.
+    """
     return _layout(data, "") + "\n"
 
 

@@ -16,7 +16,7 @@ from nnseg.trackers import TRACKERS, Tracker
 
 if TYPE_CHECKING:
     from nnseg.resume import EpochReport
-    from nnseg.train import Task
+    from nnseg.task import Task
 
 logger = logging.getLogger(__name__)
 

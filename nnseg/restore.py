@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnseg.axes import Planes, Segmentation, Shape, smallest_integer_type
 from nnseg.image.crop import cut
 from nnseg.image.decide import Change, change_grid, decide, interpolate
-from nnseg.image.resample import resample_image, separate_axis
+from nnseg.image.resample import Ask, resample_image, separate_axis
 from nnseg.labels import Labels
 from nnseg.plan import Configuration, Resampling
 from nnseg.preprocess import Placement, planned_spacing
@@ -22,7 +22,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def restore(
-    runs: Iterable[Planes], placement: Placement, labels: Labels, configuration: Configuration
+    runs: Iterable[Planes],
+    placement: Placement,
+    labels: Labels,
+    configuration: Configuration,
+    *,
+    ask: Ask | None = None,
 ) -> Segmentation:
     """Turn a network's logits for a preprocessed case into a label map of its file.
 
@@ -31,22 +36,29 @@ def restore(
         placement: What `preprocess_case` did.
         labels: What the heads mean.
         configuration: Says how logits are resampled.
+        ask: Called before each run of planes of the label map; what it raises ends the work.
 
     Returns:
         Label map (z, y, x), image order, of the file's shape; 0 outside the cropped box.
     """
     runs, change = _to_file_grid(runs, placement, configuration)
-    return paste_planes(decide(runs, change, labels.segment), placement, labels)
+    found = map(labels.painted, decide(runs, change, labels.decide))
+    return paste_planes(found, placement, labels, ask=ask)
 
 
 def paste_planes(
-    runs: Iterable[Segmentation], placement: Placement, labels: Labels
+    runs: Iterable[Segmentation], placement: Placement, labels: Labels, *, ask: Ask | None = None
 ) -> Segmentation:
-    """Put the planes of the cropped box, plan order, into a label map of the file."""
+    """Put the planes of the cropped box, plan order, into a label map of the file.
+
+    `ask` is called for each run of planes; what it raises ends the work.
+    """
     whole = np.zeros(placement.shape, dtype=smallest_integer_type(labels.values[-1]))
     box = body_of(whole, placement)
     start = 0
     for planes in runs:
+        if ask:
+            ask()
         box[start : start + len(planes)] = planes
         start += len(planes)
     return whole
@@ -102,9 +114,8 @@ def carry_over(
     rule = configuration.resample_logits
     axis = separate_axis((z, y, x), (z, y, x), rule.separate)
     runs, change = _change(runs, shape, new_shape, axis, rule)
-    return np.concatenate(
-        [labels.to_positions(planes) for planes in decide(runs, change, labels.segment)]
-    )
+    found = map(labels.painted, decide(runs, change, labels.decide))
+    return np.concatenate([labels.to_positions(planes) for planes in found])
 
 
 def _to_file_grid(

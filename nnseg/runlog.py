@@ -45,6 +45,9 @@ class Run:
 
     inputs: list[Path] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
+    input_hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256, where it is known
+    output_hashes: dict[Path, str] = field(default_factory=dict)
+    exit_code: int | None = None  # of the process, where the error's own is another
     cases: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -128,11 +131,11 @@ def logged_run(
             machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
-            exit_code=code,
+            exit_code=code if run.exit_code is None else run.exit_code,
             error=message,
             warnings=tuple(collected.texts),
-            inputs=_hashes(run.inputs),
-            outputs=_hashes(run.outputs),
+            inputs=_hashes(run.inputs, run.input_hashes),
+            outputs=_hashes(run.outputs, run.output_hashes),
             cases=run.cases,
             facts=run.facts,
         )
@@ -166,8 +169,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hashes(paths: list[Path]) -> dict[str, str]:
-    found = {}
+def _hashes(paths: list[Path], known: dict[Path, str]) -> dict[str, str]:
+    found = {str(path): digest for path, digest in known.items()}
     for path in paths:
         with suppress(OSError):
             found[str(path)] = sha256(path)

@@ -1,17 +1,14 @@
 """Stage 4, preprocessed cases to a trained network.
 
 `train` is the loop; read it first. What it is about is a `Task`, what changes is `TrainState`, and
-every batch is a pure function of (seed, fold, epoch, batch). So a run that was killed goes on from
-its last checkpoint to the very bytes that it would have come to undisturbed.
+every batch is a pure function of (seed, fold, epoch, batch).
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -19,34 +16,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnseg.batches import Batch, BatchSource, keep_on_device, make_batch, make_batches
-from nnseg.checkpoint import load_weights, pack, save_model
-from nnseg.errors import DataError, StoppedError, UsageError
-from nnseg.model.augment import Augmentation, plan_augmentation
-from nnseg.model.device import Execution, compile_network
-from nnseg.model.loss import (
-    Loss,
-    deep_supervision_loss,
-    deep_supervision_weights,
-    hard_counts,
-    make_loss,
-)
-from nnseg.model.ranks import ALONE, Ranks, any_rank, from_first, gather
-from nnseg.model.unet import build_network
-from nnseg.optimize import Optimizer, Verdict, average_into, make_optimizer, set_pace, update
-from nnseg.plan import Configuration, Plan
-from nnseg.recipe import (
-    Course,
-    TrainSettings,
-    cool_down,
-    fit_budget,
-    learning_rate,
-    plan_course,
-    plan_steps,
-    refit_budget,
-)
-from nnseg.resume import EpochReport, RunRecord, write_run
+from nnseg.errors import DataError, StoppedError
+from nnseg.model.device import compile_network
+from nnseg.model.loss import deep_supervision_loss, hard_counts
+from nnseg.model.ranks import any_rank, from_first, gather
+from nnseg.optimize import Verdict, average_into, set_pace, update
+from nnseg.recipe import Course, cool_down, fit_budget, learning_rate, refit_budget
+from nnseg.resume import EpochReport, RunRecord
 from nnseg.runlog import peak_memory
-from nnseg.store import TrainingCase
+from nnseg.task import Task
+from nnseg.train_state import (
+    TrainState,
+    follow,
+    mirror_axes,
+    new_state,
+    restore_state,
+    save,
+    save_state,
+)
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from
@@ -56,154 +43,6 @@ REMEDY = (  # of a loss that is no number; a run that goes on keeps its rate and
     "check these cases, or start anew with --overwrite and a lower --lr or --precision fp32"
 )
 PROBE_STEPS = 3  # timed before a budget is turned into a number of steps
-
-
-@dataclass(slots=True, kw_only=True)
-class TrainState:
-    """What changes while a network is trained."""
-
-    network: nn.Module
-    average: nn.Module | None  # the network of averaged weights, where the settings want one
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler  # of fp16; does nothing otherwise
-    course: Course
-    epoch: int = 0
-    iteration: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    history: list[EpochReport] = field(default_factory=list)
-    saved: RunRecord | None = None  # what there is on the disk to go on from
-    saved_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def model(self) -> nn.Module:
-        """What is validated and kept: the average of the weights, or else the network itself."""
-        return self.average or self.network
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What one training is about: the data, the plan and the choices; it does not change.
-
-    `previous` has, for a cascade, a label map of positions (z, y, x) for every case, on its grid:
-    what the stage before predicts of it. `initial` are weights by name to start from; those of
-    other names or shapes than the network's are passed over. `loader_workers` is how many threads
-    make batches ahead, None as the loader sees fit; the batches are the same.
-    """
-
-    plan: Plan
-    plan_hash: str
-    split_hash: str
-    configuration: Configuration
-    fold: str
-    train_cases: Sequence[TrainingCase]
-    val_cases: Sequence[TrainingCase]
-    settings: TrainSettings
-    execution: Execution
-    folder: Path  # where checkpoints go
-    previous: Mapping[str, Any] | None = None  # by case id
-    initial: Mapping[str, Tensor] | None = None
-    loader_workers: int | None = None
-    ranks: Ranks = ALONE
-    data_hash: str = ""  # of what the cases were preprocessed from
-
-    def __post_init__(self) -> None:
-        if self.batch_size < self.ranks.count:
-            raise UsageError(
-                f"{self.ranks.count} processes cannot share a batch of {self.batch_size}; start "
-                "fewer"
-            )
-        names, weights = list(self.plan.labels.foreground), self.settings.class_weights
-        if weights is not None and len(weights) != len(names):
-            raise UsageError(
-                f"class_weights has {len(weights)} entries; {', '.join(names)} need one each"
-            )
-        _ = self.swaps  # refuses names that are none
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of a batch."""
-        return self.settings.batch_size or self.configuration.batch_size
-
-    @property
-    def channels(self) -> int:
-        """Input channels of the network; of a cascade, the foreground of the stage before, too."""
-        found = 0 if self.previous is None else len(self.plan.labels.foreground_values)
-        return len(self.plan.channels) + found
-
-    @property
-    def swaps(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of label positions that trade places when left and right do.
-
-        Raises:
-            UsageError: A name is no label's.
-        """
-        labels = self.plan.labels.consecutive.labels
-        for name in (name for pair in self.settings.swap_labels for name in pair):
-            if not isinstance(labels.get(name), int) or not labels[name]:
-                known = ", ".join(n for n, v in labels.items() if isinstance(v, int) and v)
-                raise UsageError(f"swap_labels has {name!r}, which is no label; known: {known}")
-        return tuple((labels[a], labels[b]) for a, b in self.settings.swap_labels)  # type: ignore[misc]
-
-    @property
-    def left_right(self) -> int:
-        """The axis, in plan order, from left to right: the last of the image."""
-        return self.plan.order.index(2)
-
-    def training(self, course: Course) -> BatchSource:
-        """Give where augmented batches come from."""
-        return self._source(self.train_cases, self.augmentation(course))
-
-    @property
-    def validation(self) -> BatchSource:
-        """Where batches to validate with come from."""
-        return self._source(self.val_cases, None)
-
-    def augmentation(self, course: Course) -> Augmentation:
-        """Give the rules by which a training along `course` changes its patches."""
-        return plan_augmentation(
-            self.configuration.patch_size,
-            self.configuration.architecture.dimensions,
-            course.augmentation,
-            swaps=self.swaps,
-            swap_axis=self.left_right,
-        )
-
-    def course(self, step_seconds: float | None = None) -> Course:
-        """Plan the course: by the settings, and where they leave it open by the data."""
-        shapes = [case.shape for case in self.train_cases]
-        steps = plan_steps(shapes, self.configuration.patch_size, self.batch_size)
-        return plan_course(self.settings, step_seconds, steps)
-
-    @property
-    def loss(self) -> Loss:
-        """What is minimised."""
-        return make_loss(self.settings.loss, self.settings.class_weights)
-
-    def _source(
-        self, cases: Sequence[TrainingCase], augmentation: Augmentation | None
-    ) -> BatchSource:
-        return BatchSource(
-            cases=cases,
-            configuration=self.configuration,
-            seed=self.settings.seed,
-            fold=self.fold,
-            batch_size=self.batch_size,
-            device=self.execution.torch_device,
-            augmentation=augmentation,
-            previous=None if self.previous is None else [self.previous[c.case_id] for c in cases],
-            previous_labels=len(self.plan.labels.foreground_values),
-            samples=self.ranks.share(self.batch_size),
-        )
-
-    @property
-    def output_weights(self) -> tuple[float, ...]:
-        """Weight of the loss at each resolution that has one, full resolution first."""
-        weights = deep_supervision_weights(max(self.configuration.architecture.levels - 1, 1))
-        return tuple(weight for weight in weights if weight > 0)
-
 
 OnEpoch: TypeAlias = Callable[[EpochReport], None]
 OnStep: TypeAlias = Callable[[str, int, int], None]
@@ -252,35 +91,25 @@ def train(
     )
     state = restore_state(task, resume) if resume else new_state(task)
     before = state.seconds
+    budget = None if state.course.extended else task.settings.budget_seconds
 
     def clock() -> float:
         return before + time.monotonic() - started
 
-    def left(budget: float, step_seconds: float) -> float:
-        kept = (
-            reserve(state.network, mirror_axes(task, state.course), step_seconds)
-            if reserve
-            else 0.0
-        )
+    def left(step_seconds: float) -> float:
+        assert budget is not None, "only a course that has one is fitted"
+        axes = mirror_axes(task, state.course)
+        kept = reserve(state.network, axes, step_seconds) if reserve else 0.0
         return from_first(budget - clock() - kept)
-
-    def refit(budget: float, seconds: float) -> None:
-        done = state.epoch + state.iteration / state.course.iterations
-        rest = left(budget, seconds / state.course.iterations)
-        follow(state, refit_budget(state.course, task.settings, done, seconds, rest))
 
     shared_network = share_network(task, state)
     step_network = compiled_network(task, state, shared_network)
     if task.execution.compiled and step_network is shared_network:  # it failed: never try again
         task = replace(task, execution=replace(task.execution, compiled=False))
-    budget = None if state.course.extended else task.settings.budget_seconds
     if budget is not None and resume is None:
-        step_seconds = from_first(probe(task, state.course, step_network))
-        follow(state, task.course(step_seconds))
-        rest = left(budget, step_seconds)
-        follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
+        fit_course(task, state, step_network, left)
     elif budget is not None and (seconds := from_first(epoch_pace(state))):
-        refit(budget, seconds)  # it may have been used up since
+        refit_course(task, state, seconds, left)  # it may have been used up since
     while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
         if report is None:
@@ -290,13 +119,12 @@ def train(
             )
         state.seconds = clock()
         averages = [epoch.dice_average for epoch in state.history]
-        best = max((dice for dice in averages[:-1] if dice is not None), default=-1.0)
-        if report.dice_average is not None and report.dice_average > best:
+        if is_best(averages):
             save(task, state, "best")
         if on_epoch:
             on_epoch(report)
         if budget is not None:
-            refit(budget, from_first(epoch_pace(state)))
+            refit_course(task, state, from_first(epoch_pace(state)), left)
         follow(state, cool_down(state.course, task.settings, averages))
         if is_due(state) and state.epoch < state.course.epochs:
             save_state(task, state)
@@ -354,27 +182,7 @@ def train_epoch(
     if validated is None:
         keep()
         return None
-    validation_loss, label_dice = validated
-    known = [dice for dice in label_dice.values() if dice is not None]
-    dice = sum(known) / len(known) if known else None
-    seconds = clock() - begun
-    report = EpochReport(
-        epoch=state.epoch + 1,
-        epochs=course.epochs,
-        lr=lr,
-        loss=state.loss_sum / course.iterations,
-        validation_loss=validation_loss,
-        dice=dice,
-        dice_average=_average(state.history, dice),
-        label_dice=label_dice,
-        seconds=seconds,
-        wait_share=min(1.0, state.wait_seconds / max(seconds, 1e-9)),
-    )
-    state.history.append(report)
-    state.epoch += 1
-    state.iteration, state.loss_sum = 0, 0.0
-    state.epoch_seconds = state.wait_seconds = 0.0
-    return report
+    return close_epoch(state, lr, *validated, seconds=clock() - begun)
 
 
 def look(state: TrainState, pending: tuple[Verdict, list[str]] | None) -> None:
@@ -392,6 +200,36 @@ def look(state: TrainState, pending: tuple[Verdict, list[str]] | None) -> None:
             f"{', '.join(sorted(set(case_ids)))}; {REMEDY}"
         )
     state.loss_sum += verdict.wait()[0]
+
+
+def close_epoch(
+    state: TrainState,
+    lr: float,
+    validation_loss: float,
+    label_dice: dict[str, float | None],
+    *,
+    seconds: float,
+) -> EpochReport:
+    """Add an epoch to the history, with the scores of `validate_epoch`, and begin the next one."""
+    known = [dice for dice in label_dice.values() if dice is not None]
+    dice = sum(known) / len(known) if known else None
+    report = EpochReport(
+        epoch=state.epoch + 1,
+        epochs=state.course.epochs,
+        lr=lr,
+        loss=state.loss_sum / state.course.iterations,
+        validation_loss=validation_loss,
+        dice=dice,
+        dice_average=_average(state.history, dice),
+        label_dice=label_dice,
+        seconds=seconds,
+        wait_share=min(1.0, state.wait_seconds / max(seconds, 1e-9)),
+    )
+    state.history.append(report)
+    state.epoch += 1
+    state.iteration, state.loss_sum = 0, 0.0
+    state.epoch_seconds = state.wait_seconds = 0.0
+    return report
 
 
 @torch.no_grad()
@@ -449,45 +287,30 @@ def step_loss(task: Task, network: Any, image: Tensor, segmentation: Tensor) -> 
     )
 
 
-def new_state(task: Task) -> TrainState:
-    """Make the state of a training that begins; its weights follow from the seed."""
-    settings = task.settings
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network = build_network(
-            task.configuration.architecture, task.channels, task.plan.labels.heads
-        )
-    if task.initial is not None:
-        own = network.state_dict()
-        fitting = {
-            name: tensor
-            for name, tensor in task.initial.items()
-            if name in own and own[name].shape == tensor.shape
-        }
-        network.load_state_dict(own | fitting)
-    network = task.execution.place(network, task.configuration.architecture.dimensions)
-    course = task.course()
-    return TrainState(
-        network=network,
-        average=None if settings.ema is None else copy.deepcopy(network).requires_grad_(False),
-        optimizer=make_optimizer(
-            settings.optimizer,
-            network.parameters(),
-            lr=course.lr,
-            momentum=course.momentum,
-            weight_decay=settings.weight_decay,
-        ),
-        scaler=torch.amp.GradScaler(
-            task.execution.torch_device.type, enabled=task.execution.precision == "fp16"
-        ),
-        course=course,
-    )
+def fit_course(
+    task: Task, state: TrainState, step_network: Any, left: Callable[[float], float]
+) -> None:
+    """Follow a course of as many steps as there is time for, by the pace of a few.
+
+    Args:
+        task: Data, plan and settings.
+        state: Of a training that begins.
+        step_network: What a step is done with.
+        left: From the seconds of a step, those that a budget has left for all of them.
+    """
+    step_seconds = from_first(probe(task, state.course, step_network))
+    follow(state, task.course(step_seconds))
+    rest = left(step_seconds)
+    follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
 
 
-def follow(state: TrainState, course: Course) -> None:
-    """Train on along another course."""
-    state.course = course
-    set_pace(state.optimizer, momentum=course.momentum)
+def refit_course(
+    task: Task, state: TrainState, seconds: float, left: Callable[[float], float]
+) -> None:
+    """Fit what is not done of the course to what is left, at so many seconds an epoch."""
+    done = state.epoch + state.iteration / state.course.iterations
+    rest = left(seconds / state.course.iterations)
+    follow(state, refit_budget(state.course, task.settings, done, seconds, rest))
 
 
 def epoch_pace(state: TrainState) -> float:
@@ -500,100 +323,19 @@ def epoch_pace(state: TrainState) -> float:
     return 0.0
 
 
+def is_best(averages: Sequence[float | None]) -> bool:
+    """Say whether the last of the averages of the pseudo Dice is above all before it.
+
+    >>> is_best([None, 0.5]), is_best([0.5, 0.4, 0.5]), is_best([0.5, None])
+    (True, False, False)
+    """
+    best = max((dice for dice in averages[:-1] if dice is not None), default=-1.0)
+    return averages[-1] is not None and averages[-1] > best
+
+
 def is_due(state: TrainState) -> bool:
     """Say whether it is time for another checkpoint."""
     return time.monotonic() - state.saved_at > SAVE_EVERY
-
-
-def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunRecord:
-    """Write checkpoint_latest: weights, the optimizer's memory and all else needed to go on."""
-    tensors = {f"network.{key}": value for key, value in state.network.state_dict().items()}
-    if state.average is not None:
-        averages = state.average.state_dict()
-        tensors |= {f"average.{key}": value for key, value in averages.items()}
-    for key, parameter in state.network.named_parameters():
-        for slot, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{slot}.{key}"] = value
-    scaler = state.scaler.state_dict()
-    run = RunRecord(
-        plan_hash=task.plan_hash,
-        split_hash=task.split_hash,
-        configuration_name=task.configuration.name,
-        fold=task.fold,
-        settings=task.settings,
-        execution=task.execution,
-        course=state.course,
-        epoch=state.epoch,
-        iteration=state.iteration,
-        loss_sum=state.loss_sum,
-        seconds=state.seconds,
-        epoch_seconds=state.epoch_seconds,
-        history=tuple(state.history),
-        weights_file="",  # it is named for its content
-        weights_sha256="",
-        finished=finished,
-        data_hash=task.data_hash,
-        loss_scale=(scaler["scale"], scaler["_growth_tracker"]) if scaler else None,
-    )
-    state.saved_at = time.monotonic()
-    if task.ranks.is_first:
-        state.saved = run = write_run(task.folder, run, pack(tensors), state.saved)
-    return run
-
-
-def restore_state(task: Task, run: RunRecord) -> TrainState:
-    """Make the state that `save_state` wrote."""
-    state = new_state(task)
-    tensors = load_weights(task.folder, run.weights_file, run.weights_sha256)
-    state.network.load_state_dict(_part(tensors, "network."))
-    if state.average is not None:
-        state.average.load_state_dict(_part(tensors, "average."))
-    parameters = dict(state.network.named_parameters())
-    for name, value in _part(tensors, "optimizer.").items():
-        slot, _, key = name.partition(".")
-        parameter = parameters[key]
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else None
-        if like is None:  # a count of steps, which lies where the optimizer's kernel wants it
-            fused = state.optimizer.defaults.get("fused")
-            like = torch.empty_like(value, device=parameter.device if fused else None)
-        state.optimizer.state[parameter][slot] = like.copy_(value).detach()
-    if run.loss_scale is not None:
-        scale, tracker = run.loss_scale
-        scaler = state.scaler.state_dict() | {"scale": scale, "_growth_tracker": tracker}
-        state.scaler.load_state_dict(scaler)
-    follow(state, run.course)
-    state.epoch, state.iteration, state.loss_sum = run.epoch, run.iteration, run.loss_sum
-    state.seconds, state.epoch_seconds = run.seconds, run.epoch_seconds
-    state.history = list(run.history)
-    state.saved = run
-    return state
-
-
-def save(task: Task, state: TrainState, kind: Any) -> None:
-    """Write the network as it is, to predict with."""
-    if not task.ranks.is_first:
-        return
-    average = state.history[-1].dice_average if state.history else None
-    save_model(
-        task.folder,
-        kind,
-        state.model,
-        plan=task.plan,
-        configuration_name=task.configuration.name,
-        fold=task.fold,
-        epoch=state.epoch,
-        mirror_axes=mirror_axes(task, state.course),
-        validation_dice=average,
-    )
-
-
-def mirror_axes(task: Task, course: Course) -> tuple[int, ...]:
-    """Give the axes that prediction may mirror: of those mirrored in training, the sideless ones.
-
-    Mirrored from left to right, a network sees the labels of the other side.
-    """
-    axes = task.augmentation(course).mirror_axes
-    return tuple(axis for axis in axes if not (task.swaps and axis == task.left_right))
 
 
 def share_network(task: Task, state: TrainState) -> nn.Module:
@@ -655,10 +397,6 @@ def _batches(
     """Have batches made, and no more of them once the context is left."""
     made = make_batches(source, epoch, numbers, workers=task.loader_workers)
     return closing(cast("Generator[Batch, None, None]", made))
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _average(history: list[EpochReport], dice: float | None) -> float | None:

@@ -1,59 +1,40 @@
-"""Stage 4 with its files: one fold trained, and its validation cases predicted whole and scored."""
+"""Stage 4 with its files: one fold trained, or rehearsed."""
 
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256 as hash_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from nnseg import record, report, store
-from nnseg.axes import Segmentation
+from nnseg import report
 from nnseg.cascade import out_of_fold
-from nnseg.confidence import Observer
-from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
-from nnseg.errors import (
-    DataError,
-    MachineError,
-    MissingError,
-    StoppedError,
-)
-from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summarize
-from nnseg.folders import (
-    Folders,
-    checkpoint_file,
-    confidence_file,
-    summary_file,
-    validated_file,
-    validation_folder,
-)
+from nnseg.dataset import find_training_cases, read_spec
+from nnseg.errors import MachineError, MissingError
+from nnseg.evaluate import TOLERANCE_MM
+from nnseg.folders import Folders, checkpoint_file
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress
-from nnseg.plan import Configuration, Plan
-from nnseg.planning import DEFAULT_PLAN, check_spec, load_plan
-from nnseg.preprocess import preprocessing_hash
+from nnseg.planned_fold import PlannedFold, find_fold, fit_in_memory, open_cases
+from nnseg.planning import DEFAULT_PLAN
 from nnseg.reporter import Reporter
 from nnseg.runlog import Run, logged_run
-from nnseg.scoring import write_summary
-from nnseg.splits import folds
-from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
+from nnseg.validating import is_validated, validate_with
+from nnseg.volume import read_segmentation
 
 if TYPE_CHECKING:
-    from nnseg.checkpoint import Kind
-    from nnseg.inference import Model
     from nnseg.model.device import Execution
     from nnseg.model.ranks import Ranks
     from nnseg.pretrained import Pretrained
     from nnseg.recipe import TrainSettings
     from nnseg.resume import EpochReport, RunRecord
-    from nnseg.train import Reserve, Task
+    from nnseg.task import Task
+    from nnseg.train import Reserve
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +42,6 @@ Say: TypeAlias = Callable[[str], None]
 Stop: TypeAlias = Callable[[], bool]
 
 RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
-MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 REHEARSED = 10  # steps
 SMALLER = 0.75  # of the memory that a plan was made for: what to try where that is not there
 LOOKED_AT = 4  # raw label maps that a diagnosis looks at, at most
@@ -132,17 +112,18 @@ def train(
     """
     from nnseg.inference import load_model
     from nnseg.model.ranks import ALONE, first_then_others, joined
+    from nnseg.pretrained import read_pretrained
     from nnseg.recipe import TrainSettings
-    from nnseg.resume import extend_run, find_run, set_aside
+    from nnseg.resume import extend_run, find_run
     from nnseg.train import train as train_network
 
     started = time.monotonic()
     ranks = ranks or ALONE
-    start = None if pretrained is None else _read_pretrained(pretrained)
+    start = None if pretrained is None else read_pretrained(pretrained)
     settings = settings or TrainSettings()
     if start is not None:
         settings = replace(settings, pretrained=start.sha256)
-    about = _find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
+    about = find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
     folder = about.folder
     with ExitStack() as held:
         if ranks.is_first:
@@ -169,19 +150,13 @@ def train(
                 raise MissingError(f"{folder}: there is no run to extend; leave out --extend-to")
             earlier = extend_run(earlier, extend_to)
         done = earlier is not None and earlier.finished
-        if done and (not validate_after or _is_validated(folder)):
+        if done and (not validate_after or is_validated(folder)):
             return folder
         execution = None
         if not done:
             execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
             _task(about, settings, execution, ranks)  # refuses what cannot be meant
-        run = Run()
-        if ranks.is_first:
-            if overwrite:
-                set_aside(folder)
-            arguments = {"dataset": dataset, "configuration": configuration, "fold": fold}
-            run = held.enter_context(logged_run(folder, "train", arguments | asdict(settings)))
-            run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
+        run = held.enter_context(_logged(about, settings, ranks, overwrite))
         if execution is not None:
             run.facts["execution"] = asdict(execution)
             if earlier is not None:
@@ -192,17 +167,8 @@ def train(
             task = first_then_others(ranks, make)
             if start is not None and earlier is None:
                 task = replace(task, initial=_initial(start, about, settings, run, say))
-            reporter = None
-            if ranks.is_first:
-                reporter = Reporter(
-                    task,
-                    earlier.history if earlier else (),
-                    trackers=trackers,
-                    in_raw=partial(_in_raw_label_maps, about),
-                    on_epoch=on_epoch,
-                    say=say,
-                )
-            with reporter or nullcontext(), _enough_memory(about):
+            reporting = _reporting(task, about, earlier, trackers, on_epoch, say)
+            with reporting as reporter, _enough_memory(about):
                 finished = train_network(
                     task,
                     resume=earlier,
@@ -218,61 +184,11 @@ def train(
             device, precision = finished.execution.device, finished.execution.precision
         if validate_after and ranks.is_first:
             model = load_model((folder,), device=device, precision=precision, alone=True)
-            summary = _validate(
+            summary = validate_with(
                 about, model, "final", settings.seed, TOLERANCE_MM, on_progress, stop
             )
             run.facts["validation_dice"] = summary.foreground_mean.dice
     return folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AboutFold:
-    """A fold of a configuration: its plan, its cases and its folder."""
-
-    folders: Folders
-    dataset: str
-    plan_name: str
-    plan: Plan
-    configuration: Configuration
-    fold: str
-    split: Fold
-    folder: Path
-
-    @property
-    def plan_hash(self) -> str:
-        return _hash(replace(self.plan, decisions=()))
-
-    @property
-    def split_hash(self) -> str:
-        return _hash(self.split)
-
-    @property
-    def data_hash(self) -> str:
-        """Of what the cases were preprocessed from and how."""
-        ids = sorted({*self.split.train, *self.split.val})
-        return _hash(tuple((name, store.read_record(self.store, name).made_from) for name in ids))
-
-    @property
-    def store(self) -> Path:
-        """The folder of its preprocessed cases.
-
-        Raises:
-            MissingError: It is not there.
-        """
-        folder = self.folders.store(self.dataset, self.plan_name, self.configuration.data)
-        if not folder.is_dir():
-            raise MissingError(
-                f"{folder} does not exist; `nnseg preprocess -d {self.dataset} "
-                f"-c {self.configuration.name}` makes it"
-            )
-        return folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
-    """Which weights the scores of a validation folder are of."""
-
-    weights_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +233,7 @@ def rehearse(
     from nnseg.train import rehearse_steps
 
     settings = settings or TrainSettings()
-    about = _find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
+    about = find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
     execution = _choose_execution(settings, None, device, precision, compiled, ALONE)
     task = _make_task(
         about, settings, execution, ALONE, loader_workers, None, lambda: False, carried=False
@@ -333,7 +249,51 @@ def rehearse(
 
 
 @contextmanager
-def _enough_memory(about: _AboutFold) -> Iterator[None]:
+def _logged(
+    about: PlannedFold, settings: "TrainSettings", ranks: "Ranks", overwrite: bool
+) -> Iterator[Run]:
+    """Have the first of the ranks log what is done; it keeps the run aside that is overwritten."""
+    from nnseg.resume import set_aside
+
+    if not ranks.is_first:
+        yield Run()
+        return
+    folder = about.folder
+    if overwrite:
+        set_aside(folder)
+    arguments = {
+        "dataset": about.dataset,
+        "configuration": about.configuration.name,
+        "fold": about.fold,
+    }
+    with logged_run(folder, "train", arguments | asdict(settings)) as run:
+        run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
+        yield run
+
+
+def _reporting(
+    task: "Task",
+    about: PlannedFold,
+    earlier: "RunRecord | None",
+    trackers: Sequence[str],
+    on_epoch: "Callable[[EpochReport], None] | None",
+    say: Say,
+) -> AbstractContextManager[Reporter | None]:
+    """Have the first of the ranks tell how the training goes; the others would say the same."""
+    if not task.ranks.is_first:
+        return nullcontext()
+    return Reporter(
+        task,
+        earlier.history if earlier else (),
+        trackers=trackers,
+        in_raw=partial(_in_raw_label_maps, about),
+        on_epoch=on_epoch,
+        say=say,
+    )
+
+
+@contextmanager
+def _enough_memory(about: PlannedFold) -> Iterator[None]:
     """Say which smaller plan would fit where a training takes more memory than there is.
 
     Raises:
@@ -353,43 +313,6 @@ def _enough_memory(about: _AboutFold) -> Iterator[None]:
             f"one: `nnseg plan_and_preprocess -d {about.dataset} --memory-gb {smaller:.3g} "
             f"-p {about.plan_name}_{smaller:.3g}gb`, and train with -p"
         ) from None
-
-
-def _is_validated(fold: Path) -> bool:
-    """Say whether the scores that are there are those of the final weights."""
-    try:
-        proof = record.load(Validated, validated_file(fold))
-        final = record.read_json(checkpoint_file(fold, "final"))
-    except (DataError, MissingError):
-        return False
-    return summary_file(validation_folder(fold)).is_file() and (
-        isinstance(final, dict) and final.get("weights_sha256") == proof.weights_sha256
-    )
-
-
-def _find_fold(
-    folders: Folders, dataset: str, plan_name: str, configuration: str, fold: str, seed: int
-) -> _AboutFold:
-    plan = load_plan(folders, dataset, plan_name)
-    spec = read_spec(folders.spec_file(dataset))
-    check_spec(plan, spec, str(folders.spec_file(dataset)))
-    case_ids = [case.case_id for case in find_training_cases(folders, dataset, spec)]
-    return _AboutFold(
-        folders=folders,
-        dataset=dataset,
-        plan_name=plan_name,
-        plan=plan,
-        configuration=plan.configuration(configuration),
-        fold=fold,
-        split=select_fold(folds(folders, dataset), fold, case_ids),
-        folder=folders.fold(dataset, plan_name, configuration, fold, seed),
-    )
-
-
-def _read_pretrained(source: Path) -> "Pretrained":
-    from nnseg.pretrained import read_pretrained
-
-    return read_pretrained(source)
 
 
 def _choose_execution(
@@ -416,7 +339,7 @@ def _choose_execution(
 
 
 def _make_task(
-    about: _AboutFold,
+    about: PlannedFold,
     settings: "TrainSettings",
     execution: "Execution",
     ranks: "Ranks",
@@ -431,8 +354,8 @@ def _make_task(
     Without `carried`, a cascade sees that nothing was found before; nothing is predicted.
     """
     case_ids = {*about.split.train, *about.split.val}
-    in_memory = _fit_in_memory(about, case_ids)
-    cases = _open_cases(about, case_ids, in_memory)
+    in_memory = fit_in_memory(about, case_ids)
+    cases = open_cases(about, case_ids, in_memory)
     logger.info("%s", execution)
     previous: Mapping[str, Any] | None = None
     if about.configuration.previous is not None and not carried:
@@ -462,14 +385,14 @@ def _make_task(
 
 
 def _task(
-    about: _AboutFold, settings: "TrainSettings", execution: "Execution", ranks: "Ranks"
+    about: PlannedFold, settings: "TrainSettings", execution: "Execution", ranks: "Ranks"
 ) -> "Task":
     """Make the task of a training without its cases.
 
     Raises:
         UsageError: The settings do not fit the plan.
     """
-    from nnseg.train import Task
+    from nnseg.task import Task
 
     return Task(
         plan=about.plan,
@@ -487,7 +410,7 @@ def _task(
 
 
 def _initial(
-    start: "Pretrained", about: _AboutFold, settings: "TrainSettings", run: Run, say: Say
+    start: "Pretrained", about: PlannedFold, settings: "TrainSettings", run: Run, say: Say
 ) -> dict[str, Any]:
     """Give the weights to start from, tensors by name, and say what was taken over."""
     from nnseg.model.transfer import describe_transfer
@@ -505,7 +428,7 @@ def _initial(
     return {name: taken.weights[name] for name in (*taken.kept, *taken.adapted)}
 
 
-def _in_raw_label_maps(about: _AboutFold, names: Sequence[str]) -> list[str]:
+def _in_raw_label_maps(about: PlannedFold, names: Sequence[str]) -> list[str]:
     """Give those of the labels that some raw label maps of the fold's training cases have."""
     if not names:
         return []
@@ -543,157 +466,3 @@ def _validation_reserve(task: "Task") -> "Reserve":
         return (tiles * measured[0] + rest) * slower
 
     return reserve if task.val_cases else lambda *_: 0.0
-
-
-def validate(
-    folders: Folders,
-    dataset: str,
-    configuration: str,
-    fold: str,
-    *,
-    seed: int = 0,
-    plan_name: str = DEFAULT_PLAN,
-    checkpoint: "Kind" = "final",
-    device: str | None = None,
-    precision: str | None = None,
-    tolerance_mm: float = TOLERANCE_MM,
-    on_progress: OnProgress | None = None,
-    stop: Stop = lambda: False,
-) -> Summary:
-    """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json."""
-    from nnseg.inference import load_model
-
-    folder = folders.fold(dataset, plan_name, configuration, fold, seed)
-    if not folder.is_dir():
-        raise MissingError(
-            f"{folder} does not exist; `nnseg train {dataset} {configuration} {fold}` makes it"
-        )
-    about = _find_fold(folders, dataset, plan_name, configuration, fold, seed)
-    with locked(folder, f"nnseg train {dataset} {configuration} {fold} --val"):
-        model = load_model((folder,), checkpoint, device=device, precision=precision, alone=True)
-        with logged_run(validation_folder(folder), "validate", {"checkpoint": checkpoint}) as run:
-            run.facts["execution"] = asdict(model.execution)
-            return _validate(about, model, checkpoint, seed, tolerance_mm, on_progress, stop)
-
-
-def _validate(
-    about: _AboutFold,
-    model: "Model",
-    kind: "Kind",
-    seed: int,
-    tolerance_mm: float,
-    on_progress: OnProgress | None,
-    stop: Stop,
-) -> Summary:
-    """Do the work of `validate`; the caller holds the lock of the fold's folder."""
-    labels = model.plan.labels
-    out = validation_folder(about.folder)
-    out.mkdir(exist_ok=True)
-    for path in (validated_file(about.folder), summary_file(out), confidence_file(out)):
-        path.unlink(missing_ok=True)  # they would be of other predictions until the end
-    spec = read_spec(about.folders.spec_file(about.dataset))
-    members = set(about.split.val)
-    cases = [
-        case
-        for case in find_training_cases(about.folders, about.dataset, spec)
-        if case.case_id in members
-    ]
-    previous = out_of_fold(
-        about.folders,
-        about.dataset,
-        about.plan_name,
-        about.plan,
-        about.configuration,
-        members,
-        seed=seed,
-        device=model.execution.device,
-        on_progress=on_progress,
-        in_memory=False,
-        stop=stop,
-    )
-    scored = []
-    observer = Observer(labels, len(cases))
-    for number, case in enumerate(cases):
-        if stop():
-            raise StoppedError("stopped in the validation; the same command does it anew")
-        volume, reference = _read_case(case, len(model.plan.channels))
-        segmentation = model.predict(
-            volume.image,
-            volume.geometry.spacing,
-            previous=None if previous is None else previous[case.case_id][...],
-            look=observer.watch(_preprocessed_reference(about, case.case_id)),
-        )
-        target = out / f"{case.case_id}{model.spec.label_ending}"
-        write(target, segmentation, volume.geometry)
-        scored.append(
-            CaseScores(
-                case_id=case.case_id,
-                reference_file=str(case.label),
-                prediction_file=str(target),
-                scores=score_case(
-                    segmentation,
-                    reference,
-                    labels,
-                    volume.geometry.spacing,
-                    tolerance_mm=tolerance_mm,
-                ),
-            )
-        )
-        dice = [score.dice for score in scored[-1].scores.values() if score.dice is not None]
-        observer.note(math.fsum(dice) / len(dice) if dice else None)
-        if on_progress:
-            on_progress("validating", number + 1, len(cases))
-    record.save(observer.result(), confidence_file(out))
-    summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
-    write_summary(out, summary, labels)
-    checkpoint = record.read_json(checkpoint_file(about.folder, kind))
-    weights = Validated(weights_sha256=checkpoint["weights_sha256"])
-    record.save(weights, validated_file(about.folder))
-    return summary
-
-
-def _preprocessed_reference(about: _AboutFold, case_id: str) -> Segmentation | None:
-    """Give the label positions of a preprocessed case, None where it is not kept any more."""
-    try:
-        stored = _open_cases(about, [case_id], in_memory=False)[case_id]
-    except (DataError, MissingError):
-        return None
-    return np.asarray(stored.segmentation[...])
-
-
-def _read_case(case: Case, channels: int) -> tuple[Volume, Segmentation]:
-    """Read a labelled case: its volume and its label map, which must lie on the same grid."""
-    volume = read_image(case.images, channels)
-    assert case.label is not None, "training cases have one"
-    segmentation, geometry = read_segmentation(case.label)
-    if fault := grid_fault(volume.geometry, geometry):
-        raise DataError(f"{case.label}: lies on another grid than the image: {fault}")
-    return volume, segmentation
-
-
-def _fit_in_memory(about: _AboutFold, case_ids: Iterable[str]) -> bool:
-    """Say whether the preprocessed cases are few enough to stay in memory."""
-    wanted = store.bytes_in_memory(about.store, case_ids, len(about.plan.channels))
-    return wanted < MEMORY_SHARE * _memory()
-
-
-def _open_cases(about: _AboutFold, case_ids: Iterable[str], in_memory: bool) -> dict[str, Any]:
-    """Open the preprocessed cases of a training."""
-    configuration, plan = about.configuration, about.plan
-    ids = sorted(case_ids)
-    data_hash = preprocessing_hash(plan, plan.configuration(configuration.data))
-    return {
-        name: store.open_case(about.store, name, data_hash, in_memory=in_memory) for name in ids
-    }
-
-
-def _memory() -> int:
-    """Give the bytes of memory of this machine, 0 where it does not tell."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _hash(value: Any) -> str:
-    """Give a hash of a record's content."""
-    return hash_of(record.dumps(value).encode()).hexdigest()

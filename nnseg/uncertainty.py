@@ -111,9 +111,9 @@ class ExpectedDice:
         """Count the voxels of a slab.
 
         Args:
-            probabilities: (z, y, x, head); quickest where C-contiguous and float32.
-            decided: Labels: the head that was chosen, (z, y, x). Regions: whether each was,
-                bool (z, y, x, head).
+            probabilities: (..., head); quickest where C-contiguous and float32.
+            decided: Labels: the head that was chosen, (...). Regions: whether each was, bool
+                (..., head).
         """
         heads = self.labels.heads
         rows = probabilities.reshape(-1, heads)

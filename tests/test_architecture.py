@@ -23,9 +23,12 @@ ROOMS = (
     ("demo",),
     ("pipeline",),
     ("training",),
+    ("validating",),
     ("prepare", "cascade"),
+    ("planned_fold",),
+    ("outlook",),
     ("planning", "porting", "predicting", "visit", "scoring", "pretrained", "reporter"),
-    ("report", "exchange", "fsck", "intake", "trackers", "diagnosis"),
+    ("report", "proof", "predicted_folder", "exchange", "fsck", "intake", "trackers", "diagnosis"),
     ("splits", "doctor"),
     ("phantom",),
     ("predictor",),  # the stages: each may know those that come before it in the story
@@ -37,6 +40,8 @@ ROOMS = (
     ("predict",),
     ("restore",),
     ("train",),
+    ("train_state",),
+    ("task",),
     ("resume",),
     ("recipe",),
     ("optimize",),
@@ -94,6 +99,8 @@ def uses_torch(module: str) -> bool:
     return module.startswith("nnseg.model.") or module in {
         "nnseg.checkpoint",
         "nnseg.train",
+        "nnseg.train_state",
+        "nnseg.task",
         "nnseg.resume",
         "nnseg.recipe",
         "nnseg.optimize",
@@ -105,6 +112,7 @@ def uses_torch(module: str) -> bool:
         "nnseg.pretrained",
         "nnseg.exchange.nnunet_model",
         "nnseg.exchange.nnunet_folder",
+        "nnseg.exchange.model_zip",
         "nnseg.exchange.onnx",
     }
 

@@ -15,6 +15,7 @@ from nnseg.checkpoint import Checkpoint
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders, next_stage_folder, validation_folder
 from nnseg.plan import Plan
+from nnseg.predictor import load
 from nnseg.recipe import TrainSettings
 from nnseg.volume import read_image, read_segmentation
 
@@ -215,6 +216,28 @@ def test_a_cascade_trains_validates_and_predicts_in_one_call_each(copied: Folder
         for previous in (nothing, head)
     )
     assert (with_nothing != with_head).any()  # the network looks at what was found before
+
+
+def test_the_stage_before_has_the_folds_that_are_asked_for(
+    copied: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(copied, CASCADE, "3", validate_after=False)
+    model = copied.model(DATASET, "nnseg", CASCADE)
+
+    def before(**options: Any) -> tuple[str, ...]:
+        previous = load(model, **CPU, **options).members[0].model.previous
+        assert previous is not None
+        return previous.weights_sha256
+
+    every = before()
+    assert len(every) == 5
+    assert before(folds=[3]) == every[3:4]
+    assert before(preset="fast") == every[:1]
+    assert "is not trained" not in caplog.text
+    shutil.rmtree(copied.fold(DATASET, "nnseg", LOW, "3", 0))
+    assert before(folds=["3"]) == (*every[:3], every[4])
+    assert "3d_lowres: fold 3 is not trained (trained: 0, 1, 2, 4)" in caplog.text
+    assert "all of its trained folds are taken" in caplog.text
 
 
 def test_a_stage_before_of_another_plan_is_refused(copied: Folders) -> None:

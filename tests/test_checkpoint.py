@@ -1,7 +1,9 @@
 import dataclasses
+import hashlib
 import json
 import pickle
 import pickletools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from nnseg.checkpoint import (
     save_weights,
 )
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import DataError, MachineError, MissingError, NnsegError
+from nnseg.errors import DataError, MachineError, MissingError, NnsegError, PlanError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -138,6 +140,15 @@ def rewrite(folder: Path, **changes: Any) -> None:
     record.save_sealed(dataclasses.replace(record.load_sealed(Checkpoint, path), **changes), path)
 
 
+def reseal(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the file of a record as another version would, which has other fields."""
+    path = folder / f"{FILE}.json"
+    data = change(json.loads(path.read_text()))
+    del data[record.SEAL]
+    data[record.SEAL] = hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    path.write_text(record.json_text(data))
+
+
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "deeper/file", ".."])
 def test_weights_outside_the_models_folder_are_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "fold_0"
@@ -229,9 +240,39 @@ def test_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
 
 def test_an_unknown_key_in_the_json_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1.0)
-    path = tmp_path / f"{FILE}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
+    reseal(tmp_path, lambda data: data | {"surprise": 1})
     with pytest.raises(DataError, match="surprise"):
+        load_model(tmp_path, "final")
+
+
+def test_a_model_from_before_a_field_that_has_a_default_is_read(tmp_path: Path) -> None:
+    before = saved(tmp_path, 1.0)
+    reseal(tmp_path, lambda data: {k: v for k, v in data.items() if k != "validation_dice"})
+    after, _ = load_model(tmp_path, "final")
+    assert after.validation_dice is None
+    assert after.plan == before.plan
+
+
+def test_a_model_of_a_later_format_says_so_whatever_else_is_in_it(tmp_path: Path) -> None:
+    saved(tmp_path, 1.0)
+    reseal(tmp_path, lambda data: data | {"format": 2, "teacher": "x"})
+    with pytest.raises(DataError, match="has format 2; this version reads 1; a newer nnseg") as one:
+        load_model(tmp_path, "final")
+    assert "teacher" not in str(one.value)
+
+
+@pytest.mark.parametrize("axes", [(3,), (-1,), (0, 0), (7,)])
+def test_mirror_axes_are_axes_of_an_image(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    saved(tmp_path, 1.0)
+    reseal(tmp_path, lambda data: data | {"mirror_axes": list(axes)})
+    with pytest.raises(DataError, match=r"mirror_axes is .* different ones of 0, 1 and 2"):
+        load_model(tmp_path, "final")
+
+
+def test_a_model_of_a_configuration_that_its_plan_lacks_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1.0)
+    reseal(tmp_path, lambda data: data | {"configuration_name": "4d"})
+    with pytest.raises(PlanError, match="has no configuration 4d; it has 2d, 3d_fullres"):
         load_model(tmp_path, "final")
 
 

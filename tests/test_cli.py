@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -149,6 +150,7 @@ def test_the_three_commands_that_people_know_do_the_whole_job(
         *("-d", "1", "-c", "2d", "-f", "0", "-p", "nnseg", "-step_size", "0.7"),
         *("-chk", "checkpoint_final.pth", "--disable_tta", "--continue_prediction"),
         *("-num_parts", "1", "-part_id", "0", "-npp", "0", "-nps", "0", *CPU, "--root", root),
+        *("-tr", "nnUNetTrainer", "--not_on_device", "--disable_progress_bar"),
         main=cli.predict,
     )
     assert code == 0
@@ -204,7 +206,7 @@ def test_a_prediction_tells_more_where_asked(run: Run, trained: Path, tmp_path: 
     for case_id in cases:
         for ending in (
             *(".nii.gz", "_entropy.nii.gz", "_disagreement.nii.gz"),
-            *(".npz", ".proof.json"),
+            *(".npz", ".nii.gz.proof.json"),
         ):
             assert (out / f"{case_id}{ending}").is_file()
     table = (out / "statistics.csv").read_text().splitlines()
@@ -212,6 +214,8 @@ def test_a_prediction_tells_more_where_asked(run: Run, trained: Path, tmp_path: 
     report = json.loads((out / "run.json").read_text())
     assert report["facts"]["quality"].keys() == set(cases)
     assert report["arguments"]["maps"] == ["entropy", "disagreement"]
+    truth = trained / "raw" / DATASET / "labelsTs"
+    assert run("evaluate", truth, out, "-np", "1")[0] == 0  # which scores no map
 
 
 def test_the_names_that_predict_takes_are_those_there_are() -> None:
@@ -235,6 +239,52 @@ def test_several_models_predict_together(run: Run, trained: Path, tmp_path: Path
     assert code == 0
     both, one = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("both", "one"))
     assert [path.read_bytes() for path in both] == [path.read_bytes() for path in one]
+
+
+def test_a_prediction_is_told_as_one_json_object(run: Run, trained: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(trained / "raw" / DATASET / "imagesTs", tmp_path / "in"))
+    good = sorted(path.name[:-12] for path in images.iterdir())
+    (images / "cut_0000.nii.gz").write_bytes(b"cut")
+    argv = ("predict", "-i", images, "-o", tmp_path / "out", "-d", "1", "-c", "2d", "--json", *CPU)
+    argv = (*argv, "--root", trained)
+    code, out, err = run(*argv, "--dry-run")
+    assert code == 6
+    foretold = json.loads(out)
+    assert {name for name, state in foretold["cases"].items() if state == "to do"} == {*good}
+    assert foretold["written"] is False
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):  # the second time it is done already
+        code, out, told = run(*argv)
+        assert code == 6
+        assert "case cut: " in told
+        assert told == err
+        found = json.loads(out)
+        assert found["cases"] == dict.fromkeys(good, "done") | {"cut": foretold["cases"]["cut"]}
+        assert found["proofs"].keys() == {*good}
+        proof = record.read_json(tmp_path / "out" / f"{good[0]}.nii.gz.proof.json")
+        assert found["proofs"][good[0]] == proof
+        assert found["written"] is True
+    (images / "cut_0000.nii.gz").unlink()
+    code, out, _ = run(*argv)
+    assert (code, json.loads(out)["cases"]) == (0, dict.fromkeys(good, "done"))
+    assert run(*argv[:3], "-o", images, *argv[5:])[:2] == (2, "")
+
+
+def test_a_dry_run_of_a_prediction_says_what_would_be_done(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    images = trained / "raw" / DATASET / "imagesTs"
+    argv = ("predict", "-i", images, "-d", "1", "-c", "2d", "--dry-run", *CPU, "--root", trained)
+    code, out, _ = run(*argv, "-o", tmp_path / "out", "--disable_tta")
+    assert code == 0
+    cases, stage, takes = out.splitlines()
+    assert cases == f"{images} to {tmp_path / 'out'}: 2 cases, 0 done, 2 to do"
+    assert stage == f"{DATASET} nnseg 2d: 1 fold, no mirrors, on cpu in fp32"
+    assert takes.endswith("of disk; nothing was written")
+    assert list(tmp_path.iterdir()) == []
+    assert run(*argv, "-o", images)[0] == 2
+    assert run(*argv[:2], tmp_path, *argv[3:], "-o", tmp_path / "out")[0] == 3
+    assert run(*argv[:2], tmp_path / "gone", *argv[3:], "-o", tmp_path / "out")[0] == 5
 
 
 # ---------------------------------------------------------------- exit codes
@@ -581,6 +631,42 @@ def test_a_training_that_is_told_to_stop_goes_on_with_the_same_command(
     ]
     rows = (folder / "metrics.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == list(range(1, 21))
+
+
+def test_ctrl_c_ends_a_prediction_within_a_case_and_the_same_command_goes_on(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnseg import ensemble
+
+    images, out = trained / "raw" / DATASET / "imagesTs", tmp_path / "out"
+    argv = ("predict", "-i", images, "-o", out, "-d", "1", "-c", "2d", *CPU, "--root", trained)
+    argv = (*argv, "--json", "--save_probabilities")
+    first = min(images.iterdir()).name[:-12]
+    restore_logits, begun = ensemble.restore_logits, []
+
+    def interrupted(runs: Any, *args: Any) -> Any:
+        begun.append(next(iter(runs)))
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return restore_logits(itertools.chain([begun[-1]], runs), *args)
+
+    monkeypatch.setattr(console.STOP, "signal", None)
+    monkeypatch.setattr(console.STOP, "_interrupted", False)
+    monkeypatch.setattr(ensemble, "restore_logits", interrupted)
+    code, said, err = run(*argv)
+    assert code == 130
+    assert "stopped while an image was predicted; nothing of it is kept" in err
+    assert json.loads(said)["cases"] == {first: "done"}
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{first}.nii.gz", f"{first}.npz", f"{first}.nii.gz.proof.json"),
+        *("run.json", "log.txt", ".running", "dataset.json"),
+    }
+    report = record.read_json(out / "run.json")
+    assert report["error"].startswith("stopped")
+    assert (report["exit_code"], report["cases"]) == (130, {first: "done"})
+    monkeypatch.undo()
+    code, said, _ = run(*argv)
+    assert (code, len(json.loads(said)["cases"])) == (0, 2)
 
 
 # ---------------------------------------------------------------- where the data are

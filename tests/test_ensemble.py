@@ -20,6 +20,7 @@ from nnseg.errors import DataError
 from nnseg.inference import Model
 from nnseg.labels import Labels
 from nnseg.model.device import Execution
+from nnseg.predict import Sweep
 from nnseg.preprocess import Placement
 from nnseg.restore import body_of, restore_logits
 from nnseg.uncertainty import disagreement, entropy
@@ -28,6 +29,7 @@ SPACING: Spacing = (2.0, 1.0, 1.5)
 ORDER: Order = (1, 0, 2)
 PLAIN = Labels(labels={"background": 0, "liver": 1, "kidney": 2})
 REGIONS = Labels(labels={"background": 0, "whole": (1, 2), "core": 2}, regions_class_order=(1, 2))
+SWAPPED = Labels(labels={"background": 0, "core": 2, "whole": (1, 2)}, regions_class_order=(1, 2))
 
 
 class Waves(nn.Module):
@@ -206,11 +208,12 @@ def test_the_expected_dice_is_high_where_a_model_is_sure() -> None:
     [
         ({"channels": ("CT",)}, "channels"),
         ({"labels": REGIONS}, "labels"),
+        ({"labels": SWAPPED}, "labels"),
         ({"order": (0, 1, 2)}, "order"),
     ],
 )
 def test_models_that_do_not_fit_each_other_are_refused(change: dict[str, Any], what: str) -> None:
-    model = model_of(PLAIN)
+    model = model_of(REGIONS if change.get("labels") is SWAPPED else PLAIN)
     other = dataclasses.replace(model, plan=dataclasses.replace(model.plan, **change))
     with pytest.raises(DataError, match=f"has the {what} .*; models that predict together must"):
         predict_image([Member(model=model), Member(model=other)], image(), SPACING)
@@ -221,3 +224,37 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
     model = model_of(PLAIN)
     with pytest.raises(DataError, match="it must be over 0"):
         predict_image([Member(model=model, weight=weight)], image(), SPACING)
+
+
+def test_tiles_of_models_together_are_one_count() -> None:
+    models = [model_of(PLAIN), model_of(PLAIN, (1.2, 1.7, 1.1), seeds=(9,))]
+    told: list[tuple[int, int]] = []
+    sweep = Sweep(on_tile=lambda done, tiles: told.append((done, tiles)))
+    predict_image([Member(model=model) for model in models], image(), SPACING, sweep=sweep)
+    done = [count for count, _ in told]
+    assert done == sorted(done)
+    assert {tiles for _, tiles in told} == {done[-1]}
+    alone: list[int] = []
+    for model in models:
+        sweep = Sweep(on_tile=lambda done, tiles: alone.append(tiles if done == tiles else 0))
+        predict_image([Member(model=model)], image(), SPACING, sweep=sweep)
+    assert done[-1] == sum(alone)
+
+
+def test_models_on_different_grids_come_in_slabs_of_one_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    depths = []
+    real = ensemble.restore_logits
+
+    def watched(*args: Any) -> Any:
+        depths.append(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(ensemble, "restore_logits", watched)
+    monkeypatch.setattr(ensemble, "SLAB_BYTES", 4 * 3 * 12 * 16 * 6)  # six planes of the file
+    coarse, fine = model_of(PLAIN, (2.0, 4.0, 3.0)), model_of(PLAIN, (1.0, 0.5, 0.75), seeds=(9,))
+    members = [Member(model=coarse), Member(model=fine)]
+    predict_image(members[:1], image(), SPACING, maps=("entropy",))
+    predict_image(members, image(), SPACING)
+    assert depths[0] > depths[1] == depths[2] >= 1

@@ -4,7 +4,14 @@ from typing import Any
 import pytest
 
 from nnseg.errors import MachineError, MissingError, UsageError
-from nnseg.folders import Folders, checkpoint_file, find_dataset, is_folder_name, trained_folds
+from nnseg.folders import (
+    Folders,
+    checkpoint_file,
+    find_dataset,
+    is_folder_name,
+    map_file,
+    trained_folds,
+)
 
 HIPPO, ACDC = "Dataset004_Hippocampus", "Dataset027_ACDC"
 
@@ -252,3 +259,19 @@ def test_links_in_a_circle_are_no_dataset(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises((MachineError, MissingError), match="a: "):
         find_dataset(Folders.of_root(tmp_path), "./a")
+
+
+@pytest.mark.parametrize(
+    ("label_map", "entropy"),
+    [
+        ("a.v2.nii.gz", "a.v2_entropy.nii.gz"),
+        ("a.NII.GZ", "a_entropy.NII.GZ"),
+        ("a.tif", "a_entropy.tif"),
+        ("a.png", "a_entropy.nii.gz"),  # a picture holds integers
+        ("a.BMP", "a_entropy.nii.gz"),
+    ],
+)
+def test_a_map_is_called_after_its_label_map_and_ends_in_what_holds_it(
+    tmp_path: Path, label_map: str, entropy: str
+) -> None:
+    assert map_file(tmp_path / label_map, "entropy") == tmp_path / entropy

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,30 @@ def test_files_that_no_prediction_made_are_not_replaced(tmp_path: Path) -> None:
         assert len(find_prediction_jobs(images, ours, ONE)) == 1
 
 
+@pytest.mark.parametrize("target", ["labels/a.nii.gz", "labels"])
+def test_one_image_replaces_no_file_that_no_prediction_made_unless_told_to(
+    tmp_path: Path, target: str
+) -> None:
+    image = touch(tmp_path / "in", "a.nii.gz") / "a.nii.gz"
+    labels = touch(tmp_path / "labels", "a.nii.gz")
+    with pytest.raises(UsageError, match=r"no prediction of ours made it; .* or --overwrite"):
+        find_prediction_jobs(image, tmp_path / target, ONE)
+    assert len(find_prediction_jobs(image, tmp_path / target, ONE, overwrite=True)) == 1
+    for mark in ("a.nii.gz.proof.json", "a.run.log"):  # done; or begun, and killed
+        touch(labels, mark)
+        assert len(find_prediction_jobs(image, tmp_path / target, ONE)) == 1
+        (labels / mark).unlink()
+
+
+def test_a_folder_of_images_goes_over_proven_results_of_single_ones(tmp_path: Path) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.nii.gz")
+    ours = touch(tmp_path / "out", "a.nii.gz", "a.nii.gz.proof.json", "a.run.json")
+    assert len(find_prediction_jobs(images, ours, ONE)) == 2
+    touch(ours, "b.nii.gz")
+    with pytest.raises(UsageError, match=r"b\.nii\.gz is there, and no prediction of ours"):
+        find_prediction_jobs(images, ours, ONE)
+
+
 def test_what_cannot_be_predicted_is_refused(tmp_path: Path) -> None:
     image = touch(tmp_path, "scan.nii.gz") / "scan.nii.gz"
     with pytest.raises(MissingError, match="does not exist; give an image or a folder"):
@@ -180,3 +205,18 @@ def test_a_prediction_finds_its_reference_though_its_name_is_composed_otherwise(
     made = touch(tmp_path / "made", "caf\xe9.nii.gz")
     (job,) = find_scoring_jobs(truth, made, ".nii.gz")
     assert (job.case_id, job.reference) == ("caf\xe9", truth / "cafe\u0301.nii.gz")
+
+
+def test_what_a_proof_lists_beside_its_label_map_is_not_scored(tmp_path: Path) -> None:
+    truth = touch(tmp_path / "truth", "a.nii.gz", "b.nii.gz")
+    found = touch(tmp_path / "found", "a.nii.gz", "a_entropy.nii.gz", "b.nii.gz")
+    outputs = {"a.nii.gz": "1", "a_entropy.nii.gz": "2"}
+    proof = {"label_map": "a.nii.gz", "outputs": outputs}
+    (found / "a.nii.gz.proof.json").write_text(json.dumps(proof))
+    for broken in ("", "[]", '{"outputs": 1}'):  # hides nothing
+        (found / "b.nii.gz.proof.json").write_text(broken)
+        jobs = find_scoring_jobs(truth, found, ".nii.gz")
+        assert [job.case_id for job in jobs] == ["a", "b"]
+    (found / "a.nii.gz.proof.json").unlink()
+    with pytest.raises(DataError, match="a prediction needs its reference"):
+        find_scoring_jobs(truth, found, ".nii.gz")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,28 @@ def test_later_regions_paint_over_earlier_ones_and_half_is_not_enough() -> None:
     logits[0, 0, 0, 1] = 1
     logits[0, 1, 2, 1] = 0  # a probability of exactly 0.5
     assert REGIONS.segment(logits).tolist() == [[[2, 1, 1], [0, 0, 0]]]
+
+
+def test_regions_that_are_painted_alike_or_as_background_are_decided_apart() -> None:
+    labels = Labels(
+        labels={"background": 0, "a": (1, 2, 3), "b": 2, "c": 3}, regions_class_order=(1, 0, 1)
+    )
+    logits = np.array([[-1, -1, -1], [1, -1, -1], [1, 1, -1], [1, 1, 1], [-1, -1, 1]], np.float32)
+    decided = labels.decide(logits)
+    assert decided.tolist() == [0, 1, 2, 3, 3]
+    assert labels.painted(decided).tolist() == labels.segment(logits).tolist() == [0, 1, 0, 1, 1]
+
+
+def test_regions_in_another_order_are_other_labels_and_labels_are_not() -> None:
+    swapped = Labels(
+        labels={"background": 0, "core": 2, "whole": (1, 2), "ignore": 3},
+        regions_class_order=(1, 2),
+    )
+    assert swapped.labels == REGIONS.labels
+    assert swapped != REGIONS
+    assert dataclasses.replace(REGIONS) == REGIONS
+    assert Labels(labels={"background": 0, "kidney": 2, "liver": 1}) == PLAIN
+    assert PLAIN.labels != PLAIN
 
 
 def test_labels_with_gaps_are_learnt_by_their_positions() -> None:

@@ -414,3 +414,28 @@ def test_sizes_that_nobody_plans_are_refused_by_the_name_of_their_field(
     dataclasses.replace(configuration, **{field: good})
     with pytest.raises(PlanError, match=rf"3d_fullres: {field} "):
         dataclasses.replace(configuration, **{field: bad})
+
+
+@pytest.mark.parametrize("order", [-1, 6, 9])
+@pytest.mark.parametrize("field", ["order", "order_along"])
+def test_splines_have_orders_0_to_5(field: str, order: int) -> None:
+    with pytest.raises(PlanError, match=f"{field} of a resampling is {order}; it must be 0 to 5"):
+        Resampling(**({"order": 1, "order_along": 0} | {field: order}))
+    for allowed in (0, 5):
+        assert Resampling(**({"order": 1, "order_along": 0} | {field: allowed}))
+
+
+def test_a_plan_says_the_same_of_every_channel() -> None:
+    plan = plan_of((1.0, 0.9, 0.8), (60, 70, 80))
+    flat = plan.configuration("2d")
+    two = dataclasses.replace(flat, normalization=("ct", "ct"), use_mask=(False, False))
+    with pytest.raises(PlanError, match="2d normalizes 2 channels, the plan has 1"):
+        dataclasses.replace(plan, configurations=plan.configurations | {"2d": two})
+    with pytest.raises(PlanError, match="intensities are of 2 channels, the plan has 1"):
+        dataclasses.replace(plan, intensities=(INTENSITY,) * 2)
+
+
+def test_an_order_that_is_none_is_refused() -> None:
+    plan = plan_of((1.0, 0.9, 0.8), (60, 70, 80))
+    with pytest.raises(PlanError, match=r"order is \(0, 0, 1\); it must be an order of 0, 1, 2"):
+        dataclasses.replace(plan, order=(0, 0, 1))

@@ -1,6 +1,7 @@
 """Models come in and go out whole or not at all, by the two verbs and by the command line."""
 
 import dataclasses
+import errno
 import json
 import logging
 import zipfile
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnseg import cli, porting, record
+from nnseg import cli, commit, porting, record
 from nnseg.checkpoint import load_model, save_model
 from nnseg.commit import sha256
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.errors import DataError, MissingError, PlanError, UsageError
+from nnseg.errors import DataError, MachineError, MissingError, PlanError, UsageError
 from nnseg.exchange.nnunet import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, fold_folder, trained_configurations
@@ -247,6 +248,66 @@ def test_what_is_there_is_not_written_over(
     assert target.is_symlink() or (target / "notes.txt").exists() or target.read_text() == "mine"
 
 
+@pytest.mark.parametrize("direction", ["import", "export nnunet"])
+def test_an_empty_folder_that_cannot_be_replaced_is_filled(
+    ours: Path, theirs: Path, direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "parent" / "here"
+    target.mkdir(parents=True)
+    node = target.stat().st_ino
+
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EBUSY, "is mounted", str(folder))
+
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    monkeypatch.chdir(target)
+    if direction == "import":
+        porting.import_model([theirs], Path())
+        assert load_model(fold_folder(target, "3d_lowres", "1"), "final")[0].fold == "1"
+        assert (target / "run_import.json").is_file()
+    else:
+        written = porting.export_model(ours, Path())
+        assert {path.parent for path in written} == {target}
+        assert all((path / "plans.json").is_file() for path in written)
+    assert target.stat().st_ino == node
+    assert [path.name for path in target.parent.iterdir()] == ["here"]
+    assert not list(target.glob(".*"))
+
+
+def test_a_filled_folder_has_its_records_last_and_nothing_after_an_error(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "back"
+    target.mkdir()
+    rename, moved = Path.rename, []
+
+    def counted(path: Path, to: Path) -> Path:
+        if to.parent == target and not to.name.startswith("."):
+            moved.append(to.name)
+        if path.suffix == ".json":
+            raise OSError(errno.EIO, "the disk fails")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    with pytest.raises(MachineError, match="back: cannot be written"):
+        porting.import_model([theirs], target)
+    assert moved == [*CASCADE, "run_import.log", "run_import.json"]
+    assert list(target.iterdir()) == []
+
+
+def test_what_a_killed_import_left_is_no_obstacle(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "back"
+    target.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_PROCESS", "0" * 8)  # another process of this number
+        left = commit.unfinished_path(target / "new")
+    left.mkdir()
+    porting.import_model([theirs], target)
+    assert not left.exists()
+
+
 # ---------------------------------------------------------------- by the command line
 
 
@@ -266,6 +327,20 @@ def test_the_commands_bring_a_model_out_and_in_again(ours: Path, tmp_path: Path,
     code, _, err = run("import", "theirs.zip", "-o", "back")
     assert code == UsageError.exit_code
     assert err.startswith("nnseg: back is there already")
+
+
+def test_the_command_that_predicts_is_one_that_runs(ours: Path, tmp_path: Path, run: Run) -> None:
+    """Of models that have checkpoint_best alone, it must be asked for."""
+    run("export", ours / "3d_lowres", "--to", "nnunet", "-o", "theirs", "-chk", "best")
+    _, out, _ = run("import", "theirs", "-o", "two words")
+    assert out.endswith("\nnnseg predict -m 'two words/3d_lowres' -i IN -o OUT -chk best\n")
+    fold = Path("theirs/fold_1")
+    (fold / "checkpoint_best.pth").rename(fold / "checkpoint_final.pth")
+    _, out, _ = run("import", "theirs", "-o", "back")
+    assert out.splitlines()[1:] == [
+        "nnseg predict -m back/3d_lowres -i IN -o OUT",
+        "that leaves out folds 0, which have a checkpoint_best only",
+    ]
 
 
 def test_a_zip_that_is_cut_off_is_one_line(run: Run, theirs: Path) -> None:

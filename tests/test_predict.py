@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +16,7 @@ from nnseg import predict
 from nnseg.axes import Shape
 from nnseg.checkpoint import Checkpoint
 from nnseg.dataset import DatasetSpec
-from nnseg.errors import PlanError, StoppedError
+from nnseg.errors import DataError, PlanError, StoppedError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -26,6 +27,7 @@ from nnseg.plan import make_plan
 from nnseg.predict import (
     OnTile,
     Sweep,
+    bytes_of_sweep,
     count_tiles,
     load_network,
     mean_logits,
@@ -274,6 +276,10 @@ def test_a_loaded_network_has_the_weights_and_is_ready_to_predict() -> None:
     network = load_network(checkpoint, weights, CPU)
     assert not network.training
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
+    key = next(iter(weights))
+    weights[key] = weights[key][:, :1]
+    with pytest.raises(DataError, match="weights: holds the weights of another network than its"):
+        load_network(checkpoint, weights, CPU)
 
 
 def test_planes_leave_as_soon_as_no_tile_reaches_them() -> None:
@@ -330,7 +336,10 @@ def test_the_spread_of_folds_is_the_variance_of_their_probabilities(precision: s
     assert np.allclose(alone[2], 0, atol=1e-6)
 
 
-def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network() -> None:
+def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "ASK_EVERY", math.inf)
     asked = []
 
     def stop() -> bool:
@@ -350,6 +359,121 @@ def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network() -> None:
             )
         )
     assert len(asked) == 6  # of two networks with four mirrors each
+
+
+def test_a_pass_of_a_network_can_be_stopped_between_its_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "ASK_EVERY", 0)
+    network, passed = small_network(), []
+    for number, layer in enumerate(network.encoder):  # type: ignore[arg-type]
+        layer.register_forward_hook(lambda *_, number=number: passed.append(number))
+    sweep = Sweep(stop=lambda: bool(passed))
+    with pytest.raises(StoppedError, match="nothing of it is kept"):
+        list(stream_logits([network], image_of(1, *PATCH), PATCH, CPU, sweep=sweep))
+    assert passed == [0]
+
+
+def test_within_a_pass_nobody_is_asked_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for seconds in (0, math.inf):
+        monkeypatch.setattr(predict, "ASK_EVERY", seconds)
+        asked: list[bool] = []
+        sweep = Sweep(stop=lambda: bool(asked.append(True)))  # noqa: B023
+        batch = torch.zeros(1, 1, *PATCH)
+        mean_logits([small_network()], batch, [(), (1,)], CPU, sweep=sweep)
+        counts.append(len(asked))
+    assert counts[0] > 20
+    assert counts[1] == 2  # once a pass
+
+
+def test_who_stops_a_prediction_stops_no_other_by_the_same_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "ASK_EVERY", 0)
+    network, image = small_network(), image_of(1, 4, 9, 8)
+    alone, found = predict_logits([network], image, PATCH, CPU), []
+    asked: list[bool] = []
+
+    def predict_another() -> None:
+        sweep = Sweep(stop=lambda: False)
+        runs = stream_logits([network], image, PATCH, CPU, sweep=sweep)
+        found.append(np.moveaxis(np.concatenate(list(runs)), -1, 0))
+
+    def stop() -> bool:
+        asked.append(True)
+        if len(asked) < 9:  # it is within a pass then
+            return False
+        other = threading.Thread(target=predict_another)
+        other.start()
+        other.join()
+        return True
+
+    with pytest.raises(StoppedError):
+        list(stream_logits([network], image, PATCH, CPU, sweep=Sweep(stop=stop)))
+    np.testing.assert_allclose(found[0], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((3, 3, 3), (1, 1, 1), (1, 1, 1)),
+        ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+        ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        ((5, 3, 1), (2, 1, 1), (2, 1, 0)),
+        ((3, 3), (1, 1), (1, 1)),
+        ((3, 1), (2, 1), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("parts", [2, 5])
+def test_a_large_convolution_in_parts_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    parts: int,
+) -> None:
+    monkeypatch.setattr(predict, "ASK_EVERY", 0)
+    layer = (nn.Conv3d if len(kernel) == 3 else nn.Conv2d)(2, 4, kernel, stride, padding)  # type: ignore[arg-type]
+    image = torch.from_numpy(image_of(2, 2, *(13, 6, 7)[: len(kernel)]))
+    asked: list[bool] = []
+    sweep = Sweep(stop=lambda: bool(asked.append(True)))
+    with torch.inference_mode():
+        whole = layer(image)
+        with predict._Asking(sweep):
+            layer(image)
+        once = len(asked)
+        products = whole[:, 0].numel() * layer.weight.numel()
+        most = products / (parts * torch.get_num_threads())
+        monkeypatch.setattr(predict, "UNASKED_PRODUCTS", most)
+        with predict._Asking(sweep):
+            joined = layer(image)
+    assert len(asked) > 2 * once + 1
+    torch.testing.assert_close(joined, whole, atol=1e-5, rtol=0)
+
+
+def test_a_convolution_that_is_called_otherwise_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "UNASKED_PRODUCTS", 0.1)
+    image = torch.from_numpy(image_of(1, 2, 5, 6, 7))
+    same = nn.Conv3d(2, 2, (3, 1, 3), padding="same")
+    dilated = nn.Conv3d(2, 2, 2, padding=(1, 2, 1), dilation=2)
+    weight = torch.ones(2, 2, 1, 3, 3)
+    with torch.inference_mode():
+        expected = [same(image), dilated(image), nn.functional.conv3d(image, weight)]
+        with predict._Asking(Sweep(stop=lambda: False)):
+            found = [same(image), dilated(image), nn.functional.conv3d(image, weight)]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_sweep_takes_no_more_for_a_longer_image_and_half_in_half_precision() -> None:
+    a_pass, kept = bytes_of_sweep(SMALL, (4, 6, 8), PATCH, 2, CPU)
+    assert bytes_of_sweep(SMALL, (99, 6, 8), PATCH, 2, CPU) == (a_pass, kept)
+    assert bytes_of_sweep(SMALL, (4, 12, 8), PATCH, 2, CPU) == (a_pass, kept + 4 * 6 * 8 * 2 * 4)
+    half = dataclasses.replace(CPU, precision="bf16")
+    assert bytes_of_sweep(SMALL, (4, 6, 8), PATCH, 2, half)[0] == a_pass // 2
 
 
 class Hungry(Pointwise):
@@ -384,7 +508,7 @@ def test_what_a_gpu_has_no_memory_for_is_computed_on_the_cpu(
     )  # it knows no such device
     elsewhere = Execution(device="meta", precision="fp16")  # a device without any memory
     tile = torch.from_numpy(image_of(1, *PATCH))
-    work = predict._Work([Hungry(9)], elsewhere, [()], None, lambda: False, PATCH)
+    work = predict._Work([Hungry(9)], elsewhere, [()], None, predict.PLAIN_SWEEP, PATCH)
     (found,) = work.logits([tile])
     assert torch.equal(found[..., 0], tile[0])
     assert "meta has too little memory: going on on the CPU" in caplog.text
@@ -405,3 +529,15 @@ def test_sums_move_to_the_cpu_where_a_gpu_has_no_room(monkeypatch: pytest.Monkey
     (planes,) = sums.leave(4, [slice(0, n) for n in PATCH])
     assert len(asked) == 1
     assert planes.tolist() == np.ones((*PATCH, 2)).tolist()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp32", "the model is damaged"), ("bf16", "use --precision fp32")]
+)
+def test_values_that_are_not_finite_become_no_labels(
+    value: float, precision: str, remedy: str
+) -> None:
+    execution = Execution(device="cpu", precision=precision)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"not finite, computing in {precision}; {remedy}"):
+        predict_logits([Constant(0, value)], image_of(1, 5, 13, 21), PATCH, execution)

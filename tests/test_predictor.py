@@ -18,7 +18,16 @@ from nnseg import predictor, record
 from nnseg.axes import Segmentation
 from nnseg.choose import Choice, ChosenModel
 from nnseg.confidence import Confidence
-from nnseg.errors import DataError, MissingError, PlanError, StoppedError, UsageError
+from nnseg.errors import (
+    DataError,
+    MachineError,
+    MissingError,
+    NnsegError,
+    PlanError,
+    StoppedError,
+    UsageError,
+)
+from nnseg.estimate import CaseSize
 from nnseg.folders import Folders, confidence_file, postprocessing_file, validation_folder
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
 from nnseg.predictor import PRESETS, Predictor, load
@@ -56,6 +65,11 @@ def seen(image: Any) -> Segmentation:
 def copied(model: Path, tmp_path: Path) -> Path:
     shutil.copytree(model, tmp_path / "2d")
     return tmp_path / "2d"
+
+
+@pytest.fixture
+def copied_scan(scan: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(scan, tmp_path / "scan.nii.gz"))
 
 
 def test_whatever_the_image_comes_as_the_label_map_is_the_same(
@@ -124,6 +138,59 @@ def test_a_prediction_tells_how_far_it_is_and_can_be_cancelled(
         list(ready.predict_many([scan], cancel=lambda: True))
 
 
+def test_a_cancelled_prediction_reads_no_file_and_writes_none(
+    ready: Predictor, scan: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        ready.predict(tmp_path / "gone.nii.gz", cancel=lambda: True)
+    far: list[bool] = []
+    with pytest.raises(StoppedError):
+        ready.predict(
+            scan,
+            output=tmp_path / "labels.nii.gz",
+            on_progress=lambda done, tiles: far.append(done == tiles),
+            cancel=lambda: bool(far and far[-1]),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_cancels_does_not_wait_for_the_next_image_to_be_read(
+    ready: Predictor, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens, go_on, waiting = predictor.open_image, threading.Event(), threading.Event()
+
+    def open_slowly(image: Any, channels: int) -> Any:
+        if image == "slow":
+            waiting.set()
+            assert go_on.wait(100)
+        return opens(scan, channels)
+
+    monkeypatch.setattr(predictor, "open_image", open_slowly)
+    with pytest.raises(StoppedError):
+        list(ready.predict_many([scan, "slow"], cancel=waiting.is_set))
+    assert not go_on.is_set()
+    go_on.set()
+
+
+def test_the_memory_that_an_image_takes_is_foretold(ready: Predictor) -> None:
+    def needs(*shape: int) -> predictor.Needs:
+        z, y, x = shape
+        size = CaseSize(shape=(z, y, x), spacing=(1.0, 1.0, 1.0), voxels=float(z * y * x))
+        return ready.foretell(size)
+
+    small, deep = needs(1, 40, 30), needs(100, 400, 300)
+    assert small.memory >= predictor.PROGRAM_BYTES
+    assert deep.memory >= small.memory + 4 * 100 * 400 * 300
+    assert small.device == 0
+    on_gpu = dataclasses.replace(ready.members[0].model.execution, device="cuda:1")
+    model = dataclasses.replace(ready.members[0].model, execution=on_gpu)
+    member = dataclasses.replace(ready.members[0], model=model)
+    elsewhere = dataclasses.replace(ready, members=(member,)).foretell(
+        CaseSize(shape=(1, 40, 30), spacing=(1.0, 1.0, 1.0), voxels=1200.0)
+    )
+    assert 0 < small.memory - elsewhere.memory <= elsewhere.device
+
+
 def test_presets_say_what_is_given_up(model: Path) -> None:
     fast, best = load(model, preset="fast", device="cpu"), load(model, preset="best", device="cpu")
     assert (fast.step, fast.mirror) == (0.75, False)
@@ -138,7 +205,11 @@ def test_fast_takes_the_first_of_several_folds(copied: Path) -> None:
     shutil.copytree(copied / "fold_0", copied / "fold_1")
     assert len(load(copied, **CPU).members[0].model.networks) == 2
     assert len(load(copied, preset="fast", **CPU).members[0].model.networks) == 1
-    assert len(load(copied, preset="fast", folds=["0", "1"], **CPU).members[0].model.networks) == 2
+    assert len(load(copied, preset="fast", folds=["0", 1], **CPU).members[0].model.networks) == 2
+    named = Choice(members=(ChosenModel(folder="2d", folds=("1", "0")),))
+    record.save(named, copied.parent / "choice.json")
+    assert len(load(copied.parent, preset="fast", **CPU).members[0].model.networks) == 1
+    assert len(load(copied.parent, **CPU).members[0].model.networks) == 2
 
 
 def test_several_models_predict_together(model: Path, right: Segmentation, scan: Path) -> None:
@@ -246,3 +317,105 @@ def test_the_next_image_is_read_while_one_is_predicted(
     assert read[0] == scan
     assert len(read) == 2  # not the third
     stream.close()
+
+
+def test_an_image_is_never_overwritten_by_its_label_map(
+    ready: Predictor, copied_scan: Path
+) -> None:
+    before = copied_scan.read_bytes()
+    link = copied_scan.with_name("link.nii.gz")
+    link.symlink_to(copied_scan)
+    for image in (copied_scan, [str(copied_scan)], nibabel.load(copied_scan)):
+        for output in (copied_scan, link):
+            with pytest.raises(UsageError, match="is the image itself; give another file"):
+                ready.predict(image, output=output)
+    assert copied_scan.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels.jpg"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(
+    ready: Predictor, scan: Path, tmp_path: Path, name: str
+) -> None:
+    told: list[int] = []
+    with pytest.raises(DataError, match=f"{name}: "):
+        ready.predict(scan, output=tmp_path / name, on_progress=lambda done, _: told.append(done))
+    assert told == []
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(
+    ready: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((1, 3, 40, 30), np.float32)
+    image[:, :, :8, :8] = 1
+    far, near = (5.0, 1000.0, 1000.0), (5.0, 1.0, 1.0)
+    size = CaseSize(shape=(3, 8, 8), spacing=far, voxels=3600.0)
+    needed = ready.foretell(size).memory - predictor.PROGRAM_BYTES
+    assert needed > 10**9
+    monkeypatch.setattr(predictor, "free_memory", lambda: 2 * 10**8)
+    message = "3 x 8 x 8 voxels of 5 x 1000 x 1000 mm .* they are 3 x 13344 x 13664, .*of memory"
+    with pytest.raises(MachineError, match=message):
+        ready.predict((image[0], far))
+    with pytest.raises(MachineError, match="correct the spacing, or free memory"):
+        ready.segment(image, far)
+    assert ready.predict((image[0], near)).shape == (3, 40, 30)
+
+
+def test_air_around_the_body_counts_for_little_in_what_is_refused(
+    ready: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((1, 3, 400, 300), np.float32)
+    image[:, :, :80, :60] = 1
+    whole, body = (
+        ready.foretell(CaseSize(shape=shape, spacing=(5.0, 3.0, 3.0), voxels=360000.0)).memory
+        for shape in ((3, 400, 300), (3, 80, 60))
+    )
+    assert body < whole
+    enough = predictor.SURE_SHARE * (body - predictor.PROGRAM_BYTES - image.nbytes)
+    monkeypatch.setattr(predictor, "free_memory", lambda: enough)
+    assert ready.segment(image, (5.0, 3.0, 3.0)).segmentation.shape == (3, 400, 300)
+    monkeypatch.setattr(predictor, "free_memory", lambda: enough - 1)
+    with pytest.raises(MachineError, match="3 x 80 x 60 voxels"):
+        ready.segment(image, (5.0, 3.0, 3.0))
+
+
+def test_a_bad_image_among_many_is_told_and_the_others_follow(
+    ready: Predictor, scan: Path, right: Segmentation, tmp_path: Path
+) -> None:
+    images = [scan, tmp_path / "gone.nii.gz", 7, scan]
+    told: list[Any] = []
+
+    def on_error(image: Any, error: NnsegError) -> str:
+        told.append((image, type(error)))
+        return "bad"
+
+    found = list(ready.predict_many(images, on_error=on_error))
+    assert told == [(images[1], MissingError), (7, UsageError)]
+    assert found[1:3] == ["bad", "bad"]
+    for back in (found[0], found[3]):
+        np.testing.assert_array_equal(seen(back), right)
+    with pytest.raises(MissingError, match="gone"):
+        list(ready.predict_many(images))
+    with pytest.raises(StoppedError):
+        list(ready.predict_many(images, on_error=on_error, cancel=lambda: True))
+
+
+def test_a_large_image_is_not_read_while_another_is_predicted(
+    ready: Predictor, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    opens = predictor.open_image
+    monkeypatch.setattr(
+        predictor,
+        "open_image",
+        lambda image, channels: read.append(image) or opens(image, channels),
+    )
+    monkeypatch.setattr(predictor, "AHEAD_BYTES", 10)
+    for count, _ in enumerate(ready.predict_many([scan, nibabel.load(scan), [scan]]), start=1):
+        assert len(read) == count
+
+
+@pytest.mark.parametrize("folder", ["/models/2d", "../2d", "a/../../b", "C:\\2d", "..\\2d"])
+def test_a_choice_names_no_model_outside_its_folder(folder: str) -> None:
+    with pytest.raises(DataError, match="lies outside the folder of its choice"):
+        ChosenModel(folder=folder)
+    assert ChosenModel(folder="D/nnseg/2d..old").folder == "D/nnseg/2d..old"

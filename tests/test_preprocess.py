@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
@@ -11,7 +12,7 @@ import pytest
 from nnseg import record
 from nnseg.axes import Image, Order, Segmentation, Spacing, permute
 from nnseg.dataset import DatasetSpec, find_cases, read_spec
-from nnseg.errors import DataError
+from nnseg.errors import DataError, StoppedError
 from nnseg.exchange.nnunet import read_plans
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.crop import crop_to_body
@@ -280,6 +281,22 @@ def test_the_arrays_that_were_given_stay_as_they_were() -> None:
     np.testing.assert_array_equal(segmentation, labels_before)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_preprocessing_can_be_ended_before_each_channel_and_run_of_planes(most: int) -> None:
+    image, _ = make_case(channels=2)
+    plan, configuration = make((2.0, 1.5, 1.5), channels=("T1", "T2"))
+    asked: list[bool] = []
+
+    def ask() -> None:
+        asked.append(True)
+        if len(asked) == most:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError, match="enough"):
+        preprocess_case(image, None, SPACING, plan, configuration, ask=ask)
+    assert len(asked) == most  # two channels are normalized, then resampled
+
+
 def test_a_cropped_case_stays_as_it_was_for_the_next_configuration() -> None:
     image: Image = np.ones((1, 5, 6, 7), dtype=np.float32)
     image[0, :, 0, 0] = 0
@@ -463,3 +480,18 @@ def test_preprocessed_arrays_equal_the_peers(golden: Mapping[str, Any], shared: 
     theirs = np.where(found.mask, found.segmentation.astype(int), -1)
     labels, counts = np.unique(theirs, return_counts=True)
     assert {str(a): int(n) for a, n in zip(labels, counts, strict=True)} == golden["labels"]
+
+
+@pytest.mark.parametrize(
+    ("channel", "fill"), [("T1", 3.4e38), ("T1", 1e25), ("rescale_to_0_1", 3.4e38)]
+)
+def test_values_that_overflow_when_they_are_normalized_are_refused(
+    channel: str, fill: float
+) -> None:
+    image, _ = make_case(channels=2)
+    image[1, 0] = fill
+    image[1, 1] = -fill
+    plan, configuration = make(channels=("CT", channel))
+    values = re.escape(f"channel {channel} has values from -{fill:g} to {fill:g}, too large")
+    with pytest.raises(DataError, match=values):
+        preprocess_case(image, None, SPACING, plan, configuration)

@@ -70,7 +70,9 @@ def test_the_defaults_are_the_peers_recipe() -> None:
 @pytest.mark.parametrize(
     ("changes", "step_seconds", "expected"),
     [
-        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "mild")),
+        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "full")),
+        ({"budget_seconds": 1500.0}, 1.001, (0.1, 0.9, "mild")),
+        ({"budget_seconds": 1500.0}, 1.0, (0.1, 0.9, "full")),
         ({"budget_seconds": 5000.0}, 1.0, (0.01, 0.99, "full")),
         ({"budget_seconds": 5000.0}, None, (0.01, 0.99, "full")),  # nothing is measured yet
         ({}, 1e9, (0.01, 0.99, "full")),  # only a budget chooses for itself

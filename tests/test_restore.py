@@ -8,6 +8,8 @@ import pytest
 from tiny import toy_plan
 
 from nnseg.axes import Planes, Shape
+from nnseg.errors import StoppedError
+from nnseg.image import decide
 from nnseg.image.resample import resample_image
 from nnseg.labels import Labels
 from nnseg.plan import Configuration, Resampling
@@ -88,3 +90,34 @@ def test_what_the_next_stage_sees_are_positions_on_its_grid(
     assert found.shape == new_shape
     np.testing.assert_array_equal(found, LABELS.to_positions(wanted))
     assert set(np.unique(found)) == {0, 1, 2}
+
+
+def test_restoring_can_be_ended_between_any_two_planes(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decide, "_SLAB_VOXELS", 1)
+    asked: list[bool] = []
+
+    def ask() -> None:
+        asked.append(True)
+        if len(asked) == 5:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError, match="enough"):
+        restore(runs(), PLACEMENT, LABELS, configuration, ask=ask)
+    assert len(asked) == 5
+
+
+def test_regions_that_are_painted_alike_are_restored_as_their_logits_say(
+    configuration: Configuration,
+) -> None:
+    labels = Labels(
+        labels={"background": 0, "a": (1, 2), "b": 2, "c": 3}, regions_class_order=(3, 1, 1)
+    )
+    found = body_of(restore(runs(), PLACEMENT, labels, configuration), PLACEMENT)
+    resized = resample_image(np.moveaxis(logits(), -1, 0), (14, 12, 19), None, 1)
+    wanted = labels.segment(np.moveaxis(resized, 0, -1))
+    assert set(np.unique(wanted)) == {0, 1, 3}
+    np.testing.assert_array_equal(found, wanted)
+    positions = carry_over(runs(), labels, configuration, SEEN, SEEN)
+    np.testing.assert_array_equal(positions, labels.segment(logits()))

@@ -140,6 +140,27 @@ def test_a_log_that_cannot_be_written_to_is_told_once(
     assert len(report_in(tmp_path).warnings) == 1
 
 
+def test_hashes_that_are_known_are_taken_and_their_files_not_read(tmp_path: Path) -> None:
+    with logged_run(tmp_path, "predict", {}) as run:
+        run.input_hashes[tmp_path / "gone"] = "1"
+        run.output_hashes[tmp_path / "made"] = "2"
+        run.outputs.append(tmp_path / "log.txt")
+    found = report_in(tmp_path)
+    assert found.inputs == {str(tmp_path / "gone"): "1"}
+    assert found.outputs.keys() == {str(tmp_path / "made"), str(tmp_path / "log.txt")}
+
+
+def test_a_run_may_know_the_exit_code_of_its_process_better_than_its_error(tmp_path: Path) -> None:
+    def stop() -> None:
+        with logged_run(tmp_path, "predict", {}) as run:
+            run.exit_code = 130
+            raise StoppedError("stopped")
+
+    with pytest.raises(StoppedError):
+        stop()
+    assert report_in(tmp_path).exit_code == 130
+
+
 def test_no_handler_stays_behind(tmp_path: Path) -> None:
     before = list(logging.getLogger("nnseg").handlers)
     with logged_run(tmp_path, "train", {}):

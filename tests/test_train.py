@@ -28,17 +28,9 @@ from nnseg.preprocess import Placement, find_locations
 from nnseg.recipe import TrainSettings, plan_course
 from nnseg.resume import EpochReport, RunRecord, extend_run
 from nnseg.store import TrainingCase
-from nnseg.train import (
-    Task,
-    follow,
-    new_state,
-    probe,
-    restore_state,
-    save_state,
-    step_loss,
-    train,
-    validate_epoch,
-)
+from nnseg.task import Task
+from nnseg.train import probe, step_loss, train, validate_epoch
+from nnseg.train_state import follow, new_state, restore_state, save_state
 
 LABELS = Labels(labels={"background": 0, "dark": 1, "bright": 2})
 PATCH: Shape = (4, 8, 6)

@@ -1,5 +1,6 @@
 """Commands that bring plans and models in from elsewhere, and models out: import and export."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def import_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         metavar="MODEL",
         help="of nnU-Net v2: a trained model's folder, a dataset's results or a zip of them, which "
-        "become a model of ours; or a plans.json, which becomes a plan of ours",
+        "become a model of ours; or a plans.json, which becomes a plan of ours; or a zip that "
+        "`nnseg export` wrote",
     )
     models = parser.add_argument_group("models")
     models.add_argument(
@@ -53,7 +55,12 @@ def export_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--to", choices=tuple(EXPORTERS), required=True, help="who is to read it")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder that is not there"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="folder, or zip file, that is not there",
     )
     parser.add_argument(
         "-chk", "--checkpoint", choices=("final", "best"), default="final", help="final if left out"
@@ -103,4 +110,9 @@ def _import_models(args: Namespace) -> None:
         print("nothing was written")
         return
     for model in imported:
-        print(f"nnseg predict -m {target / model.configuration_name} -i IN -o OUT")
+        folder = shlex.quote(str(target / model.configuration_name))
+        best = [fold for fold, kinds in model.checkpoints.items() if "final" not in kinds]
+        option = " -chk best" if len(best) == len(model.checkpoints) else ""
+        print(f"nnseg predict -m {folder} -i IN -o OUT{option}")
+        if best and not option:
+            print(f"that leaves out folds {', '.join(best)}, which have a checkpoint_best only")

@@ -1,10 +1,12 @@
 """Commands with a trained model: predict, evaluate."""
 
+import json
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnseg.cli.arguments import (
     add_device,
@@ -14,10 +16,12 @@ from nnseg.cli.arguments import (
     whole_number,
 )
 from nnseg.console import STOP, Progress
-from nnseg.errors import UsageError
+from nnseg.errors import NnsegError, UsageError
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
+    from nnseg.predictor import Predictor
+    from nnseg.proof import Proof
 
 
 PRESETS = ("fast", "default", "best")
@@ -94,7 +98,11 @@ def _add_how(parser: ArgumentParser) -> None:
         help="distance of tiles as a share of their edge: the preset's, 0.5",
     )
     how.add_argument("--disable_tta", action="store_true", help="without mirrored images: faster")
-    how.add_argument("--overwrite", action="store_true", help="do again what is proven to be done")
+    how.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="do again what is proven to be done, and replace label maps changed by hand",
+    )
     how.add_argument(
         "--continue_prediction",
         action="store_true",
@@ -111,6 +119,25 @@ def _add_how(parser: ArgumentParser) -> None:
         metavar="N",
         help="accepted for nnU-Net's sake: there are no worker processes",
     )
+    how.add_argument(
+        "-tr",
+        choices=("nnUNetTrainer",),
+        help="accepted for nnU-Net's sake: a model of ours is not named by its trainer",
+    )
+    how.add_argument(
+        "--not_on_device",
+        action="store_true",
+        help="accepted for nnU-Net's sake: what a GPU must hold is small anyway",
+    )
+    how.add_argument(
+        "--disable_progress_bar", action="store_true", help="no progress, as nnU-Net calls it"
+    )
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the images, say what would be done and what it takes, and write nothing",
+    )
+    how.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     add_device(how)
 
 
@@ -141,19 +168,55 @@ def _add_besides(parser: ArgumentParser) -> None:
 
 
 def run_predict(args: Namespace) -> None:
-    from nnseg import pipeline
-    from nnseg.predicting import Wanted
-    from nnseg.predictor import load
+    from nnseg import outlook, pipeline, predicted_folder, predicting
 
     if not 0 <= args.part_id < args.num_parts:
         raise UsageError(f"-part_id is {args.part_id}; it must be 0 to {args.num_parts - 1}")
     if args.step is not None and not 0 < args.step <= 1:
         raise UsageError(f"-step_size is {args.step}; it must be over 0 and at most 1")
+    what = (_predictor(args), args.input, args.output)
+    progress = Progress(args.quiet or args.json or args.disable_progress_bar)
+    STOP.listen()
+    how: dict[str, Any] = {
+        "wanted": predicted_folder.Wanted(
+            maps=("entropy", "disagreement") if args.uncertainty else (),
+            probabilities=args.save_probabilities,
+            statistics=args.statistics,
+        ),
+        "part": args.part_id,
+        "parts": args.num_parts,
+        "overwrite": args.overwrite,
+        "on_progress": progress,
+        "stop": STOP,
+    }
+    if args.dry_run:
+        foretold = outlook.foretell(*what, **how)
+        progress.close()
+        print(json.dumps(foretold.to_json()) if args.json else foretold)
+        predicting.raise_failed(foretold.failed, len(foretold.cases))
+        return
+    told: dict[str, Proof | NnsegError] = {}
+    try:
+        written = pipeline.predict(*what, **how, on_case=told.__setitem__)
+    except NnsegError:
+        if args.json and told:
+            print(_as_json(args.output, told))
+        raise
+    finally:
+        progress.close()
+    if args.json:
+        print(_as_json(args.output, told))
+    else:
+        print(f"{len(written)} segmentations in {args.output}")
+
+
+def _predictor(args: Namespace) -> "Predictor":
+    from nnseg.predictor import load
+
     kinds: dict[str, Kind] = {"final": "final", "best": "best"}
     kind = kinds.get(re.sub(r"^checkpoint_|\.pth$", "", args.checkpoint))
     if kind is None:
         raise UsageError(f"-chk is {args.checkpoint}; it must be final or best")
-    progress = Progress(args.quiet)
     predictor = load(
         _models(args, kind),
         folds=args.folds,
@@ -166,29 +229,17 @@ def run_predict(args: Namespace) -> None:
     )
     if args.step is not None:
         predictor = replace(predictor, step=args.step)
-    if args.disable_tta:
-        predictor = replace(predictor, mirror=False)
-    wanted = Wanted(
-        maps=("entropy", "disagreement") if args.uncertainty else (),
-        probabilities=args.save_probabilities,
-        statistics=args.statistics,
-    )
-    STOP.listen()
-    try:
-        written = pipeline.predict(
-            predictor,
-            args.input,
-            args.output,
-            wanted=wanted,
-            part=args.part_id,
-            parts=args.num_parts,
-            overwrite=args.overwrite,
-            on_progress=progress,
-            stop=STOP,
-        )
-    finally:
-        progress.close()
-    print(f"{len(written)} segmentations in {args.output}")
+    return replace(predictor, mirror=False) if args.disable_tta else predictor
+
+
+def _as_json(target: Path, told: "Mapping[str, Proof | NnsegError]") -> str:
+    """Give what became of each case: its state as run.json has it, and its proof if it is done."""
+    from nnseg import record
+
+    failed = {name: str(found) for name, found in told.items() if isinstance(found, NnsegError)}
+    proofs = {name: record.to_json(found) for name, found in told.items() if name not in failed}
+    cases = {name: failed.get(name, "done") for name in told}
+    return json.dumps({"target": str(target), "cases": cases, "proofs": proofs, "written": True})
 
 
 def _models(args: Namespace, kind: str) -> list[Path]:

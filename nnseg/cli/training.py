@@ -85,7 +85,7 @@ def _add_recipe(recipe: Any) -> None:
         "--class-weights", type=numbers, metavar="X,...", help="of the loss, one a label"
     )
     recipe.add_argument(
-        "--augmentation", metavar="NAME", help="full or mild; mild for a short budget"
+        "--augmentation", metavar="NAME", help="full or mild; mild for a very short budget"
     )
     recipe.add_argument(
         "--swap-labels",

@@ -36,6 +36,7 @@ from nnseg.dataset.spec import (
     parse_spec,
     read_spec,
     spec_to_json,
+    stays_inside,
 )
 
 __all__ = [
@@ -69,5 +70,6 @@ __all__ = [
     "read_spec",
     "select_fold",
     "spec_to_json",
+    "stays_inside",
     "visible_files",
 ]

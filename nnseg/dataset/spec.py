@@ -62,7 +62,7 @@ class DatasetSpec:
             if not case.images:
                 raise DataError(f"dataset.{case_id} has no images; list a file for each channel")
             for path in (*case.images, case.label):
-                if not _stays_inside(path):
+                if not stays_inside(path):
                     raise DataError(
                         f"dataset.{case_id} has {path!r}, which does not stay in the dataset's "
                         "folder; give a path relative to it without .., ~ and variables, and link "
@@ -167,7 +167,7 @@ def spec_to_json(spec: DatasetSpec) -> dict[str, Any]:
     return result | spec.others
 
 
-def _stays_inside(path: str) -> bool:
+def stays_inside(path: str) -> bool:
     """Say whether a path is relative and leads nowhere above where it starts, on any system."""
     kinds = (PurePosixPath(path), PureWindowsPath(path))
     return (

@@ -141,13 +141,15 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if (
         not name
-        or "\\" in name
         or "\0" in name
         or posix.is_absolute()
         or windows.drive
-        or ".." in posix.parts
+        or windows.root
+        or ".." in windows.parts
     ):
         return "leads out of the folder"
+    if "\\" in name:
+        return "has a backslash in its name; pack the folder again by another program"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or device"

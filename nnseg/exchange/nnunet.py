@@ -7,7 +7,7 @@ there is refused. Nothing is ever imported or searched for by a name from a file
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -19,13 +19,15 @@ from nnseg.fingerprint import Fingerprint
 from nnseg.fit import PLANNERS
 from nnseg.image.intensity import Intensity
 from nnseg.model.architecture import Architecture
-from nnseg.plan import COARSE, Configuration, Plan, Resampling
+from nnseg.plan import COARSE, MOST_VOXELS, Configuration, Plan, Resampling
 from nnseg.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NAME = "nnunet"  # of plans that come from there without one
+UNNAMED = ("nnseg", NAME)  # what plans are called that nobody gave a name
 INTENSITIES = "foreground_intensity_properties_per_channel"
 INTENSITIES_BEFORE = "foreground_intensity_properties_by_modality"  # its name in early v2
 
@@ -207,12 +209,17 @@ def fingerprint_to_json(fingerprint: Fingerprint) -> dict[str, Any]:
 
 
 def plans_name(plan: Plan) -> str:
-    """Give the name that nnU-Net's plans of this kind have; another memory target is added to it.
+    """Give what nnU-Net is to call a plan: its own name, where somebody gave it one.
 
+    Else it is the name of nnU-Net's plans of this kind, to which another memory target is added.
     Examples are nnUNetPlans, nnUNetResEncUNetLPlans and nnUNetPlans_2GB.
     """
+    planners = _planner_names(plan).plans_name
+    # In the names of its folders, nnU-Net sets plans apart by two underscores.
+    if plan.name not in (*UNNAMED, planners) and "__" not in plan.name:
+        return plan.name
     own = plan.planner not in PLANNERS or plan.memory_gb == PLANNERS[plan.planner].memory_gb
-    return _planner_names(plan).plans_name + ("" if own else f"_{plan.memory_gb:g}GB")
+    return planners + ("" if own else f"_{plan.memory_gb:g}GB")
 
 
 def plans_to_json(plan: Plan, *, reader: str | None = None) -> dict[str, Any]:
@@ -227,7 +234,8 @@ def plans_to_json(plan: Plan, *, reader: str | None = None) -> dict[str, Any]:
             overwrite_image_reader_writer; None chooses by the ending of the files.
 
     Raises:
-        PlanError: nnU-Net has no name for a normalizer or network of the plan.
+        PlanError: nnU-Net has no name for a normalizer or network of the plan, or no reader of
+            its images.
     """
     whole = {name: _configuration_to_json(plan, name) for name in plan.configurations}
     configurations = {}
@@ -253,7 +261,14 @@ def plans_to_json(plan: Plan, *, reader: str | None = None) -> dict[str, Any]:
     }
 
 
-def read_plans(data: Any, spec: DatasetSpec, *, name: str, where: str = "plans.json") -> Plan:
+def read_plans(
+    data: Any,
+    spec: DatasetSpec,
+    *,
+    name: str,
+    where: str = "plans.json",
+    needed: Collection[str] | None = None,
+) -> Plan:
     """Build a `Plan` from the content of nnU-Net's plans.json and the dataset.json beside it.
 
     Args:
@@ -261,6 +276,8 @@ def read_plans(data: Any, spec: DatasetSpec, *, name: str, where: str = "plans.j
         spec: The dataset.json; plans.json has neither labels nor channel names.
         name: What to call the plan.
         where: Opens error messages.
+        needed: Names of configurations. Others that cannot be read, and what builds on them, are
+            left out and the log says so. None needs all.
 
     Returns:
         The plan, without decisions. nnU-Net doesn't write down the memory target: it is taken to
@@ -282,10 +299,7 @@ def read_plans(data: Any, spec: DatasetSpec, *, name: str, where: str = "plans.j
                 f"has intensities of {len(intensities)} channels, dataset.json has "
                 f"{len(spec.channels)}; take the dataset.json that lies beside the plans"
             )
-        chains = {key: _inheritance(raw.configurations, key) for key in raw.configurations}
-        configurations = {
-            key: _read_configuration(raw, key, chain) for key, chain in chains.items()
-        }
+        configurations = _read_configurations(raw, needed, where)
         planner = _read_planner(raw, configurations, where)
         return Plan(
             name=name,
@@ -301,6 +315,44 @@ def read_plans(data: Any, spec: DatasetSpec, *, name: str, where: str = "plans.j
             intensities=intensities,
             configurations=configurations,
         )
+
+
+def _read_configurations(
+    raw: _PlansJson, needed: Collection[str] | None, where: str
+) -> dict[str, Configuration]:
+    """Read all configurations, or all that can be read with what they build on."""
+    found: dict[str, Configuration] = {}
+    faults: dict[str, NnsegError] = {}
+    for name in raw.configurations:
+        try:
+            found[name] = _read_configuration(raw, name, _inheritance(raw.configurations, name))
+        except NnsegError as error:
+            if needed is None:
+                raise
+            faults[name] = error
+    while needed is not None and (lacking := _lacking(found)):
+        for name, other in lacking.items():
+            del found[name]
+            reason = faults.get(other, "which is not there")
+            faults[name] = PlanError(f"configuration {name} needs {other}: {reason}")
+    # What lies beside a model is read for no configuration by name, once; each checkpoint of it,
+    # which holds the same again, for its own.
+    level = logging.INFO if needed else logging.WARNING
+    for name, fault in faults.items():
+        if not found or name in (needed or ()):
+            raise fault
+        logger.log(level, "%s: configuration %s is left out: %s", where, name, fault)
+    return found
+
+
+def _lacking(configurations: Mapping[str, Configuration]) -> dict[str, str]:
+    """Give the configurations that build on one which is not there, and that one."""
+    return {
+        name: other
+        for name, one in configurations.items()
+        for other in (one.data, one.previous)
+        if other is not None and other not in configurations
+    }
 
 
 @contextlib.contextmanager
@@ -355,14 +407,27 @@ def _planner_names(plan: Plan) -> _PlannerNames:
 
 
 def _reader(plan: Plan) -> str:
+    """Choose nnU-Net's class that reads images, and writes label maps, of the plan's ending.
+
+    Source: `supported_file_endings` of nnunetv2.imageio, 2.8.1.
+    """
     ending = plan.file_ending.lower()
-    if ending in (".png", ".bmp", ".jpg", ".jpeg") or (
-        ending == ".tif" and plan.median_shape[0] == 1
-    ):
+    flat = plan.median_shape[0] == 1
+    if ending in (".png", ".bmp") or (ending == ".tif" and flat):
         return "NaturalImage2DIO"
-    if ending in (".tif", ".tiff"):
+    if ending in (".tif", ".tiff") and not flat:
         return "Tiff3DIO"
-    return "NibabelIO" if ending == ".nii" else "SimpleITKIO"
+    if ending == ".nii":
+        return "NibabelIO"
+    if ending in (".nii.gz", ".nrrd", ".mha"):
+        return "SimpleITKIO"
+    if ending in (".jpg", ".jpeg"):
+        remedy = "it would write label maps as JPEG, which changes them: convert the images to .png"
+    elif flat:
+        remedy = "it reads such files of three axes only: convert the images to .png or .tif"
+    else:
+        remedy = "convert the images to .nii.gz"
+    raise PlanError(f"nnU-Net has nothing for {plan.file_ending} images such as these; {remedy}")
 
 
 def _configuration_to_json(plan: Plan, name: str) -> dict[str, Any]:
@@ -517,8 +582,9 @@ def _read_configuration(raw: _PlansJson, name: str, chain: Sequence[str]) -> Con
 def _median_slices(raw: _PlansJson) -> float:
     """Give the median image's slices, which nnU-Net's 2D configurations leave out."""
     fullres = raw.configurations.get("3d_fullres", {}).get("median_image_size_in_voxels")
-    if isinstance(fullres, list) and fullres and isinstance(fullres[0], int | float):
-        return float(fullres[0])
+    first = fullres[0] if isinstance(fullres, list) and fullres else None
+    if isinstance(first, int | float) and 0 <= first <= MOST_VOXELS:  # or it may be no float's
+        return float(first)
     return raw.original_median_shape_after_transp[0]
 
 

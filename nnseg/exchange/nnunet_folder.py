@@ -24,9 +24,8 @@ from nnseg.commit import whole_file, whole_folder, write_whole
 from nnseg.dataset import spec_to_json
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.exchange.archive import Archive, file_of, list_archive
-from nnseg.exchange.nnunet import plans_name, plans_to_json, read_plans
+from nnseg.exchange.nnunet import NAME, plans_name, plans_to_json, read_plans
 from nnseg.exchange.nnunet_model import (
-    NAME,
     TRAINER,
     NnunetModel,
     dataset_of,
@@ -34,8 +33,10 @@ from nnseg.exchange.nnunet_model import (
     read_dataset,
     write_checkpoint,
 )
-from nnseg.folders import checkpoint_file, fold_folder
+from nnseg.exchange.rules import find_rules
+from nnseg.folders import checkpoint_file, fold_folder, postprocessing_file
 from nnseg.plan import Plan
+from nnseg.postprocess import Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedModel:
-    """What became of one of nnU-Net's models."""
+    """What became of a model."""
 
     plan: Plan
     configuration_name: str
@@ -157,28 +158,38 @@ def import_models(
         imported = _import_one(model, plan, target, trainers)
         for other in done:
             if other.configuration_name == imported.configuration_name:
+                way = "unpack it and " if model.archive.is_zip else ""
                 raise UsageError(
-                    f"{model.where}: is {other.configuration_name} like {other.source}; name the "
-                    "folder of the one to import"
+                    f"{model.where}: is {other.configuration_name} like {other.source}; {way}name "
+                    "the folder of the one to import"
                 )
         done.append(imported)
-    names = {imported.configuration_name for imported in done}
-    for imported in done:
-        previous = imported.plan.configuration(imported.configuration_name).previous
+    check_stages(done)
+    return tuple(done)
+
+
+def check_stages(models: Sequence[ImportedModel]) -> None:
+    """Make sure that the stage before each cascade is among the models.
+
+    Raises:
+        MissingError: One is not.
+    """
+    names = {model.configuration_name for model in models}
+    for model in models:
+        previous = model.plan.configuration(model.configuration_name).previous
         if previous is not None and previous not in names:
             raise MissingError(
-                f"{imported.source}: is {imported.configuration_name}, which starts from "
+                f"{model.source}: is {model.configuration_name}, which starts from "
                 f"{previous}; import both at once, from the folder that holds them"
             )
-    return tuple(done)
 
 
 def export_models(folds: Sequence[Path], target: Path, kind: Kind) -> tuple[Path, ...]:
     """Write models of ours as a folder that nnU-Net predicts with.
 
     Of one configuration, `target` is the model's folder; of several, it holds one for each, as a
-    dataset's results do. nnU-Net keeps no name of a plan, no memory target, no decisions and no
-    gaps between labels, and of median shapes whole voxels.
+    dataset's results do. nnU-Net keeps no memory target, no decisions and no gaps between labels,
+    and of median shapes whole voxels. Rules for label maps are copied, but it does not apply them.
 
     Args:
         folds: Folders of trained folds, all of one plan.
@@ -191,7 +202,7 @@ def export_models(folds: Sequence[Path], target: Path, kind: Kind) -> tuple[Path
     Raises:
         MissingError: A fold has no such checkpoint.
         DataError: One is damaged, or two are of different plans or the same fold.
-        PlanError: nnU-Net has nothing for a normalizer or network of the plan.
+        PlanError: nnU-Net has nothing for a normalizer or network of the plan, or its images.
     """
     checkpoints = [
         record.load_sealed(Checkpoint, checkpoint_file(folder, kind), made_by="nnseg train")
@@ -214,10 +225,15 @@ def export_models(folds: Sequence[Path], target: Path, kind: Kind) -> tuple[Path
         name: f"{TRAINER}__{plans_name(plan)}__{name}" if len(configurations) > 1 else ""
         for name in configurations
     }
+    rules = {
+        one.configuration_name: find_rules(folder)
+        for one, folder in zip(checkpoints, folds, strict=True)
+    }
     with whole_folder(target) as unfinished:
-        for place in places.values():
+        for configuration, place in places.items():
             _write_json(plans_to_json(plan), unfinished / place / PLANS)
             _write_json(spec_to_json(dataset_of(plan)), unfinished / place / DATASET)
+            _copy_rules(rules[configuration], unfinished / place, target / place)
         for folder in folds:
             _export_fold(folder, unfinished, places, kind)
     return tuple(target / place for place in places.values())
@@ -236,7 +252,21 @@ def _export_fold(folder: Path, target: Path, places: Mapping[str, str], kind: Ki
         write_checkpoint(checkpoint, weights, temporary)
 
 
-def _read_plan(model: FoundModel, name: str | None) -> Plan:
+def _copy_rules(rules: tuple[Path, Postprocessing] | None, folder: Path, target: Path) -> None:
+    """Lay rules for label maps beside a model: nnU-Net has them as a pickle only, and elsewhere."""
+    if rules is None:
+        return
+    file, content = rules
+    record.save(content, postprocessing_file(folder))
+    logger.warning(
+        "%s is not applied by nnU-Net: `nnseg predict` changes label maps by these rules, which "
+        "lie in %s now, too",
+        file,
+        postprocessing_file(target),
+    )
+
+
+def _read_plan(model: FoundModel, name: str | None, needed: Collection[str] = ()) -> Plan:
     """Read the plan that nnU-Net would predict by: that of the two files beside the folds."""
     contents: dict[str, Any] = {}
     for file in (PLANS, DATASET):
@@ -250,7 +280,8 @@ def _read_plan(model: FoundModel, name: str | None) -> Plan:
     plans = contents[PLANS]
     theirs = plans.get("plans_name") if isinstance(plans, dict) else None
     called = name or (theirs if isinstance(theirs, str) else NAME)
-    return read_plans(plans, spec, name=called, where=model.archive.where(model.place + PLANS))
+    where = model.archive.where(model.place + PLANS)
+    return read_plans(plans, spec, name=called, where=where, needed=needed)
 
 
 def _import_one(
@@ -261,6 +292,8 @@ def _import_one(
         where = model.archive.where(file)
         with file_of(model.archive, file) as path:
             theirs = read_checkpoint(path, where, trainers=trainers)
+        if theirs.configuration_name not in plan.configurations:
+            _read_plan(model, plan.name, needed=(theirs.configuration_name,))  # it says why
         _check_same(theirs, plan, where)
         first = first or theirs
         if theirs.configuration_name != first.configuration_name:

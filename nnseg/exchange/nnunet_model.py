@@ -17,16 +17,20 @@ from torch import Tensor
 
 from nnseg.checkpoint import Checkpoint
 from nnseg.dataset import DatasetSpec, parse_spec, spec_to_json
-from nnseg.errors import DataError, PlanError, UsageError
-from nnseg.exchange.nnunet import plans_to_json, read_plans
+from nnseg.errors import DataError, MachineError, PlanError, UsageError
+from nnseg.exchange.nnunet import NAME, plans_to_json, read_plans
 from nnseg.exchange.nnunet_weights import from_nnunet, to_nnunet
+from nnseg.model.device import is_out_of_memory
 from nnseg.model.unet import build_network
 from nnseg.plan import Plan
+from nnseg.record import MAX_DEPTH
 
-NAME = "nnunet"  # of plans that come from there
 TRAINER = "nnUNetTrainer"  # its own; the network and the prediction are its plans' alone
 _NEEDED = ("network_weights", "init_args")
-_NUMBERS = ("f8", "f4", "f2", "i8", "i4", "?")  # kinds of numpy scalars that its log holds
+_NUMBERS = ("f8", "f4", "f2", "i8", "i4", "b1")  # kinds of numpy scalars that its log holds
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights
+_MOST_NODES = 10**6  # of plans and dataset.json, written out; the longest have some thousands
+_MOST_EPOCHS = 10**9
 _SCALAR_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # until numpy 1, and since
 _FOREIGN = re.compile(r"GLOBAL (\S+)")  # how torch names what a file may not hold
 
@@ -129,14 +133,22 @@ def read_checkpoint(
     if missing:
         raise DataError(f"{where}: has no {missing[0]}; it must be a checkpoint of nnU-Net v2")
     given = content["init_args"]
-    try:
-        name, fold = str(given["configuration"]), str(given["fold"])
-        spec = read_dataset(given["dataset_json"], f"{where}: dataset_json")
-        plan = read_plans(given["plans"], spec, name=NAME, where=f"{where}: plans")
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: its init_args are not those of nnU-Net v2 ({error})") from None
+    wanted = ("configuration", "fold", "dataset_json", "plans")
+    if not isinstance(given, dict) or not all(key in given for key in wanted):
+        raise DataError(
+            f"{where}: its init_args are not those of nnU-Net v2, which hold {', '.join(wanted)}"
+        )
+    for key in wanted:
+        _check_plain(given[key], f"{where}: {key}")
+    name, fold = str(given["configuration"]), str(given["fold"])
+    spec = read_dataset(given["dataset_json"], f"{where}: dataset_json")
+    plan = read_plans(given["plans"], spec, name=NAME, where=f"{where}: plans", needed=(name,))
     trainer, epoch = content.get("trainer_name", TRAINER), content.get("current_epoch", 0)
-    if not isinstance(trainer, str) or not isinstance(epoch, int | np.integer) or epoch < 0:
+    if (
+        not isinstance(trainer, str)
+        or not isinstance(epoch, int | np.integer)
+        or not 0 <= epoch <= _MOST_EPOCHS
+    ):
         raise DataError(f"{where}: trainer_name or current_epoch is not that of a checkpoint")
     if trainers is not None and trainer not in trainers and not changes_nothing(trainer):
         raise UsageError(
@@ -209,16 +221,65 @@ def dataset_of(plan: Plan) -> DatasetSpec:
 
 
 def read_dataset(data: Any, where: str) -> DatasetSpec:
-    """Read the dataset.json of a trained model, of which the list of training files is no part.
+    """Read the dataset.json of a trained model, as far as nnU-Net needs it to predict.
 
-    Those files lie wherever they did when it was trained.
+    The list of training files is no part of it: they lie wherever they did when it was trained.
+    Nor need their number be there, and integers of labels may be in quotes.
 
     Raises:
         DataError: It is no such content.
     """
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key != "dataset"}
+        data.setdefault("numTraining", 0)
+        labels = data.get("labels")
+        if isinstance(labels, dict):
+            data["labels"] = {name: _unquoted(value) for name, value in labels.items()}
     return parse_spec(data, where)
+
+
+def _unquoted(value: Any) -> Any:
+    """Give the integers of a label without the quotes that nnU-Net reads them in, too."""
+    if isinstance(value, list | tuple):
+        return [_unquoted(one) if isinstance(one, str) else one for one in value]
+    quoted = isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value)
+    return int(value) if quoted else value
+
+
+def _check_plain(given: Any, where: str) -> None:
+    """Refuse what JSON could not hold, and what is more than any plans when it is written out.
+
+    A pickle may name one list in many places: a small file of such lists in lists would take
+    forever to write out, and one that holds itself has no end.
+
+    Raises:
+        DataError: It is so.
+    """
+    level, nodes = [given], 1
+    for _ in range(MAX_DEPTH):
+        inside: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                if strange := [key for key in value if not isinstance(key, str)]:
+                    raise DataError(f"{where}: has a key that is a {type(strange[0]).__name__}")
+                inside += (*value, *value.values())
+            elif isinstance(value, list | tuple):
+                inside += value
+            elif isinstance(value, str):
+                nodes += len(value) // 100
+            elif not (value is None or isinstance(value, int | float)):
+                raise DataError(
+                    f"{where}: holds a {type(value).__name__}; nnU-Net writes numbers, text and "
+                    "lists there"
+                )
+            elif isinstance(value, int) and value.bit_length() > 64:
+                raise DataError(f"{where}: holds an integer of {value.bit_length()} bits")
+            if nodes + len(inside) > _MOST_NODES:
+                raise DataError(f"{where}: holds more than {_MOST_NODES} values; no training has")
+        nodes, level = nodes + len(inside), inside
+        if not level:
+            return
+    raise DataError(f"{where}: is nested deeper than {MAX_DEPTH} levels, or holds itself")
 
 
 def _weights(given: Any, plan: Plan, name: str, most_bytes: int) -> dict[str, Tensor]:
@@ -229,6 +290,9 @@ def _weights(given: Any, plan: Plan, name: str, most_bytes: int) -> dict[str, Te
         raise DataError("network_weights must be tensors by name")
     architecture = plan.configuration(name).architecture
     weights = from_nnunet(given, architecture)
+    for ours, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.dtype not in _FLOATS or tensor.is_meta:
+            raise DataError(f"the weights of {ours} are no ordinary floating-point numbers")
     if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > most_bytes:
         raise DataError("the weights are larger than the file, which no training wrote")
     with torch.device("meta"):
@@ -240,8 +304,6 @@ def _weights(given: Any, plan: Plan, name: str, most_bytes: int) -> dict[str, Te
                 f"the weights of {ours} have shape {tuple(tensor.shape)}, its plans make a network "
                 f"of {tuple(wanted.shape)}; take the plans that the model was trained with"
             )
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise DataError(f"the weights of {ours} are no ordinary floating-point numbers")
         if not tensor.isfinite().all():
             raise DataError(f"the weights of {ours} hold NaN or infinity; the training failed")
     return {ours: tensor.float() for ours, tensor in weights.items()}
@@ -249,15 +311,18 @@ def _weights(given: Any, plan: Plan, name: str, most_bytes: int) -> dict[str, Te
 
 def _mirror_axes(given: Any, plan: Plan, name: str) -> tuple[int, ...]:
     dimensions = plan.configuration(name).architecture.dimensions
-    axes = () if given is None else given
-    if not isinstance(axes, list | tuple) or not all(
+    axes = [] if given is None else given
+    if isinstance(axes, list | tuple):
+        axes = [int(axis) if isinstance(axis, np.integer) else axis for axis in axes]
+    _check_plain(axes, "inference_allowed_mirroring_axes")
+    if not isinstance(axes, list) or not all(
         isinstance(axis, int) and 0 <= axis < dimensions for axis in axes
     ):
         raise DataError(
-            f"inference_allowed_mirroring_axes is {given!r}; they must be axes of a patch, 0 to "
+            f"inference_allowed_mirroring_axes is {axes!r}; they must be axes of a patch, 0 to "
             f"{dimensions - 1}"
         )
-    return tuple(sorted({int(axis) + 3 - dimensions for axis in axes}))
+    return tuple(sorted({axis + 3 - dimensions for axis in axes}))
 
 
 def _validation_dice(log: Any) -> float | None:
@@ -269,17 +334,20 @@ def _validation_dice(log: Any) -> float | None:
 
 
 def _load(path: Path, where: str) -> Any:
-    kinds = [type(np.dtype(kind)) for kind in _NUMBERS]
     scalars = [_scalar_of(module) for module in _SCALAR_MODULES]
     try:
         _refuse_unpacking(path, where)
-        with torch.serialization.safe_globals([*scalars, np.dtype, *kinds]):
+        with torch.serialization.safe_globals([*scalars, _Number]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from None
     except Exception as error:  # its reader hands on whatever a foreign file makes it raise
+        if is_out_of_memory(error):
+            raise MachineError(
+                f"{where}: takes more memory than there is; end what else takes some"
+            ) from None
         foreign = _FOREIGN.search(str(error))  # the rest of what torch says advises to run it
         reason = (
             f"it holds {foreign[1]}, which is no tensor, container or number"
@@ -302,11 +370,33 @@ def _refuse_unpacking(path: Path, where: str) -> None:
 
 
 def _scalar_of(module: str) -> Any:
-    """Give numpy's maker of scalars, named as a checkpoint names it that has it from `module`."""
-    make = (getattr(np, "_core", None) or np.core).multiarray.scalar
+    """Give what stands for numpy's maker of scalars, which checkpoints have from `module`."""
 
-    def scalar(*arguments: Any) -> Any:
-        return make(*arguments)
+    def scalar(kind: Any, data: Any) -> Any:
+        if not isinstance(kind, _Number) or not isinstance(data, bytes):
+            raise ValueError("a scalar is of a kind and bytes")
+        (value,) = np.frombuffer(data, kind.code)
+        return value
 
     scalar.__module__, scalar.__qualname__ = module, "scalar"
     return scalar
+
+
+class _Number:
+    """What stands for numpy's dtype while a checkpoint is read: a kind of plain numbers.
+
+    A dtype itself could be made of any size, or of Python's objects.
+    """
+
+    def __init__(self, code: Any, *_how: Any) -> None:
+        if not isinstance(code, str) or code not in _NUMBERS:
+            kind = repr(code[:20]) if isinstance(code, str) else type(code).__name__
+            raise ValueError(f"GLOBAL numpy.dtype({kind})")  # as torch says
+        self.code = f"<{code}"
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] == ">":  # the order of the bytes, which follows the format's version
+            self.code = f">{self.code[1:]}"
+
+
+_Number.__module__, _Number.__qualname__ = "numpy", "dtype"  # how a checkpoint names it

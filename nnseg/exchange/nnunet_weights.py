@@ -1,5 +1,6 @@
 """The names of a network's weights in nnU-Net v2 and ours, one to one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -8,7 +9,8 @@ from nnseg.model.architecture import Architecture
 
 T = TypeVar("T")
 
-_PARALLEL = "module."  # in front of every name of a network that was trained on several GPUs
+# In front of every name of a network that was trained on several GPUs, or compiled, or both.
+_WRAPPED = re.compile(r"(?:module\.|_orig_mod\.)+")
 
 
 def nnunet_names(architecture: Architecture) -> dict[str, tuple[str, ...]]:
@@ -43,10 +45,15 @@ def from_nnunet(weights: Mapping[str, T], architecture: Architecture) -> dict[st
     Of the names of one tensor any will do: older versions write fewer.
 
     Raises:
-        DataError: A tensor is missing, or one is of another network.
+        DataError: A tensor is missing, one is there twice, or one is of another network.
     """
-    given = {name.removeprefix(_PARALLEL): tensor for name, tensor in weights.items()}
-    found = {}
+    given: dict[str, T] = {}
+    for name, tensor in weights.items():
+        bare = name[found.end() :] if (found := _WRAPPED.match(name)) else name
+        if bare in given:
+            raise DataError(f"the weights have {bare} under two names; one network has one")
+        given[bare] = tensor
+    result = {}
     names = nnunet_names(architecture)
     for ours, theirs in names.items():
         present = next((name for name in theirs if name in given), None)
@@ -55,14 +62,14 @@ def from_nnunet(weights: Mapping[str, T], architecture: Architecture) -> dict[st
                 f"the weights have no {theirs[0]}, which a {architecture.network} network of "
                 "these plans has; take the plans that the model was trained with"
             )
-        found[ours] = given[present]
+        result[ours] = given[present]
     known = {name for theirs in names.values() for name in theirs}
     if strange := sorted(given.keys() - known):
         raise DataError(
             f"the weights have {strange[0]}, which no {architecture.network} network of these "
             "plans has; take the plans that the model was trained with"
         )
-    return found
+    return result
 
 
 def _layers(architecture: Architecture) -> Iterator[tuple[str, tuple[str, ...]]]:

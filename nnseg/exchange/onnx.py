@@ -23,25 +23,30 @@ from nnseg.axes import Order, Shape
 from nnseg.checkpoint import Kind
 from nnseg.commit import sha256, whole_file, whole_folder
 from nnseg.errors import MachineError, UsageError
+from nnseg.exchange.rules import find_rules
 from nnseg.image.intensity import Intensity
 from nnseg.image.resample import COARSE
 from nnseg.inference import Model, load_model
 from nnseg.model.tiles import SIGMA
 from nnseg.plan import Resampling
+from nnseg.postprocess import Rule
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 FILE = "model.json"
 INPUT, OUTPUT = "image", "logits"
-OPSET = 17  # what the exporter of torch 2.5 knows best, and runtimes since 2022 run
+OPSET = 17  # what torch's older exporter knows best, and runtimes since 2022 run
 TILE_STEP = 0.5  # as prediction has it
 TOLERANCE = 1e-4  # largest difference of logits, as a share of their range
 SEED = 0
 
 STEPS = (
     "Read each channel as float32 (z, y, x): the axes of a NIfTI file reversed. Spacing is in mm. "
-    "A 2D file is one slice, whose z spacing is 999 times the larger of its others.",
+    "A 2D file is one slice, whose z spacing is 999 times the larger of its others. Of a picture "
+    "(file_ending .png, .bmp, .jpg, .jpeg, .tif or .tiff) rows are y, columns x, each 1 mm apart, "
+    "and its colours are channels one after the other; a TIFF's CASE.json may hold its spacing. "
+    "All channels lie on one grid.",
     "Crop all channels to the box of the body: voxels where some channel is not 0, and holes among "
     "them that no path through voxel faces joins to the border. Without such voxels keep all.",
     "Transpose: axis i of what follows is axis order[i] of the image; spacing likewise.",
@@ -70,6 +75,13 @@ STEPS = (
     "argmax: a voxel gets the value in head_values of the head with the largest logit. regions: a "
     "voxel gets the value of the last head whose logit is over 0, or 0 where there is none.",
     "Transpose back, put the box at its place in the image, 0 elsewhere.",
+    "Postprocess by each of the rules in `postprocessing`, in this order, on what the one before "
+    "left; names are those in `labels`. Voxels whose corners touch are neighbours. keep_largest: "
+    "of the voxels that have a value of any of its labels, all but the largest connected component "
+    "become 0; of several equally large ones all stay. minimum_size: components of its label "
+    "smaller than `smallest` become 0, counted in voxels, or in ml by the image's spacing, where "
+    "one that is short of it by a millionth stays.",
+    "Write the smallest unsigned integers that hold all values; of JPEG images a .png.",
 )
 
 
@@ -137,6 +149,7 @@ class OnnxModel:
     decision: Literal["argmax", "regions"]
     head_values: tuple[int, ...]  # for each channel of the logits
     previous: PreviousStage | None
+    postprocessing: tuple[Rule, ...]
 
 
 class _Logits(nn.Module):
@@ -158,6 +171,8 @@ def export_onnx(folds: Sequence[Path], target: Path, kind: Kind = "final") -> tu
     compute in fp32; their input `image` is (batch, channel, z, y, x), of which batch is free and
     the rest is fixed to the patch; z is 1 for a 2D network, so that one program runs both kinds.
     Their output `logits` is (batch, head, z, y, x). Of a cascade only its own network is written.
+
+    Rules for label maps that lie beside the folds, or their configurations, come along.
 
     Where onnxruntime is installed, each network computes a random batch of two patches there, too:
     no logit may differ from torch's by more than `TOLERANCE` times the largest minus the smallest
@@ -184,6 +199,8 @@ def export_onnx(folds: Sequence[Path], target: Path, kind: Kind = "final") -> tu
     names = [folder.resolve().name for folder in folds]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{twice[0]} was given twice; leave one out, files are named by the folds")
+    rules = find_rules(folds[0])
+    postprocessing = rules[1].rules if rules else ()
     # fp32 on a CPU runs on PyTorch's operators alone: an exporter cannot see into our kernels.
     model = load_model(folds, kind, device="cpu", precision="fp32", alone=True)
     # In the channels-last layout torch's norms of large patches err by more than is allowed.
@@ -199,11 +216,13 @@ def export_onnx(folds: Sequence[Path], target: Path, kind: Kind = "final") -> tu
                 checker.check_model(str(unfinished))
                 _check_parity(f"{name}.onnx", network, unfinished, patches)
             networks.append(NetworkFile(file=path.name, sha256=sha256(path)))
-        record.save(_describe(model, networks), folder / FILE)
+        record.save(_describe(model, networks, postprocessing), folder / FILE)
     return (*(target / network.file for network in networks), target / FILE)
 
 
-def _describe(model: Model, networks: Sequence[NetworkFile]) -> OnnxModel:
+def _describe(
+    model: Model, networks: Sequence[NetworkFile], postprocessing: tuple[Rule, ...]
+) -> OnnxModel:
     plan, configuration = model.plan, model.configuration
     labels = plan.labels
     return OnnxModel(
@@ -249,6 +268,7 @@ def _describe(model: Model, networks: Sequence[NetworkFile]) -> OnnxModel:
         )
         if configuration.previous
         else None,
+        postprocessing=postprocessing,
     )
 
 

@@ -5,6 +5,7 @@ mixture of their logits does, because one head is the highest in each of them, o
 last that is over 0. Only places among differing labels are interpolated.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from nnseg.axes import Planes, Segmentation, Shape, three
 from nnseg.image.grids import Pairs, expand, linear_pairs, mixed_cells, nearest_voxels
 
-_SLAB_VOXELS = 2**20  # of the label map that is made at once, or fewer, so that their logits take
-_SLAB_BYTES = 2**25  # no more than this
+_SLAB_VOXELS = 2**20  # of the label map that is made at once, or fewer, so that logits take no
+_SLAB_BYTES = 2**25  # more than this, there and where they come from
 _CHUNK_BYTES = 2**22  # of logits that are interpolated at once
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -28,6 +29,7 @@ Decide = Callable[[Planes], Segmentation]  # logits (..., head) to labels (...)
 class Change:
     """From one grid to another: what makes up each new voxel along each axis."""
 
+    old_shape: Shape  # voxels of the grid that is left
     pairs: tuple[Pairs, Pairs, Pairs]
     linear: tuple[int, ...]  # the axes along which two voxels have a say; elsewhere the nearest has
 
@@ -59,7 +61,20 @@ def change_grid(
             inputs = nearest_voxels(size, new_size)
             ones = np.ones(new_size)
             pairs.append(Pairs(inputs=np.stack([inputs] * 2), weights=np.stack([ones, ones - 1])))
-    return Change(pairs=three(pairs), linear=tuple(linear))
+    return Change(old_shape=shape, pairs=three(pairs), linear=tuple(linear))
+
+
+def slab_depth(shape: Shape, new_shape: Shape, voxels: int) -> int:
+    """Give how many planes of a new grid to make at once.
+
+    So many that neither they nor the planes that they are made of have more than `voxels`.
+
+    >>> slab_depth((100, 8, 8), (100, 16, 16), 1000), slab_depth((100, 16, 16), (50, 8, 8), 1000)
+    (3, 1)
+    """
+    plane, new_plane = (math.prod(each[1:]) for each in (shape, new_shape))
+    planes = max(1, shape[0] / new_shape[0])  # that make up one of the new grid
+    return max(1, int(voxels / max(new_plane, plane * planes)))
 
 
 def decide(runs: Iterable[Planes], change: Change, labels_of: Decide) -> Iterator[Segmentation]:
@@ -75,8 +90,8 @@ def decide(runs: Iterable[Planes], change: Change, labels_of: Decide) -> Iterato
         The label map's planes in order, some at a time.
     """
     window = _Window(runs, labels_of)
-    voxels = min(_SLAB_VOXELS, _SLAB_BYTES // (4 * window.heads))
-    depth = max(1, voxels // (change.shape[1] * change.shape[2]))
+    depth = slab_depth(change.old_shape, change.shape, _SLAB_BYTES // (4 * window.heads))
+    depth = min(depth, max(1, _SLAB_VOXELS // math.prod(change.shape[1:])))
     for start in range(0, change.shape[0], depth):
         pairs, planes, labels = window.around(change, slice(start, start + depth))
         if not change.linear:

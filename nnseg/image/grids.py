@@ -28,7 +28,7 @@ def new_places(size: int, new_size: int) -> NDArray[np.float64]:
     return np.asarray((size / new_size) * (np.arange(new_size) + 0.5) - 0.5, dtype=np.float64)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # it is large, and who asks keeps what follows from it
 def spline_matrix(size: int, new_size: int, order: int) -> NDArray[np.float64]:
     """Give the matrix (output, input) of one axis: what scipy answers to a 1 at each input."""
     from scipy import ndimage  # slow to import, and many a case is not resampled at all

@@ -11,7 +11,7 @@ Source: the resampling of nnU-Net, Isensee et al. 2021, doi:10.1038/s41592-020-0
 leaves the work to skimage.transform.resize and scipy.ndimage.map_coordinates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -34,6 +34,7 @@ from nnseg.image.grids import (
 COARSE = 3.0  # slices are thick when the largest spacing is over 3 times the smallest
 
 Volume: TypeAlias = NDArray[np.float32]  # (z, y, x)
+Ask: TypeAlias = Callable[[], None]  # raises where the work is to end
 Label = TypeVar("Label", bound=np.integer[Any])
 
 _BAND_ROWS = 32  # outputs that share a matrix product; fewer save work, more use the cache better
@@ -81,7 +82,13 @@ def separate_axis(spacing: Spacing, new_spacing: Spacing, force: bool | None = N
 
 
 def resample_image(
-    image: Image, shape: Shape, axis: int | None, order: int = 3, order_along: int = 0
+    image: Image,
+    shape: Shape,
+    axis: int | None,
+    order: int = 3,
+    order_along: int = 0,
+    *,
+    ask: Ask | None = None,
 ) -> Image:
     """Resample every channel of an image (or of logits) to `shape`.
 
@@ -94,6 +101,7 @@ def resample_image(
         axis: The axis that is resampled apart from the others, as `separate_axis` says.
         order: Of the spline, 0 to 5; with `axis` only within slices.
         order_along: Of the spline along `axis`; 0 takes the nearest slice.
+        ask: Called before each run of planes; what it raises ends the work.
 
     Returns:
         (channel, z, y, x); `image` itself if it has the shape already. Besides the two there is
@@ -104,11 +112,10 @@ def resample_image(
     result = np.empty((image.shape[0], *shape), dtype=np.float32)
     for channel, resized in zip(image, result, strict=True):
         if axis is None:
-            _resize(channel, resized, order)
+            _resize(channel, resized, order, ask)
         else:
-            _resize_slices(
-                np.moveaxis(channel, axis, 0), np.moveaxis(resized, axis, 0), order, order_along
-            )
+            slices, target = np.moveaxis(channel, axis, 0), np.moveaxis(resized, axis, 0)
+            _resize_slices(slices, target, order, order_along, ask)
     return result
 
 
@@ -118,6 +125,8 @@ def resample_segmentation(
     axis: int | None,
     order: int = 1,
     order_along: int = 0,
+    *,
+    ask: Ask | None = None,
 ) -> NDArray[Label]:
     """Resample a label map to `shape`.
 
@@ -133,6 +142,7 @@ def resample_segmentation(
         order: 0, the nearest voxel's label, or 1; with `axis` only within slices.
         order_along: 0, the nearest slice, or 1 along `axis`: the label with over half the weight,
             0 if there is none.
+        ask: Called before each run of planes; what it raises ends the work.
 
     Returns:
         (z, y, x), same type; `segmentation` itself if it has the shape already.
@@ -151,12 +161,12 @@ def resample_segmentation(
     if segmentation.shape == shape:
         return segmentation
     if axis is None:
-        return _resize_labels(segmentation, shape, order)
+        return _resize_labels(segmentation, shape, order, ask)
     size, new_size = segmentation.shape[axis], shape[axis]
     if order_along == 0 and new_size < size:  # slices that nobody takes need no work
         segmentation = segmentation.take(nearest_voxels(size, new_size), axis=axis)
     in_plane = _replaced(shape, axis, segmentation.shape[axis])
-    resized = _resize_labels(segmentation, in_plane, order)
+    resized = _resize_labels(segmentation, in_plane, order, ask)
     if resized.shape == shape:
         return resized
     if order_along == 0:
@@ -191,10 +201,12 @@ def _replaced(shape: Sequence[int], axis: int, size: int) -> Shape:
     return z, y, x
 
 
-def _resize(volume: Volume, result: Volume, order: int) -> None:
+def _resize(volume: Volume, result: Volume, order: int, ask: Ask | None) -> None:
     """Fill `result` with `volume` at its shape, a run of planes at a time."""
     low, high = volume.min(keepdims=True), volume.max(keepdims=True)
     for band in _bands(volume.shape[0], result.shape[0], order):
+        if ask:
+            ask()
         # About the middle of the range float32 rounds relative to the range, whatever the offset.
         planes = np.subtract(volume[band.inputs], low / 2 + high / 2, order="C")
         if volume.shape[0] != result.shape[0]:
@@ -226,7 +238,9 @@ def _multiply(planes: Volume, axis: int, bands: tuple[_Band, ...]) -> Volume:
     return result
 
 
-def _resize_slices(volume: Volume, result: Volume, order: int, order_along: int) -> None:
+def _resize_slices(
+    volume: Volume, result: Volume, order: int, order_along: int, ask: Ask | None
+) -> None:
     """Resize the slices across the first axis in their plane, then go along the axis."""
     size, new_size = volume.shape[0], result.shape[0]
     if order_along == 0 or size == new_size:
@@ -234,6 +248,8 @@ def _resize_slices(volume: Volume, result: Volume, order: int, order_along: int)
         used = np.unique(nearest)  # slices that nobody takes need no work
         height = max(1, _SLAB_VOXELS // max(volume[0].size, result[0].size))
         for start in range(0, used.size, height):
+            if ask:
+                ask()
             chosen = used[start : start + height]
             planes = np.empty((chosen.size, *result.shape[1:]), dtype=np.float32)
             _resize_each(volume, chosen, planes, order)
@@ -245,6 +261,8 @@ def _resize_slices(volume: Volume, result: Volume, order: int, order_along: int)
     middle = whole.min() / 2 + whole.max() / 2
     whole -= middle
     for band in _bands(size, new_size, order_along):
+        if ask:
+            ask()
         rows = whole[band.inputs].reshape(band.weights.shape[1], -1)
         np.add(
             np.matmul(band.weights, rows).reshape(-1, *result.shape[1:]),
@@ -271,7 +289,9 @@ def _join_slices(segmentation: NDArray[Label], axis: int, new_size: int) -> NDAr
     return np.where(first == second, first, heavier).astype(segmentation.dtype)
 
 
-def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> NDArray[Label]:
+def _resize_labels(
+    segmentation: NDArray[Label], shape: Shape, order: int, ask: Ask | None
+) -> NDArray[Label]:
     """Resize a label map along all axes whose length changes, a slab of the result at a time."""
     grids = list(zip(segmentation.shape, shape, strict=True))
     nearest = [nearest_voxels(size, new_size) for size, new_size in grids]
@@ -285,6 +305,8 @@ def _resize_labels(segmentation: NDArray[Label], shape: Shape, order: int) -> ND
     result = np.empty(shape, dtype=segmentation.dtype)
     depth = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], depth):
+        if ask:
+            ask()
         rows = slice(start, start + depth)
         below = int(firsts[0][rows][0])
         part = segmentation[below : int(firsts[0][rows][-1]) + 2]  # its cells reach one further

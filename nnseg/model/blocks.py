@@ -88,6 +88,8 @@ class ConvBlock(nn.Module):
     """
 
     own_kernels = False
+    constant = False  # whether the weights stay as they are from now on
+    _packed: Tensor | None = None  # what our kernels make of constant weights
 
     def __init__(
         self,
@@ -117,7 +119,10 @@ class ConvBlock(nn.Module):
         if self.own_kernels and kernels.in_use(x):
             channels = [each.shape[1] for each in inputs]
             if kernels.can_convolve(self.conv.weight, self.conv.stride, channels):
-                return self.norm(kernels.convolve(inputs, self.conv.weight, self.conv.bias))  # type: ignore[no-any-return]
+                if self.constant and self._packed is None:
+                    self._packed = kernels.pack(x, self.conv.weight)
+                y = kernels.convolve(inputs, self.conv.weight, self.conv.bias, self._packed)
+                return self.norm(y)  # type: ignore[no-any-return]
         if skip is not None:
             x = torch.cat(inputs, dim=1)
         return self.norm(self.conv(x))  # type: ignore[no-any-return]
@@ -156,11 +161,21 @@ class ResidualBlock(nn.Module):
         return functional.leaky_relu(self.conv2(self.conv1(x)) + skip, NEGATIVE_SLOPE, inplace=True)
 
 
-def use_kernels(network: nn.Module, wanted: bool) -> None:
-    """Let the layers of a network run on our own kernels where they can, or never."""
+def use_kernels(network: nn.Module, wanted: bool, *, constant: bool = False) -> None:
+    """Let the layers of a network run on our own kernels where they can, or never.
+
+    Args:
+        network: Of conv blocks and instance norms.
+        wanted: Whether to.
+        constant: Promise that weights and precision never change again, so that what the kernels
+            make of the weights is made once. It takes about the memory of the weights once more,
+            in fp32 twice.
+    """
     for module in network.modules():
         if isinstance(module, ConvBlock | InstanceNorm):
             module.own_kernels = wanted
+        if isinstance(module, ConvBlock):
+            module.constant, module._packed = constant, None
 
 
 def initialize(module: nn.Module) -> None:

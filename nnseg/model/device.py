@@ -27,6 +27,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 OUT_OF_MEMORY = (RuntimeError, MemoryError)  # errors of which `is_out_of_memory` knows more
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator")  # what torch's other errors of it say
 TOLERANCE = 0.02  # of bf16 against fp32, relative; its 8 bits of mantissa give about 0.004
+EXACT_TOLERANCE = 2e-5  # of fp32 kernels, relative; values at 100 times their spread cost 1e-5
 COMPILERS = ("g++", "c++", "clang++", "cl")  # what torch needs to compile for a CPU
 WORTHWHILE = 1.1  # how much faster bf16 or a kernel of our own must be to be used on a CPU
 TRIALS = 4  # of which the fastest counts
@@ -55,10 +56,16 @@ class Execution:
             kind, PRECISIONS[self.precision], enabled=self.precision != "fp32", cache_enabled=True
         )
 
-    def place(self, network: nn.Module, dimensions: int) -> nn.Module:
-        """Move a network to the device, in the layout and with the kernels chosen."""
+    def place(self, network: nn.Module, dimensions: int, *, constant: bool = False) -> nn.Module:
+        """Move a network to the device, in the layout and with the kernels chosen.
+
+        Args:
+            network: To be moved; its own weights are.
+            dimensions: 2 or 3.
+            constant: Whether its weights will never change again.
+        """
         network = network.to(self.torch_device)
-        use_kernels(network, self.own_kernels)
+        use_kernels(network, self.own_kernels, constant=constant)
         if self.own_kernels and not kernels.available():
             logger.warning("the CPU kernels of this run cannot be had here: going on without them")
         if self.channels_last:
@@ -84,7 +91,11 @@ def layout(dimensions: int) -> torch.memory_format:
 
 
 def choose_execution(
-    device: str | None = None, precision: str | None = None, *, compiled: bool = False
+    device: str | None = None,
+    precision: str | None = None,
+    *,
+    compiled: bool = False,
+    trains: bool = True,
 ) -> Execution:
     """Decide how to run on this machine.
 
@@ -94,6 +105,7 @@ def choose_execution(
             CUDA, on a CPU bf16 where it agrees with fp32 and is faster, else fp32.
         compiled: Let torch compile the network; it must pay for the minute that takes. It is not
             done where our own kernels are faster anyhow.
+        trains: Whether gradients are wanted, of which our own kernels have none in fp32.
 
     Raises:
         MachineError: There is no such device, or bf16 was asked for and is wrong here.
@@ -121,7 +133,10 @@ def choose_execution(
         precision = "bf16" if bf16_is_fast() and not bf16_faults() else "fp32"
     elif precision == "bf16" and (faults := bf16_faults()):
         raise MachineError(f"bf16 is wrong on this CPU ({'; '.join(faults)}); use --precision fp32")
-    own = precision == "bf16" and own_kernels_are_fast()
+    if precision == "fp32":
+        own = not trains and own_kernels_predict_fast()
+    else:
+        own = precision == "bf16" and own_kernels_are_fast()
     return Execution(
         device=chosen,
         precision=precision,
@@ -166,6 +181,29 @@ def own_kernels_are_fast() -> bool:
     worst = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
     if not worst < TOLERANCE:
         logger.warning("the CPU kernels deviate by %.2g here: they are not used", worst)
+        return False
+    return seconds[False] > WORTHWHILE * seconds[True]
+
+
+def own_kernels_predict_fast() -> bool:
+    """Whether a layer's forward pass in fp32 on our kernels beats PyTorch's and agrees with it."""
+    if not kernels.available():
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = ConvBlock(32, 32, (3, 3, 3)).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        x = torch.randn(1, 32, 16, 24, 20).contiguous(memory_format=torch.channels_last_3d)
+    seconds: dict[bool, float] = {}
+    results: dict[bool, list[Tensor]] = {}
+    with torch.inference_mode():
+        for own in (False, True):
+            use_kernels(block, own)
+            seconds[own] = _processor_seconds(partial(block, x))
+            results[own] = [block(x), block.norm(100 + x / 2)]
+    pairs = zip(results[True], results[False], strict=True)
+    worst = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    if not worst < EXACT_TOLERANCE:
+        logger.warning("the CPU kernels deviate by %.2g in fp32 here: they are not used", worst)
         return False
     return seconds[False] > WORTHWHILE * seconds[True]
 

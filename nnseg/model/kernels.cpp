@@ -1,11 +1,11 @@
-// Kernels of a network's training step on CPUs with AVX512-BF16, called by kernels.py.
+// Kernels of a network's layers on CPUs with AVX512-BF16, called by kernels.py.
 //
-// Tensors are bf16, channels last: (batch, z, y, x, channel). Convolutions of 3x3x3 or 1x3x3,
-// stride 1 and padding that keeps the shape are computed by Winograd's F(2x2x2, 3x3x3) or F(2x2,
-// 3x3), which multiplies 27/8 or 9/4 as little as the plain sum (Lavin and Gray 2016,
-// arXiv:1509.09308): a tile of 4 values an axis gives 2 outputs. Sums are in fp32. An image may lie
-// in two tensors of some channels each, so that nothing is concatenated. Channels come in multiples
-// of 32.
+// Tensors are channels last: (batch, z, y, x, channel). What a training needs is in bf16, forward
+// and backward; what a prediction needs is in fp32, too. Convolutions of 3x3x3 or 1x3x3, stride 1
+// and padding that keeps the shape are computed by Winograd's F(2x2x2, 3x3x3) or F(2x2, 3x3), which
+// multiplies 27/8 or 9/4 as little as the plain sum (Lavin and Gray 2016, arXiv:1509.09308): a tile
+// of 4 values an axis gives 2 outputs. Sums are in fp32. An image may lie in two tensors of some
+// channels each, so that nothing is concatenated. Channels come in multiples of 32.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -21,18 +21,39 @@ namespace {
 typedef uint16_t bf16;
 const int LANES = 16, WIDE = 32, ROWS = 6;
 
-alignas(64) const bf16 NOTHING[WIDE] = {};
+alignas(64) const float NOTHING[LANES] = {};  // of either type
 
 inline __m512 load(const bf16* p) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(bf16* p, __m512 v) {
   _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v));
 }
-inline __m512bh pair_of(const void* p) {
-  return (__m512bh)_mm512_castps_si512(_mm512_set1_ps(*(const float*)p));
-}
+inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
+
+// Products of DEEP input channels at a time for 16 output channels.
+template <class T>
+struct Product;
+template <>
+struct Product<bf16> {
+  typedef __m512bh Vector;
+  static const int DEEP = 2;
+  static inline Vector weights(const bf16* p) { return (Vector)_mm512_loadu_si512(p); }
+  static inline Vector of_all(const bf16* p) {
+    return (Vector)_mm512_castps_si512(_mm512_set1_ps(*(const float*)(const void*)p));
+  }
+  static inline __m512 add(__m512 sum, Vector x, Vector w) { return _mm512_dpbf16_ps(sum, x, w); }
+};
+template <>
+struct Product<float> {
+  typedef __m512 Vector;
+  static const int DEEP = 1;
+  static inline Vector weights(const float* p) { return _mm512_loadu_ps(p); }
+  static inline Vector of_all(const float* p) { return _mm512_set1_ps(*p); }
+  static inline __m512 add(__m512 sum, Vector x, Vector w) { return _mm512_fmadd_ps(x, w, sum); }
+};
 
 struct Geometry {
   int64_t batch, depth, height, width;
@@ -63,14 +84,15 @@ inline Tile tile_at(const Geometry& g, int64_t index) {
   v2 = _mm512_sub_ps(d2, d1);                  \
   v3 = _mm512_sub_ps(d1, d3);
 
+template <class T>
 struct Image {
-  const bf16* data;
+  const T* data;
   int64_t channels;
 };
 
 // z and y of one column of a tile spread: PLANES * 4 vectors
-template <int PLANES>
-inline void spread_column(const Image& im, const Geometry& g, const Tile& t, int64_t x,
+template <int PLANES, class T>
+inline void spread_column(const Image<T>& im, const Geometry& g, const Tile& t, int64_t x,
                           int64_t channel, __m512* out) {
   const int64_t C = im.channels;
   const bool xin = x >= 0 && x < g.width;
@@ -79,13 +101,13 @@ inline void spread_column(const Image& im, const Geometry& g, const Tile& t, int
   for (int a = 0; a < PLANES; a++) {
     const int64_t z = PLANES == 1 ? t.z : t.z + a - 1;
     const bool zin = xin && z >= 0 && z < g.depth;
-    const bf16* column =
+    const T* column =
         im.data + (((t.n * g.depth + z) * g.height + t.y - 1) * g.width + x) * C + channel;
     __m512 d[4];
 #pragma GCC unroll 4
     for (int b = 0; b < 4; b++) {
       const int64_t y = t.y + b - 1;
-      d[b] = load(zin && y >= 0 && y < g.height ? column + b * g.width * C : NOTHING);
+      d[b] = load(zin && y >= 0 && y < g.height ? column + b * g.width * C : (const T*)NOTHING);
     }
     SPREAD(d[0], d[1], d[2], d[3], rows[a][0], rows[a][1], rows[a][2], rows[a][3])
   }
@@ -106,8 +128,8 @@ struct Spreader {
   __m512 columns[4][PLANES * 4];
   int64_t last = -1;
   // 16 channels of tile `index`, position by position, to `out`
-  template <class Store>
-  inline void spread(const Image& im, const Geometry& g, int64_t index, const Tile& t,
+  template <class T, class Store>
+  inline void spread(const Image<T>& im, const Geometry& g, int64_t index, const Tile& t,
                      int64_t channel, Store put) {
     const int base = (t.x & 2);  // the columns of even tiles begin at 0, of odd ones at 2
     if (index != last + 1 || t.x == 0) {
@@ -139,7 +161,7 @@ struct Spreader {
   v3 = _mm512_sub_ps(_mm512_setzero_ps(), y1);
 
 template <int PLANES>
-inline void spread_gradient(const Image& im, const Geometry& g, const Tile& t, int64_t channel,
+inline void spread_gradient(const Image<bf16>& im, const Geometry& g, const Tile& t, int64_t channel,
                             __m512* out) {
   const int64_t C = im.channels;
   const int steps = PLANES == 1 ? 1 : 2;
@@ -153,7 +175,7 @@ inline void spread_gradient(const Image& im, const Geometry& g, const Tile& t, i
         const bool in = z < g.depth && y < g.height && x < g.width;
         d[b][c] =
             load(in ? im.data + (((t.n * g.depth + z) * g.height + y) * g.width + x) * C + channel
-                    : NOTHING);
+                    : (const bf16*)NOTHING);
       }
     for (int c = 0; c < 2; c++) {
       WIDEN(d[0][c], d[1][c], e[0][c], e[1][c], e[2][c], e[3][c])
@@ -174,27 +196,28 @@ inline void spread_gradient(const Image& im, const Geometry& g, const Tile& t, i
 
 // Four positions along the outer axis at once: of M0..M3 only M0+M1+M2 and M1-M2-M3 leave the
 // registers; u3 comes negated. R tiles x 32 channels each.
-template <int R>
-inline void multiply(const bf16* v, int64_t stride, int64_t next, const bf16* u, int64_t unext,
-                     int64_t pairs, float* m0, float* m1) {
+template <int R, class T>
+inline void multiply(const T* v, int64_t stride, int64_t next, const T* u, int64_t unext,
+                     int64_t channels, float* m0, float* m1) {
+  typedef Product<T> Of;
+  typedef typename Of::Vector Vector;
+  const int D = Of::DEEP;
   __m512 s[R][2], d[R][2];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) s[r][0] = s[r][1] = d[r][0] = d[r][1] = _mm512_setzero_ps();
   for (int turn = 0; turn < 2; turn++) {
-    const bf16 *a = v + (turn ? 0 : next), *b = v + (turn ? 3 * next : 2 * next);
-    const bf16 *ua = u + (turn ? 0 : unext), *ub = u + (turn ? 3 * unext : 2 * unext);
-    for (int64_t k = 0; k < pairs; k++) {
-      const __m512bh a0 = (__m512bh)_mm512_loadu_si512(ua + k * 64),
-                     a1 = (__m512bh)_mm512_loadu_si512(ua + k * 64 + 32);
-      const __m512bh b0 = (__m512bh)_mm512_loadu_si512(ub + k * 64),
-                     b1 = (__m512bh)_mm512_loadu_si512(ub + k * 64 + 32);
+    const T *a = v + (turn ? 0 : next), *b = v + (turn ? 3 * next : 2 * next);
+    const T *ua = u + (turn ? 0 : unext), *ub = u + (turn ? 3 * unext : 2 * unext);
+    for (int64_t k = 0; k < channels; k += D) {
+      const Vector a0 = Of::weights(ua + k * WIDE), a1 = Of::weights(ua + k * WIDE + D * LANES);
+      const Vector b0 = Of::weights(ub + k * WIDE), b1 = Of::weights(ub + k * WIDE + D * LANES);
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) {
-        const __m512bh x = pair_of(a + r * stride + 2 * k), y = pair_of(b + r * stride + 2 * k);
-        s[r][0] = _mm512_dpbf16_ps(s[r][0], x, a0);
-        s[r][1] = _mm512_dpbf16_ps(s[r][1], x, a1);
-        d[r][0] = _mm512_dpbf16_ps(d[r][0], y, b0);
-        d[r][1] = _mm512_dpbf16_ps(d[r][1], y, b1);
+        const Vector x = Of::of_all(a + r * stride + k), y = Of::of_all(b + r * stride + k);
+        s[r][0] = Of::add(s[r][0], x, a0);
+        s[r][1] = Of::add(s[r][1], x, a1);
+        d[r][0] = Of::add(d[r][0], y, b0);
+        d[r][1] = Of::add(d[r][1], y, b1);
       }
     }
     if (turn == 0) {
@@ -216,9 +239,9 @@ inline void multiply(const bf16* v, int64_t stride, int64_t next, const bf16* u,
 }
 
 // m: [2][PLANES * 4][tile][32], the outer axis gathered already
-template <int PLANES>
+template <int PLANES, class T>
 inline void gather_output(const float* m, int64_t step, const Geometry& g, const Tile& t,
-                          const float* bias, bf16* y, int64_t C) {
+                          const float* bias, T* y, int64_t C) {
   const __m512 shift = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
   for (int s = 0; s < (PLANES == 1 ? 1 : 2); s++) {
     const int64_t z = t.z + s;
@@ -241,7 +264,7 @@ inline void gather_output(const float* m, int64_t step, const Geometry& g, const
     for (int b = 0; b < 2; b++) {
       const int64_t row = t.y + b;
       if (row >= g.height) break;
-      bf16* out = y + (((t.n * g.depth + z) * g.height + row) * g.width + t.x) * C;
+      T* out = y + (((t.n * g.depth + z) * g.height + row) * g.width + t.x) * C;
       store(out, _mm512_add_ps(shift, _mm512_add_ps(e[b][0], _mm512_add_ps(e[b][1], e[b][2]))));
       if (t.x + 1 < g.width)
         store(out + C,
@@ -250,41 +273,43 @@ inline void gather_output(const float* m, int64_t step, const Geometry& g, const
   }
 }
 
-template <int PLANES>
-void convolve(const Geometry& g, const Image* in, int inputs, const bf16* u, const float* bias,
-              bf16** out, const int64_t* out_channels, int threads) {
+template <int PLANES, class T>
+void convolve(const Geometry& g, const Image<T>* in, int inputs, const T* u, const float* bias,
+              T** out, const int64_t* out_channels, int threads) {
   const int P = PLANES * 16;
   int64_t cin = 0;
   for (int i = 0; i < inputs; i++) cin += in[i].channels;
-  const int64_t T = cin <= 64 ? 24 : 12, tiles = g.tiles(), blocks = (tiles + T - 1) / T;
+  // as many tiles at once as leave room for them and the weights in a core's cache
+  const int64_t bytes = cin * sizeof(T), N = bytes <= 128 ? 24 : bytes <= 1024 ? 12 : 6;
+  const int64_t tiles = g.tiles(), blocks = (tiles + N - 1) / N;
 #pragma omp parallel num_threads(threads)
   {
-    bf16* v = (bf16*)aligned_alloc(64, P * T * cin * 2);
-    float* m = (float*)aligned_alloc(64, P / 2 * T * WIDE * 4);
+    T* v = (T*)aligned_alloc(64, P * N * cin * sizeof(T));
+    float* m = (float*)aligned_alloc(64, P / 2 * N * WIDE * 4);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t block = 0; block < blocks; block++) {
-      const int64_t first = block * T, count = tiles - first < T ? tiles - first : T;
+      const int64_t first = block * N, count = tiles - first < N ? tiles - first : N;
       int64_t at = 0;
       for (int i = 0; i < inputs; i++)
         for (int64_t c = 0; c < in[i].channels; c += LANES, at += LANES) {
           Spreader<PLANES> spreader;
           for (int64_t t = 0; t < count; t++)
             spreader.spread(in[i], g, first + t, tile_at(g, first + t), c,
-                            [&](int p, __m512 x) { store(v + (p * T + t) * cin + at, x); });
+                            [&](int p, __m512 x) { store(v + (p * N + t) * cin + at, x); });
         }
       int64_t chunk = 0;
       for (int o = 0; out[o]; o++)
         for (int64_t c = 0; c < out_channels[o]; c += WIDE, chunk++) {
-          const bf16* weights = u + chunk * P * cin * WIDE;
+          const T* weights = u + chunk * P * cin * WIDE;
           for (int p = 0; p < P / 4; p++)
             for (int64_t t = 0; t < count; t += ROWS)
-              multiply<ROWS>(v + (p * T + t) * cin, cin, P / 4 * T * cin, weights + p * cin * WIDE,
-                             P / 4 * cin * WIDE, cin / 2, m + (p * T + t) * WIDE,
-                             m + ((P / 4 + p) * T + t) * WIDE);
+              multiply<ROWS>(v + (p * N + t) * cin, cin, P / 4 * N * cin, weights + p * cin * WIDE,
+                             P / 4 * cin * WIDE, cin, m + (p * N + t) * WIDE,
+                             m + ((P / 4 + p) * N + t) * WIDE);
           for (int64_t t = 0; t < count; t++) {
             const Tile tile = tile_at(g, first + t);
             for (int half = 0; half < 2; half++)
-              gather_output<PLANES>(m + t * WIDE + half * 16, T * WIDE, g, tile,
+              gather_output<PLANES>(m + t * WIDE + half * 16, N * WIDE, g, tile,
                                     bias ? bias + chunk * WIDE + half * 16 : nullptr,
                                     out[o] + c + half * 16, out_channels[o]);
           }
@@ -302,7 +327,7 @@ inline void store_pairs(bf16* p, __m512 a, __m512 b) {
 }
 
 template <int PLANES>
-void weigh(const Geometry& g, const Image* in, int inputs, const Image& dy, float* du,
+void weigh(const Geometry& g, const Image<bf16>* in, int inputs, const Image<bf16>& dy, float* du,
            int threads) {
   const int P = PLANES * 16, R = 8;
   int64_t cin = 0;
@@ -359,11 +384,11 @@ void weigh(const Geometry& g, const Image* in, int inputs, const Image& dy, floa
               acc[r][1] = _mm512_loadu_ps(target + r * cout + 16);
             }
             for (int64_t t = 0; t < T; t += 2) {
-              const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b + t * cout),
-                             b1 = (__m512bh)_mm512_loadu_si512(b + t * cout + 32);
+              const __m512bh b0 = Product<bf16>::weights(b + t * cout),
+                             b1 = Product<bf16>::weights(b + t * cout + 32);
 #pragma GCC unroll 8
               for (int r = 0; r < R; r++) {
-                const __m512bh x = pair_of(a + t * cin + 2 * r);
+                const __m512bh x = Product<bf16>::of_all(a + t * cin + 2 * r);
                 acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, b0);
                 acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, b1);
               }
@@ -389,11 +414,20 @@ void weigh(const Geometry& g, const Image* in, int inputs, const Image& dy, floa
   }
 }
 
+// The weights of two input channels for 16 output channels, as `multiply` reads them.
+inline void put_weights(bf16* row, int64_t from, __m512 a, __m512 b) {
+  store_pairs(row + 2 * from, a, b);
+}
+inline void put_weights(float* row, int64_t from, __m512 a, __m512 b) {
+  store(row + from, a);
+  store(row + WIDE + from, b);
+}
+
 // w: element (out, in, tap) at out * so + in * si + tap * st, taps z, y, x. The result is
-// [out / 32][position][in / 2][32][2], with the last position of the outer axis negated.
-template <int PLANES>
+// [out / 32][position][in / DEEP][32][DEEP], with the last position of the outer axis negated.
+template <int PLANES, class T>
 void pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_t si, int64_t st, int flip,
-          bf16* u, int threads) {
+          T* u, int threads) {
   const int taps = PLANES == 1 ? 9 : 27, P = PLANES * 16;
   const int64_t pairs = ins / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -441,7 +475,7 @@ void pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_t si, int
         a = _mm512_sub_ps(zero, a);
         b = _mm512_sub_ps(zero, b);
       }
-      store_pairs(u + ((group / 2 * P + p) * pairs + k) * 2 * WIDE + group % 2 * WIDE, a, b);
+      put_weights(u + ((group / 2 * P + p) * pairs + k) * 2 * WIDE, group % 2 * LANES, a, b);
     }
   }
 }
@@ -501,7 +535,8 @@ void each_sample(int64_t batch, int64_t voxels, int64_t channels, int threads, W
 
 // A value near each channel's mean, that of voxels spread over the sample by the golden ratio: not
 // its first voxel, which padding sets apart.
-void guess_means(const bf16* x, int64_t voxels, int64_t channels, float* mean) {
+template <class T>
+void guess_means(const T* x, int64_t voxels, int64_t channels, float* mean) {
   const int64_t step = int64_t(0.618 * voxels) | 1;
   const __m512 share = _mm512_set1_ps(1.0f / GUESSED);
   for (int64_t c = 0; c < channels; c += LANES) {
@@ -512,49 +547,19 @@ void guess_means(const bf16* x, int64_t voxels, int64_t channels, float* mean) {
   }
 }
 
-Geometry geometry(const int64_t* s, int flat) {
-  Geometry g{s[0], s[1], s[2], s[3], 0, 0, 0, flat};
-  g.tz = flat ? g.depth : (g.depth + 1) / 2;
-  g.ty = (g.height + 1) / 2;
-  g.tx = (g.width + 1) / 2;
-  return g;
-}
-}  // namespace
-
-extern "C" {
-void winograd_convolve(const int64_t* shape, int flat, const bf16* x1, int64_t c1, const bf16* x2,
-                       int64_t c2, const bf16* u, const float* bias, bf16* y1, int64_t o1, bf16* y2,
-                       int64_t o2, int threads) {
-  const Image in[2] = {{x1, c1}, {x2, c2}};
-  bf16* out[3] = {y1, y2, nullptr};
-  const int64_t channels[2] = {o1, o2};
-  const Geometry g = geometry(shape, flat);
-  (flat ? convolve<1> : convolve<4>)(g, in, x2 ? 2 : 1, u, bias, out, channels, threads);
-}
-void winograd_weigh(const int64_t* shape, int flat, const bf16* x1, int64_t c1, const bf16* x2,
-                    int64_t c2, const bf16* dy, int64_t o, float* du, int threads) {
-  const Image in[2] = {{x1, c1}, {x2, c2}};
-  const Geometry g = geometry(shape, flat);
-  (flat ? weigh<1> : weigh<4>)(g, in, x2 ? 2 : 1, {dy, o}, du, threads);
-}
-
-void winograd_pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_t si, int64_t st,
-                   int flat, int flip, bf16* u, int threads) {
-  (flat ? pack<1> : pack<4>)(w, outs, ins, so, si, st, flip, u, threads);
-}
-
-// y = leaky(scale * (x - mean) / deviation + shift); mean and 1 / deviation are (batch, channel).
+// y = leaky(scale (x - mean) / deviation + shift); mean and 1 / deviation are (batch, channel).
 // Sums are of what differs from a guess of the mean: squares of values far from 0 would leave
 // nothing of a small variance.
-void norm_forward(const bf16* x, int64_t batch, int64_t voxels, int64_t channels,
-                  const float* scale, const float* shift, float slope, float eps, bf16* y,
-                  float* mean, float* inverse, int threads) {
+template <class T>
+void normalize(const T* x, int64_t batch, int64_t voxels, int64_t channels, const float* scale,
+               const float* shift, float slope, float eps, T* y, float* mean, float* inverse,
+               int threads) {
   std::vector<float> factors(2 * batch * channels);
   for (int64_t n = 0; n < batch; n++)
     guess_means(x + n * voxels * channels, voxels, channels, mean + n * channels);
   each_sample(batch, voxels, channels, threads, [&](int64_t n, bool split, float* partial) {
-    const bf16* from = x + n * voxels * channels;
-    bf16* to = y + n * voxels * channels;
+    const T* from = x + n * voxels * channels;
+    T* to = y + n * voxels * channels;
     float *factor = factors.data() + 2 * n * channels, *offset = factor + channels;
     two_passes(
         voxels, channels, split, partial,
@@ -583,13 +588,73 @@ void norm_forward(const bf16* x, int64_t batch, int64_t voxels, int64_t channels
           const __m512 leak = _mm512_set1_ps(slope);
           for (int64_t c = 0; c < channels; c += LANES) {
             const __m512 f = _mm512_loadu_ps(factor + c), o = _mm512_loadu_ps(offset + c);
+            const __m512 centre = _mm512_loadu_ps(mean + n * channels + c),
+                         level = _mm512_loadu_ps(shift + c);
             for (int64_t v = first; v < last; v++) {
-              const __m512 value = _mm512_fmadd_ps(load(from + v * channels + c), f, o);
+              const __m512 taken = load(from + v * channels + c);
+              // a mean far from 0 would cost fp32 the digits that bf16 does not have
+              const __m512 value = sizeof(T) == 4
+                                       ? _mm512_fmadd_ps(_mm512_sub_ps(taken, centre), f, level)
+                                       : _mm512_fmadd_ps(taken, f, o);
               store(to + v * channels + c, _mm512_max_ps(value, _mm512_mul_ps(value, leak)));
             }
           }
         });
   });
+}
+
+Geometry geometry(const int64_t* s, int flat) {
+  Geometry g{s[0], s[1], s[2], s[3], 0, 0, 0, flat};
+  g.tz = flat ? g.depth : (g.depth + 1) / 2;
+  g.ty = (g.height + 1) / 2;
+  g.tx = (g.width + 1) / 2;
+  return g;
+}
+}  // namespace
+
+extern "C" {
+// `exact`: images, weights and results are fp32, else bf16.
+void winograd_convolve(const int64_t* shape, int flat, int exact, const void* x1, int64_t c1,
+                       const void* x2, int64_t c2, const void* u, const float* bias, void* y1,
+                       int64_t o1, void* y2, int64_t o2, int threads) {
+  const int64_t channels[2] = {o1, o2};
+  const Geometry g = geometry(shape, flat);
+  auto run = [&](auto typed) {
+    typedef decltype(typed) T;
+    const Image<T> in[2] = {{(const T*)x1, c1}, {(const T*)x2, c2}};
+    T* out[3] = {(T*)y1, (T*)y2, nullptr};
+    const int inputs = x2 ? 2 : 1;
+    if (flat)
+      convolve<1>(g, in, inputs, (const T*)u, bias, out, channels, threads);
+    else
+      convolve<4>(g, in, inputs, (const T*)u, bias, out, channels, threads);
+  };
+  exact ? run(float()) : run(bf16());
+}
+void winograd_weigh(const int64_t* shape, int flat, const bf16* x1, int64_t c1, const bf16* x2,
+                    int64_t c2, const bf16* dy, int64_t o, float* du, int threads) {
+  const Image<bf16> in[2] = {{x1, c1}, {x2, c2}};
+  const Geometry g = geometry(shape, flat);
+  (flat ? weigh<1> : weigh<4>)(g, in, x2 ? 2 : 1, {dy, o}, du, threads);
+}
+
+void winograd_pack(const float* w, int64_t outs, int64_t ins, int64_t so, int64_t si, int64_t st,
+                   int flat, int flip, int exact, void* u, int threads) {
+  if (exact)
+    (flat ? pack<1, float> : pack<4, float>)(w, outs, ins, so, si, st, flip, (float*)u, threads);
+  else
+    (flat ? pack<1, bf16> : pack<4, bf16>)(w, outs, ins, so, si, st, flip, (bf16*)u, threads);
+}
+
+void norm_forward(const void* x, int exact, int64_t batch, int64_t voxels, int64_t channels,
+                  const float* scale, const float* shift, float slope, float eps, void* y,
+                  float* mean, float* inverse, int threads) {
+  auto run = [&](auto typed) {
+    typedef decltype(typed) T;
+    normalize((const T*)x, batch, voxels, channels, scale, shift, slope, eps, (T*)y, mean, inverse,
+              threads);
+  };
+  exact ? run(float()) : run(bf16());
 }
 
 // dscale and dshift are (batch, channel)

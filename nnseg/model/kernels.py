@@ -2,7 +2,8 @@
 
 The C++ beside this file is compiled when a process first needs it, which takes a few seconds, and
 kept in the user's own cache. Where there is no compiler or no such CPU, `available` says so and the
-network runs on PyTorch's operators. All tensors are bf16 and channels last, weights are fp32.
+network runs on PyTorch's operators. All tensors are channels last. Images are bf16, or fp32 where
+nothing will be differentiated; weights are fp32.
 """
 
 import ctypes
@@ -42,10 +43,10 @@ MOST_WEIGHT_SUMS = 256 * 128
 # The arguments of each function: tensor or array, length or stride, flag or threads, number.
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _ARGUMENTS = {
-    "winograd_convolve": "pi pn pn pp pn pn i",
+    "winograd_convolve": "pii pn pn pp pn pn i",
     "winograd_weigh": "pi pn pn pn p i",
-    "winograd_pack": "pnn nnn ii p i",
-    "norm_forward": "pnnn pp ff ppp i",
+    "winograd_pack": "pnn nnn iii p i",
+    "norm_forward": "pinnn pp ff ppp i",
     "norm_backward": "ppnnn pp f pp ppp i",
     "supported": "",
 }
@@ -143,12 +144,23 @@ def available() -> bool:
 
 
 def in_use(x: Tensor) -> bool:
-    """Whether an operation on `x` may take these kernels: on a CPU, under bf16 autocast."""
+    """Whether an operation on `x` may take these kernels.
+
+    On a CPU it may under bf16 autocast, and in fp32 in inference mode.
+    """
+    if x.device.type != "cpu":
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return _is_exact(x) and available()
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and available()
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether what is computed of `x` is computed in fp32: no gradient of it exists."""
     return (
-        x.device.type == "cpu"
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and available()
+        x.dtype == torch.float32
+        and torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -170,24 +182,33 @@ def can_convolve(weight: Tensor, stride: Sequence[int], inputs: Sequence[int]) -
     )
 
 
-def convolve(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(
+    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, packed: Tensor | None = None
+) -> Tensor:
     """Convolve an image that may lie in two tensors, with padding that keeps its shape.
 
     The products are bf16, of which the transforms of Winograd's algorithm make errors about twice
-    those of a plain bf16 convolution; sums and transforms are fp32. Differentiable.
+    those of a plain bf16 convolution; sums and transforms are fp32. Differentiable. Of fp32 images
+    in inference mode everything is fp32, with errors of some 1e-6.
 
     Args:
         inputs: One or two tensors (batch, channel, *spatial) for which `can_convolve` holds.
         weight: (out, in, *kernel), fp32; its input channels are those of `inputs` in turn.
         bias: (out,), fp32, or None. Its gradient comes out as 0, which it is when the result goes
             to `normalize`, whose mean takes the bias away.
+        packed: What `pack` made of the weights for these inputs; None has it made.
 
     Returns:
-        (batch, out, *spatial), bf16, channels last.
+        (batch, out, *spatial), bf16 or fp32, channels last.
     """
     second = inputs[1] if len(inputs) == 2 else None
-    result: Tensor = _Convolution.apply(inputs[0], second, weight, bias)  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(inputs[0], second, weight, bias, packed)  # type: ignore[no-untyped-call]
     return result
+
+
+def pack(x: Tensor, weight: Tensor) -> Tensor:
+    """Transform weights once for all images like `x` that `convolve` will take."""
+    return _pack(weight.detach(), torch.float32 if _is_exact(x) else torch.bfloat16, flip=False)
 
 
 def normalize(x: Tensor, scale: Tensor, shift: Tensor, eps: float, slope: float) -> Tensor:
@@ -210,13 +231,19 @@ def normalize(x: Tensor, scale: Tensor, shift: Tensor, eps: float, slope: float)
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, first: Tensor, second: Tensor | None, weight: Tensor, bias: Tensor | None
+        ctx: Any,
+        first: Tensor,
+        second: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        packed: Tensor | None,
     ) -> Tensor:
-        first = _ordered(first)
-        second = None if second is None else _ordered(second)
+        packed = pack(first, weight) if packed is None else packed
+        dtype = packed.dtype
+        first = _ordered(first, dtype)
+        second = None if second is None else _ordered(second, dtype)
         ctx.save_for_backward(first, second, weight)
         ctx.has_bias = bias is not None
-        packed = _pack(weight.detach(), flip=False)
         return _convolve(first, second, packed, bias, (weight.shape[0],), weight.shape[2:])[0]
 
     @staticmethod
@@ -227,13 +254,13 @@ class _Convolution(torch.autograd.Function):
         inputs: list[Tensor | None] = [None, None]
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             channels = [x.shape[1] for x in (first, second) if x is not None]
-            packed = _pack(weight.detach(), flip=True)
+            packed = _pack(weight.detach(), torch.bfloat16, flip=True)
             found = _convolve(gradient, None, packed, None, channels, kernel)
             inputs[: len(found)] = found
         weights = _weigh(first, second, gradient, weight) if ctx.needs_input_grad[2] else None
         _keep_memory()
         bias = torch.zeros(weight.shape[0]) if ctx.has_bias else None
-        return (*inputs, weights, bias)
+        return (*inputs, weights, bias, None)
 
 
 class _NormActivation(torch.autograd.Function):
@@ -241,12 +268,14 @@ class _NormActivation(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, slope: float
     ) -> Tensor:
-        x = _ordered(x)
+        exact = _is_exact(x)
+        x = _ordered(x, torch.float32 if exact else torch.bfloat16)
         batch, channels = x.shape[:2]
         result = torch.empty_like(x)
         mean, inverse = torch.empty(2, batch, channels)
         _loaded().norm_forward(
             _at(x),
+            int(exact),
             batch,
             x[0, 0].numel(),
             channels,
@@ -299,7 +328,7 @@ def _convolve(
     outputs = [
         torch.empty(
             (first.shape[0], count, *first.shape[2:]),
-            dtype=torch.bfloat16,
+            dtype=first.dtype,
             memory_format=_order(first),
         )
         for count in channels
@@ -308,6 +337,7 @@ def _convolve(
     _loaded().winograd_convolve(
         _grid(first),
         int(_is_flat(kernel)),
+        int(first.dtype == torch.float32),
         *_image(first),
         *_image(second),
         _at(packed),
@@ -319,7 +349,7 @@ def _convolve(
     return outputs
 
 
-def _pack(weight: Tensor, *, flip: bool) -> Tensor:
+def _pack(weight: Tensor, dtype: torch.dtype, *, flip: bool) -> Tensor:
     """Transform weights for `_convolve`; `flip` makes those of the gradient of the image."""
     outs, ins, *kernel = weight.shape
     dense = weight.flatten(2) if weight.is_contiguous() else _ordered_weight(weight)
@@ -327,7 +357,7 @@ def _pack(weight: Tensor, *, flip: bool) -> Tensor:
     if flip:
         outs, ins, strides = ins, outs, (strides[1], strides[0], strides[2])
     positions = 16 if _is_flat(kernel) else 64
-    packed = torch.empty(outs * ins * positions, dtype=torch.bfloat16)
+    packed = torch.empty(outs * ins * positions, dtype=dtype)
     _loaded().winograd_pack(
         _at(dense),
         outs,
@@ -335,6 +365,7 @@ def _pack(weight: Tensor, *, flip: bool) -> Tensor:
         *strides,
         int(_is_flat(kernel)),
         int(flip),
+        int(dtype == torch.float32),
         _at(packed),
         torch.get_num_threads(),
     )
@@ -396,8 +427,8 @@ def _loaded() -> ctypes.CDLL:
     return found
 
 
-def _ordered(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).contiguous(memory_format=_order(x))
+def _ordered(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return x.to(dtype).contiguous(memory_format=_order(x))
 
 
 def _ordered_weight(weight: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from nnseg.volume.formats import (
     SEVERAL_CHANNELS,
     Volume,
     channel_counts,
+    check_writable,
     count_not_finite,
     label_ending,
+    map_ending,
     read_array,
     read_channels,
     read_image,
@@ -26,7 +28,7 @@ from nnseg.volume.geometry import (
     grid_fault,
     simple_geometry,
 )
-from nnseg.volume.objects import Opened, open_image
+from nnseg.volume.objects import Opened, files_of, open_image
 
 __all__ = [
     "ENDINGS",
@@ -39,10 +41,13 @@ __all__ = [
     "Opened",
     "Volume",
     "channel_counts",
+    "check_writable",
     "count_not_finite",
+    "files_of",
     "flat_geometry",
     "grid_fault",
     "label_ending",
+    "map_ending",
     "open_image",
     "read_array",
     "read_channels",

@@ -58,6 +58,14 @@ def label_ending(file_ending: str) -> str:
     return ".png" if file_ending.lower() in picture.JPEG else file_ending
 
 
+def map_ending(ending: str) -> str:
+    """Give the ending of maps of real numbers beside label maps that end so.
+
+    It is theirs, but .nii.gz for pictures, which hold integers.
+    """
+    return ".nii.gz" if ending.lower() in picture.PICTURES else ending
+
+
 def side_files(path: Path) -> tuple[Path, ...]:
     """Give the files that an image file needs: the voxels of a .hdr, the spacing of a TIFF.
 
@@ -217,6 +225,19 @@ def read_channels(path: Path, count: int | None = None) -> tuple[NDArray[Any], G
     return array, geometry
 
 
+def check_writable(path: Path, geometry: Geometry) -> None:
+    """Make sure, before a label map of a grid is made, that its file can be of this format.
+
+    Raises:
+        DataError: The format is unknown, lossy or holds fewer slices.
+    """
+    ending = split_ending(path.name)[1].lower()
+    if not ending:
+        raise DataError(f"{path}: cannot write this format; use one of {', '.join(LABEL_ENDINGS)}")
+    if ending in picture.PICTURES:
+        picture.check_writable(path, geometry.shape[0])
+
+
 def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """Write one (z, y, x) array on the grid `geometry`, whole or not at all.
 
@@ -229,6 +250,7 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """
     if array.shape != geometry.shape:
         raise ValueError(f"array {array.shape} and geometry {geometry.shape} differ in shape")
+    check_writable(path, geometry)
     ending = split_ending(path.name)[1].lower()
     if ending in (*nifti.NIFTI, *nifti.NIFTI_PAIRS):
         nifti.write(path, array, geometry)
@@ -236,18 +258,18 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         itk.write(path, array, geometry)
     elif ending in picture.PICTURES:
         picture.write(path, array)
-    elif ending in tiff.TIFF:
-        tiff.write(path, array, geometry)
     else:
-        raise DataError(f"{path}: cannot write this format; use one of {', '.join(LABEL_ENDINGS)}")
+        tiff.write(path, array, geometry)
 
 
 def _ending(path: Path) -> str:
     """Give the ending of a file that exists and that we read."""
     try:
-        there = path.is_file()
+        there, is_folder = path.is_file(), path.is_dir()
     except OSError as error:  # the folder that it lies in
         raise unreadable(path, error) from None
+    if is_folder:
+        raise DataError(f"{path} is a folder; give an image file in it")
     if not there:
         raise MissingError(f"{path} does not exist; restore it, or correct the path")
     ending = split_ending(path.name)[1].lower()

@@ -68,9 +68,25 @@ def open_image(image: Any, channels: int | None = None) -> Opened:
     return Opened(volume=Volume(image=stacked(arrays), geometry=geometry), give=give)
 
 
+def files_of(image: Any) -> tuple[Path, ...]:
+    """Give the files behind an image: its paths, or those that nibabel reads it from."""
+    files = []
+    for part in image if isinstance(image, list) else [image]:
+        name = part if isinstance(part, Path | str) else None
+        if _library(part) == "nibabel" and hasattr(part, "get_filename"):
+            name = part.get_filename()
+        if name is not None:
+            files.append(Path(name))
+    return tuple(files)
+
+
+def _library(image: Any) -> str:
+    return type(image).__module__.partition(".")[0]
+
+
 def _converted(image: Any) -> tuple[Sequence[NDArray[Any]], Geometry, GivesBack]:
     """Give the channels (z, y, x) of an image, its grid, and the way back."""
-    library = type(image).__module__.partition(".")[0]
+    library = _library(image)
     if library == "nibabel" and hasattr(image, "dataobj"):
         array, geometry = nifti.from_nibabel(image, Path("the nibabel image"))
         return _channels(array), geometry, lambda found: nifti.to_nibabel(found, geometry)
@@ -81,8 +97,10 @@ def _converted(image: Any) -> tuple[Sequence[NDArray[Any]], Geometry, GivesBack]
     raise UsageError(f"a {type(image).__name__} is no image; {_WANTED}")
 
 
-def _channels(array: NDArray[Any]) -> Sequence[NDArray[Any]]:
-    return [*array] if array.ndim == 4 else [array]
+def _channels(array: NDArray[Any], axes: int = 3) -> Sequence[NDArray[Any]]:
+    if not array.size:
+        raise DataError(f"the image is of shape {array.shape} and holds no voxel; give another")
+    return [*array] if array.ndim > axes else [array]
 
 
 def _from_itk(image: Any) -> tuple[Sequence[NDArray[Any]], Geometry, GivesBack]:
@@ -119,7 +137,7 @@ def _from_array(
     mm = [float(value) for value in spacing]
     if not all(np.isfinite(mm)) or min(mm) <= 0:
         raise DataError(f"the spacing is {tuple(mm)} mm; it must be over 0 on every axis")
-    channels = [*array] if array.ndim > axes else [array]
+    channels = _channels(array, axes)
     if axes == 3:
         z, y, x = mm
         shape = channels[0].shape

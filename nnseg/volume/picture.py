@@ -88,11 +88,8 @@ def write(path: Path, array: NDArray[Any]) -> None:
     """
     from PIL import Image
 
+    check_writable(path, len(array))
     ending = path.suffix.lower()
-    if ending in JPEG:
-        raise DataError(f"{path}: JPEG does not keep values; write a .png file")
-    if len(array) != 1:
-        raise DataError(f"{path}: a picture holds one slice, not {len(array)}; write a .nii.gz")
     if array.dtype.kind not in "iub":
         raise DataError(f"{path}: a picture holds integers, not {array.dtype}; write a .nii.gz")
     small = array.dtype.itemsize == 1 or ending == ".bmp"
@@ -106,6 +103,18 @@ def write(path: Path, array: NDArray[Any]) -> None:
     stream = io.BytesIO()
     Image.fromarray(array[0].astype(kind)).save(stream, "BMP" if ending == ".bmp" else "PNG")
     write_whole(path, stream.getvalue())
+
+
+def check_writable(path: Path, slices: int) -> None:
+    """Make sure that a picture can hold so many slices, whatever their integers.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if path.suffix.lower() in JPEG:
+        raise DataError(f"{path}: JPEG does not keep values; write a .png file")
+    if slices != 1:
+        raise DataError(f"{path}: a picture holds one slice, not {slices}; write a .nii.gz")
 
 
 def _is_turned(picture: Any) -> bool:

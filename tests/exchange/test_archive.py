@@ -69,6 +69,14 @@ def test_links_and_devices_are_refused(kind: int, tmp_path: Path) -> None:
         list_archive(tmp_path / "bad.zip", PATTERNS)
 
 
+def test_a_backslash_in_a_name_is_called_that(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as packed:
+        packed.writestr("plans.json", WORDS)
+        packed.infolist()[0].filename = packed.infolist()[0].orig_filename = "a\\plans.json"
+    with pytest.raises(DataError, match="has a backslash in its name; pack the folder again"):
+        list_archive(tmp_path / "bad.zip", PATTERNS)
+
+
 def test_a_member_that_grows_without_measure_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("plans.json", bytes(2 * archive.SMALL_BYTES))

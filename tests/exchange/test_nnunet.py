@@ -209,10 +209,9 @@ def test_plans_and_their_data_are_named_by_planner_and_memory(
         (".nii", (30, 40, 50), "NibabelIO"),
         (".png", (1, 40, 50), "NaturalImage2DIO"),
         (".bmp", (1, 40, 50), "NaturalImage2DIO"),
-        (".JPG", (1, 40, 50), "NaturalImage2DIO"),
         (".tif", (1, 40, 50), "NaturalImage2DIO"),
         (".tif", (30, 40, 50), "Tiff3DIO"),
-        (".tiff", (1, 40, 50), "Tiff3DIO"),
+        (".tiff", (30, 40, 50), "Tiff3DIO"),
     ],
 )
 def test_the_reader_is_chosen_by_the_ending(ending: str, shape: Shape, reader: str) -> None:
@@ -221,6 +220,86 @@ def test_the_reader_is_chosen_by_the_ending(ending: str, shape: Shape, reader: s
     )
     assert plans_to_json(plan)["image_reader_writer"] == reader
     assert plans_to_json(plan, reader="Tiff3DIO")["image_reader_writer"] == "Tiff3DIO"
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape", "remedy"),
+    [
+        (".JPG", (1, 40, 50), r"label maps as JPEG, which changes them: convert .* to \.png"),
+        (".jpeg", (1, 40, 50), "convert the images to .png"),
+        (".tiff", (1, 40, 50), "of three axes only: convert the images to .png or .tif"),
+        (".hdr", (30, 40, 50), "convert the images to .nii.gz"),
+        (".hdr.gz", (30, 40, 50), "convert the images to .nii.gz"),
+    ],
+)
+def test_images_that_nnunet_cannot_read_or_write_are_refused(
+    ending: str, shape: Shape, remedy: str
+) -> None:
+    plan = dataclasses.replace(
+        plan_of(make_fingerprint((3.0, 1.0, 0.9), shape)), file_ending=ending
+    )
+    with pytest.raises(PlanError, match=remedy):
+        plans_to_json(plan)
+
+
+def test_a_plan_keeps_the_name_that_somebody_gave_it() -> None:
+    plan = plan_of(memory_gb=1.5)
+    for name, wanted in (
+        ("my plan", "my plan"),
+        ("nnunet", "nnUNetPlans_1.5GB"),
+        ("nnUNetPlans", "nnUNetPlans_1.5GB"),
+        ("my__plan", "nnUNetPlans_1.5GB"),  # it would part the name of nnU-Net's folder
+    ):
+        data = plans_to_json(dataclasses.replace(plan, name=name))
+        assert data["plans_name"] == wanted
+        assert data["configurations"]["2d"]["data_identifier"] == f"{wanted}_2d"
+
+
+def odd_sibling(plans: dict[str, Any]) -> dict[str, Any]:
+    """The plans with a configuration that only its author can use, and one that builds on it."""
+    odd = plans["configurations"]["3d_fullres"] | {"normalization_schemes": ["MyNorm"] * 2}
+    odd["data_identifier"] = "odd"
+    plans["configurations"] |= {"odd": odd, "after": {"inherits_from": "2d", "batch_size": 3}}
+    plans["configurations"]["after"]["previous_stage"] = "odd"
+    return plans
+
+
+def test_of_a_models_plans_only_what_it_needs_must_be_readable(
+    plans: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = read(plans)
+    odd_sibling(plans)
+    with pytest.raises(PlanError, match="MyNorm"):
+        read(plans)
+    for needed in ((), ("3d_cascade_fullres",)):
+        found = read_plans(plans, SPEC, name="nnseg", needed=needed)
+        assert found.configurations == wanted.configurations
+    assert "plans.json: configuration odd is left out: configurations.odd: no norm" in caplog.text
+    assert "configuration after is left out: configuration after needs odd: " in caplog.text
+    for name in ("odd", "after"):
+        with pytest.raises(PlanError, match="MyNorm"):
+            read_plans(plans, SPEC, name="nnseg", needed=(name,))
+
+
+def test_plans_of_which_nothing_can_be_read_say_why(plans: dict[str, Any]) -> None:
+    plans["configurations"] = {"odd": odd_sibling(plans)["configurations"]["odd"]}
+    with pytest.raises(PlanError, match="MyNorm"):
+        read_plans(plans, SPEC, name="nnseg", needed=())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "original_median_shape_after_transp",
+        "original_median_spacing_after_transp",
+        "configurations/3d_fullres/median_image_size_in_voxels",
+        "configurations/2d/median_image_size_in_voxels",
+    ],
+)
+def test_a_number_beyond_all_floats_is_refused(path: str, plans: dict[str, Any]) -> None:
+    change(plans, path, [10**400, 10**400, 10**400])
+    with pytest.raises(DataError, match=f"{path.split('/')[-1]}.*finite"):
+        read(plans)
 
 
 def test_a_network_that_nnunet_lacks_is_not_written() -> None:
@@ -323,6 +402,8 @@ NETWORK = "configurations/2d/architecture"
             "separate_z_anisotropy_threshold 5",
         ),
         ("configurations/2d/preprocessor_name", "MyPreprocessor", "preprocessor_name"),
+        ("configurations/2d/resampling_fn_data_kwargs", {"order": 9}, "order of a .* is 9; it"),
+        ("configurations/2d/resampling_fn_data_kwargs", {"order_z": -1}, "order_along .* is -1"),
         ("configurations/2d/patch_size", [1, 64, 64], "patch_size has a wrong number of axes"),
         ("configurations/2d/spacing", [1.0], "spacing has a wrong number of axes"),
         ("configurations/2d/batch_size", "12", "2d: batch_size"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnseg import record
 from nnseg.checkpoint import load_model, save_model
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MissingError, PlanError, UsageError
@@ -21,11 +22,13 @@ from nnseg.exchange.nnunet import plans_to_json
 from nnseg.exchange.nnunet_folder import export_models, find_models, import_models
 from nnseg.exchange.nnunet_weights import to_nnunet
 from nnseg.fingerprint import Fingerprint
+from nnseg.folders import postprocessing_file
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
 from nnseg.model.unet import build_network
 from nnseg.plan import Plan, make_plan
+from nnseg.postprocess import KeepLargest, Postprocessing
 
 SPEC = DatasetSpec(
     channels=("T1", "FLAIR"),
@@ -289,6 +292,9 @@ def test_two_models_of_one_configuration_are_refused(tmp_path: Path) -> None:
     shutil.copytree(source, source.with_name("nnUNetTrainer_5epochs__nnUNetPlans__2d"))
     with pytest.raises(UsageError, match=r"is 2d like .*; name the folder of the one"):
         import_from(tmp_path / "results", tmp_path / "ours")
+    packed = pack_zip(tmp_path / "results", tmp_path / "results.zip")
+    with pytest.raises(UsageError, match=r"is 2d like .*; unpack it and name the folder"):
+        import_models(find_models(packed), None)
 
 
 def test_a_trainer_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
@@ -305,6 +311,24 @@ def test_a_network_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
     (source / "plans.json").write_text(text.replace("PlainConvUNet", "Primus"))
     with pytest.raises(PlanError, match=r"plans\.json: .*Primus"):
         import_from(source, tmp_path / "ours")
+
+
+def test_another_configuration_that_nnseg_cannot_read_is_no_obstacle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_theirs(tmp_path, "3d_fullres", folds=("0", "1"))
+    plans = json.loads((source / "plans.json").read_text())
+    plans["configurations"]["odd"] = {"inherits_from": "2d", "normalization_schemes": ["My", "My"]}
+    (source / "plans.json").write_text(json.dumps(plans))
+    for fold in ("0", "1"):
+        data = their_checkpoint(PLAN, "3d_fullres", fold, int(fold))
+        data["init_args"]["plans"] = plans
+        torch.save(data, source / f"fold_{fold}" / "checkpoint_final.pth")
+    (imported,) = import_from(source, tmp_path / "ours")
+    assert set(imported.plan.configurations) == set(PLAN.configurations)
+    warnings = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == 1  # for the file beside them, not for each checkpoint
+    assert "configuration odd is left out" in warnings[0].getMessage()
 
 
 @pytest.mark.parametrize("file", ["plans.json", "dataset.json"])
@@ -449,6 +473,36 @@ def test_gaps_between_labels_are_closed_and_said(
     assert "background = 0, a = 1, b = 2" in caplog.text
     labels = json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"]
     assert labels == {"background": 0, "a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("place", ["2d", "."])
+def test_rules_for_label_maps_are_copied_and_said(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = Postprocessing(rules=(KeepLargest(labels=("whole", "core")),))
+    folds = write_ours(tmp_path / "ours", "2d")
+    record.save(rules, postprocessing_file(tmp_path / "ours" / place))
+    export_models(folds, tmp_path / "theirs", "final")
+    copied = postprocessing_file(tmp_path / "theirs")
+    assert record.load(Postprocessing, copied) == rules
+    assert "is not applied by nnU-Net" in caplog.text
+    assert str(copied) in caplog.text
+
+
+def test_without_rules_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folds = write_ours(tmp_path / "ours", "2d")
+    record.save(Postprocessing(), postprocessing_file(tmp_path / "ours" / "2d"))
+    export_models(folds, tmp_path / "theirs", "final")
+    assert caplog.text == ""
+
+
+def test_an_own_name_of_a_plan_comes_back(tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, name="nnUNetPlans_mine")
+    folds = [fold for name in CASCADE for fold in write_ours(tmp_path / "ours", name, plan=plan)]
+    places = export_models(folds, tmp_path / "theirs", "final")
+    assert places[0].name == "nnUNetTrainer__nnUNetPlans_mine__3d_lowres"
+    imported = import_from(tmp_path / "theirs", tmp_path / "back")
+    assert imported[0].plan.name == "nnUNetPlans_mine"
 
 
 def test_folds_of_different_plans_are_not_exported_together(tmp_path: Path) -> None:

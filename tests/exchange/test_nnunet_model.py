@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.exchange.nnunet import plans_to_json
 from nnseg.exchange.nnunet_model import changes_nothing, read_checkpoint
 from nnseg.exchange.nnunet_weights import to_nnunet
@@ -247,12 +247,149 @@ def test_weights_in_half_precision_become_float32(plan: Plan, tmp_path: Path) ->
     assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, "meta"])
+def test_weights_that_have_no_values_here_are_refused(
+    plan: Plan, kind: Any, tmp_path: Path
+) -> None:
+    path = save(one_weight(content(plan), lambda weight: weight.to(kind)), tmp_path)
+    with pytest.raises(DataError, match="no ordinary floating-point numbers"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("axes", [(3,), (-1,), "012", (0.0,)])
 def test_mirrors_that_are_no_axes_of_a_patch_are_refused(
     plan: Plan, axes: Any, tmp_path: Path
 ) -> None:
     path = save(content(plan) | {"inference_allowed_mirroring_axes": axes}, tmp_path)
     with pytest.raises(DataError, match="must be axes of a patch, 0 to 2"):
+        read_checkpoint(path)
+
+
+def test_mirrors_may_be_numbers_of_numpys(plan: Plan, tmp_path: Path) -> None:
+    change = {"inference_allowed_mirroring_axes": (np.int64(0), np.int64(2))}
+    assert read_checkpoint(save(content(plan) | change, tmp_path)).mirror_axes == (0, 2)
+
+
+def with_plans(plan: Plan, **keys: Any) -> dict[str, Any]:
+    """The content with more keys in its plans."""
+    data = content(plan)
+    data["init_args"] |= {"plans": data["init_args"]["plans"] | keys}
+    return data
+
+
+def nested(depth: int, width: int) -> list[Any]:
+    """Lists in lists, each `width` times the one within it, which a pickle holds once."""
+    value: list[Any] = ["x" * 10]
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+@pytest.mark.parametrize("key", ["plans", "dataset_json", "configuration", "fold"])
+def test_a_small_file_that_unfolds_to_a_large_one_is_refused_at_once(
+    plan: Plan, key: str, tmp_path: Path
+) -> None:
+    data = content(plan)
+    data["init_args"][key] = {"configurations": nested(40, 2)}
+    path = save(data, tmp_path)
+    with pytest.raises(DataError, match=f"{key}: holds more than 1000000 values"):
+        read_checkpoint(path)
+    data["init_args"][key] = ["x" * 10**5] * 2000
+    with pytest.raises(DataError, match=f"{key}: holds more than 1000000 values"):
+        read_checkpoint(save(data, tmp_path))
+    change = {"inference_allowed_mirroring_axes": nested(40, 2)}
+    with pytest.raises(DataError, match="mirroring_axes: holds more than"):
+        read_checkpoint(save(content(plan) | change, tmp_path))
+
+
+def test_plans_hold_what_json_can_hold(plan: Plan, tmp_path: Path) -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    for strange, words in (
+        (ring, "deeper than 64 levels, or holds itself"),
+        (nested(70, 1), "deeper than 64 levels, or holds itself"),
+        (torch.zeros(2), "holds a Tensor"),
+        (10**400, "holds an integer of 1329 bits"),
+        ({1: 2}, "has a key that is a int"),
+    ):
+        with pytest.raises(DataError, match=rf"checkpoint_final\.pth: plans: .*{words}"):
+            read_checkpoint(save(with_plans(plan, x=strange), tmp_path))
+    deep = with_plans(plan, x=nested(60, 1))
+    assert read_checkpoint(save(deep, tmp_path)).configuration_name == "3d_fullres"
+
+
+def test_an_epoch_beyond_all_numbers_is_refused(plan: Plan, tmp_path: Path) -> None:
+    path = save(content(plan) | {"current_epoch": 10**400}, tmp_path)
+    with pytest.raises(DataError, match="trainer_name or current_epoch"):
+        read_checkpoint(path)
+
+
+def test_what_nnunet_needs_of_dataset_json_is_enough(plan: Plan, tmp_path: Path) -> None:
+    data = content(plan)
+    spec = data["init_args"]["dataset_json"]
+    del spec["numTraining"]
+    spec["labels"] = {"background": "0", "edema": ["1", "2"], "core": "2"}
+    spec["regions_class_order"] = [1, 2]
+    data["init_args"]["dataset_json"] = spec
+    with pytest.raises(DataError, match="have shape"):  # of a network with one output more
+        read_checkpoint(save(data, tmp_path))
+    spec["labels"], spec["regions_class_order"] = {"background": "0", "a": "1", "b": "2"}, None
+    assert list(read_checkpoint(save(data, tmp_path)).plan.labels.labels.values()) == [0, 1, 2]
+    spec["labels"]["b"] = "two"
+    with pytest.raises(DataError, match="labels"):
+        read_checkpoint(save(data, tmp_path))
+
+
+class Pickled:
+    """Pickled, it calls a function of numpy's on what it was given."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("kind", ["V536870912", "O", "M8[s]", "S9", "c16", "f8,f8"])
+def test_only_plain_numbers_of_numpys_are_made(plan: Plan, kind: str, tmp_path: Path) -> None:
+    path = save(content(plan) | {"logging": Pickled(np.dtype, kind, False, True)}, tmp_path)
+    with pytest.raises(DataError, match=r"it holds numpy\.dtype\('.*, which is no tensor"):
+        read_checkpoint(path)
+
+
+def test_an_unfolding_kind_of_number_is_refused_at_once(plan: Plan, tmp_path: Path) -> None:
+    made = Pickled(np.dtype, nested(40, 2))
+    with pytest.raises(DataError, match=r"it holds numpy\.dtype\(list\), which is no tensor"):
+        read_checkpoint(save(content(plan) | {"logging": made}, tmp_path))
+
+
+def test_no_torch_is_asked_for_whose_reader_of_weights_runs_code() -> None:
+    """CVE-2025-32434 is mended in 2.6.0, CVE-2026-24747 in 2.10.0."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    found = re.search(r'"torch>=(\d+)\.(\d+)', text)
+    assert found is not None
+    assert tuple(map(int, found.groups())) >= (2, 10)
+
+
+@pytest.mark.parametrize("kind", [">f8", "<f4", "f2"])
+def test_numbers_come_back_whatever_their_bytes(plan: Plan, kind: str, tmp_path: Path) -> None:
+    scalar = np.float64(1).__reduce__()[0]
+    number = np.array([0.25], kind)
+    made = Pickled(scalar, np.dtype(kind), number.tobytes())
+    path = save(content(plan) | {"logging": {"ema_fg_dice": [made]}}, tmp_path)
+    assert read_checkpoint(path).validation_dice == 0.25
+
+
+def test_a_lack_of_memory_is_not_called_damage(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(content(plan), tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MachineError, match=r"final\.pth: takes more memory than there is"):
         read_checkpoint(path)
 
 

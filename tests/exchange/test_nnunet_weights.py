@@ -53,6 +53,20 @@ def test_one_name_of_each_tensor_is_enough_and_may_come_from_several_gpus(name: 
     assert from_nnunet(fewer, architecture(name)) == {ours: ours for ours in names}
 
 
+@pytest.mark.parametrize("wrap", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_networks_that_were_compiled_are_read(wrap: str) -> None:
+    names = nnunet_names(architecture("plain 2d"))
+    wrapped = {wrap + theirs[0]: ours for ours, theirs in names.items()}
+    assert from_nnunet(wrapped, architecture("plain 2d")) == {ours: ours for ours in names}
+
+
+def test_a_weight_that_is_there_twice_is_refused() -> None:
+    weights = dict.fromkeys(GOLDEN["plain 2d"], 0)
+    first = next(iter(weights))
+    with pytest.raises(DataError, match=f"have {first} under two names"):
+        from_nnunet(weights | {f"module.{first}": 1}, architecture("plain 2d"))
+
+
 def test_weights_without_a_layer_are_refused() -> None:
     weights = dict.fromkeys(GOLDEN["plain 2d"], 0)
     short = {name: value for name, value in weights.items() if "transpconvs.1.bias" not in name}

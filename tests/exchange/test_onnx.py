@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from nnseg.errors import MachineError, UsageError
 from nnseg.exchange import onnx
 from nnseg.exchange.onnx import OnnxModel, export_onnx
 from nnseg.fingerprint import Fingerprint
+from nnseg.folders import postprocessing_file
 from nnseg.image.intensity import Intensity
 from nnseg.image.resample import COARSE, separate_axis
 from nnseg.inference import load_model
@@ -31,6 +33,7 @@ from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
 from nnseg.model.unet import build_network
 from nnseg.plan import Plan, make_plan
+from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing, apply
 from nnseg.volume import (
     flat_geometry,
     grid_fault,
@@ -272,6 +275,66 @@ def test_the_example_segments_a_2d_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
     with pytest.raises(SystemExit, match=r"3 images were given; the model wants 2: .*MR.*CT"):
         runner().main()
+
+
+RULES = (
+    KeepLargest(labels=("liver", "tumour")),
+    MinimumSize(label="tumour", smallest=3, unit="voxels"),
+    MinimumSize(label="liver", smallest=0.006),
+)
+
+
+def test_rules_beside_a_model_are_written_and_the_example_goes_by_them(tmp_path: Path) -> None:
+    plan = plan_of("3d_fullres", GAPS)
+    folds = write_folds(plan, "3d_fullres", tmp_path / "plan" / "3d_fullres", (0,))
+    record.save(Postprocessing(rules=RULES), postprocessing_file(tmp_path / "plan" / "3d_fullres"))
+    described = record.load(OnnxModel, export_onnx(folds, tmp_path / "onnx")[-1])
+    assert described.postprocessing == RULES
+
+    paths = [tmp_path / f"case_000{channel}.nii.gz" for channel in range(2)]
+    spacing = (1.4, 0.9, 1.2)
+    for path, channel in zip(paths, drawn_image((11, 14, 13)), strict=True):
+        write(path, channel, simple_geometry((11, 14, 13), spacing))
+    done = without_torch(tmp_path / "onnx", *paths, "-o", tmp_path / "out.nii.gz")
+    assert done.returncode == 0, done.stderr
+    volume = read_image(paths)
+    raw = load_model(folds, device="cpu", precision="fp32").predict(volume.image, spacing)
+    wanted = apply(raw, Postprocessing(rules=RULES), GAPS, spacing)
+    assert not np.array_equal(wanted, raw)
+    assert np.array_equal(read_segmentation(tmp_path / "out.nii.gz")[0], wanted)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_example_takes_out_what_we_do(rule: KeepLargest | MinimumSize) -> None:
+    random = np.random.default_rng(3)
+    spacing = (1.5, 1.0, 0.8)
+    for density in (0.04, 0.1, 0.3):
+        drawn = random.choice([0, 3, 7], (6, 14, 17), p=[1 - density, density / 2, density / 2])
+        labels = drawn.astype(np.uint8)
+        wanted = apply(labels, Postprocessing(rules=(rule,)), GAPS, spacing)
+        model = {"postprocessing": [record.to_json(rule)], "labels": GAPS.labels}
+        assert np.array_equal(runner().postprocess(labels, model, spacing), wanted)
+    empty = np.zeros((2, 3, 4), np.uint8)
+    assert not runner().postprocess(empty, model, spacing).any()
+
+
+@pytest.mark.parametrize(("voxels", "refused"), [(0.005, False), (0.05, True)])
+def test_the_example_wants_channels_on_one_grid(
+    voxels: float, refused: bool, tmp_path: Path
+) -> None:
+    files = []
+    for number, shift in enumerate((0.0, voxels * 0.8)):
+        affine = np.diag([0.8, 1.1, 2.0, 1.0])
+        affine[1, 3] = shift
+        path = tmp_path / f"{number}.nii"
+        nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), affine), path)
+        files.append(nibabel.load(path))
+    model = {"channels": [{"name": "MR"}, {"name": "CT"}]}
+    if not refused:
+        assert runner().read_image(files, model)[0].shape == (2, 6, 5, 4)
+        return
+    with pytest.raises(SystemExit, match=r"lie 0\.04 mm apart; resample them to one grid"):
+        runner().read_image(files, model)
 
 
 @pytest.mark.parametrize("rule", ["zscore", "ct", "none", "rescale_to_0_1", "rgb_to_0_1"])

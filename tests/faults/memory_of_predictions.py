@@ -15,7 +15,7 @@ def many(folder: Path, early: int, late: int) -> tuple[int, int]:
     from scans import draw_scans, make_model
 
     from nnseg import predicting
-    from nnseg.predicting import Wanted
+    from nnseg.predicted_folder import Wanted
     from nnseg.predictor import load
 
     predictor = load(make_model(folder / "model"), device="cpu", precision="fp32")

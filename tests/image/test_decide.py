@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnseg.axes import Planes, Shape
 from nnseg.image import decide as module
-from nnseg.image.decide import change_grid, decide, interpolate
+from nnseg.image.decide import change_grid, decide, interpolate, slab_depth
 from nnseg.image.resample import resample_image
 from nnseg.labels import Labels
 
@@ -140,3 +140,41 @@ def test_on_the_same_grid_planes_are_decided_as_they_are() -> None:
     logits = blobs((6, 9, 7), 3)
     found = decide(runs_of(logits, 2), change_grid((6, 9, 7), (6, 9, 7), None), GAPS.segment)
     np.testing.assert_array_equal(np.concatenate(list(found)), GAPS.segment(logits))
+
+
+def test_regions_that_are_painted_alike_are_decided_as_their_logits_are() -> None:
+    labels = Labels(
+        labels={"background": 0, "a": (1, 2), "b": 2, "c": 3}, regions_class_order=(1, 1, 3)
+    )
+    logits = np.full((1, 1, 2, 3), -9, np.float32)
+    logits[0, 0, :, :2] = (5, -10), (-10, 5)  # halfway neither is over 0, though both say 1
+    change = change_grid((1, 1, 2), (1, 1, 3), None)
+    found = [labels.painted(planes) for planes in decide([logits], change, labels.decide)]
+    assert np.concatenate(found).ravel().tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("old", [(60, 9, 7), (6, 90, 7)])
+def test_where_the_new_grid_is_coarser_no_more_of_the_old_one_is_joined(
+    monkeypatch: pytest.MonkeyPatch, old: Shape
+) -> None:
+    most = []
+    around = module._Window.around
+
+    def watched(self: Any, *args: Any) -> Any:
+        found = around(self, *args)
+        most.append(found[1].nbytes)
+        return found
+
+    monkeypatch.setattr(module._Window, "around", watched)
+    logits, change = blobs(old, 3), change_grid(old, (6, 8, 5), None)
+    plane = logits[0].nbytes
+    monkeypatch.setattr(module, "_SLAB_BYTES", 10 * plane)
+    for _ in decide([logits], change, GAPS.segment):
+        pass
+    assert most
+    assert max(most) <= 11 * plane  # linear interpolation reaches one further
+    most.clear()
+    depth = slab_depth(old, change.shape, 10 * plane // 12)
+    for _ in interpolate([logits], change, depth):
+        pass
+    assert max(most) <= 11 * plane

@@ -11,6 +11,7 @@ from skimage.transform import resize
 from nnseg.axes import Image, Segmentation, Shape, Spacing
 from nnseg.errors import PlanError
 from nnseg.image import resample
+from nnseg.image.grids import spline_matrix
 from nnseg.image.resample import (
     resample_image,
     resample_segmentation,
@@ -388,3 +389,23 @@ def test_force_overrules_the_ratio() -> None:
     assert separate_axis((9.0, 1.0, 1.0), (9.0, 1.0, 1.0), force=False) is None
     assert separate_axis((1.2, 1.2, 1.0), (9.0, 1.0, 1.0), force=True) is None
     assert separate_axis((1.0, 1.0, 1.0), (9.0, 1.0, 1.0), force=True) is None
+
+
+@pytest.mark.parametrize(("axis", "along", "runs"), [(None, 0, 3), (0, 0, 5), (0, 1, 3)])
+def test_who_is_asked_is_asked_before_each_run_of_planes(
+    monkeypatch: pytest.MonkeyPatch, axis: int | None, along: int, runs: int
+) -> None:
+    monkeypatch.setattr(resample, "_SLAB_VOXELS", 1)
+    asked: list[bool] = []
+    image, shape = noise((2, 5, 6, 7)), (70, 8, 9)  # in bands of 32
+    resample_image(image, shape, axis, 3, along, ask=lambda: asked.append(True))
+    assert len(asked) == 2 * runs
+    asked.clear()
+    resample_segmentation(blobs((5, 6, 7)), shape, None, ask=lambda: asked.append(True))
+    assert len(asked) == 70
+
+
+def test_of_the_large_matrices_of_splines_only_a_few_are_kept() -> None:
+    for size in range(10, 20):
+        resample_image(noise((1, size, size + 10, 5)), (size + 1, size + 11, 5), None)
+    assert spline_matrix.cache_info().currsize <= 4

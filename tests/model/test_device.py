@@ -17,6 +17,7 @@ from nnseg.model.device import (
     is_out_of_memory,
     layout,
     own_kernels_are_fast,
+    own_kernels_predict_fast,
 )
 
 
@@ -73,6 +74,7 @@ def test_what_is_asked_for_is_taken_without_measuring(monkeypatch: pytest.Monkey
     monkeypatch.setattr(device, "bf16_is_fast", measured)
     monkeypatch.setattr(device, "bf16_faults", measured)
     monkeypatch.setattr(device, "own_kernels_are_fast", measured)
+    monkeypatch.setattr(device, "own_kernels_predict_fast", measured)
     chosen = choose_execution("cpu", "fp32", compiled=True)
     assert (chosen.device, chosen.precision, chosen.compiled) == ("cpu", "fp32", True)
 
@@ -200,25 +202,37 @@ def test_own_kernels_are_taken_in_bf16_where_they_win_and_nothing_is_compiled_th
     assert not choose_execution("cpu", "fp32").own_kernels
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_own_kernels_are_taken_in_fp32_where_they_win_and_nothing_is_trained(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(device, "own_kernels_predict_fast", lambda: fast)
+    assert choose_execution("cpu", "fp32", trains=False).own_kernels is fast
+    assert not choose_execution("cpu", "fp32").own_kernels
+
+
 def test_own_kernels_do_not_win_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available", lambda: False)
     assert not own_kernels_are_fast()
+    assert not own_kernels_predict_fast()
 
 
 def test_a_kernel_that_is_wrong_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernels, "available", lambda: True)
-    monkeypatch.setattr(kernels, "convolve", lambda inputs, weight, bias: inputs[0] * weight.mean())
+    monkeypatch.setattr(kernels, "convolve", lambda inputs, weight, *_: inputs[0] * weight.mean())
     monkeypatch.setattr(kernels, "normalize", lambda x, scale, *_: x * scale[:, None, None, None])
     with caplog.at_level(logging.WARNING, logger="nnseg"):
         assert not own_kernels_are_fast()
-    assert "the CPU kernels deviate by" in caplog.text
+        assert not own_kernels_predict_fast()
+    for message in caplog.messages:
+        assert "the CPU kernels deviate by" in message
 
 
 @pytest.mark.skipif(not kernels.available(), reason="no compiler, or a CPU without AVX512-BF16")
 def test_our_kernels_agree_with_pytorchs(caplog: pytest.LogCaptureFixture) -> None:
-    own_kernels_are_fast()  # or not: that depends on the machine
+    own_kernels_are_fast(), own_kernels_predict_fast()  # or not: that depends on the machine
     assert caplog.messages == []
 
 
@@ -227,9 +241,9 @@ def test_a_norm_that_is_wrong_only_of_a_large_mean_is_not_used(
 ) -> None:
     def normalize(x: Tensor, scale: Tensor, shift: Tensor, eps: float, slope: float) -> Tensor:
         y = functional.group_norm(x.contiguous(), len(scale), scale, shift, eps)
-        return y * 1.04 if x.mean() > 50 else y
+        return functional.leaky_relu(y, slope) * (1.04 if x.mean() > 50 else 1)
 
-    def convolve(inputs: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    def convolve(inputs: list[Tensor], weight: Tensor, bias: Tensor, packed: None) -> Tensor:
         return functional.conv3d(inputs[0], weight, bias, padding=1)
 
     monkeypatch.setattr(kernels, "available", lambda: True)
@@ -237,7 +251,9 @@ def test_a_norm_that_is_wrong_only_of_a_large_mean_is_not_used(
     monkeypatch.setattr(kernels, "normalize", normalize)
     with caplog.at_level(logging.WARNING, logger="nnseg"):
         assert not own_kernels_are_fast()
-    assert "the CPU kernels deviate by 0.04" in caplog.text
+        assert not own_kernels_predict_fast()
+    assert len(caplog.messages) == 2
+    assert all("the CPU kernels deviate by 0.04" in message for message in caplog.messages)
 
 
 def test_what_torch_raises_where_a_cpu_has_too_little_memory_is_known() -> None:

@@ -71,6 +71,52 @@ def test_a_convolution_and_its_gradients_are_those_of_pytorch(
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((4, 6, 8), (3, 3, 3)),
+        ((3, 5, 7), (3, 3, 3)),
+        ((1, 2, 1), (3, 3, 3)),
+        ((3, 6, 5), (1, 3, 3)),
+        ((7, 6), (3, 3)),
+        ((10, 14, 6), (3, 3, 3)),
+    ],
+)
+@pytest.mark.parametrize("channels", [(32,), (32, 64), (320,)])  # blocks of 24, 12 and 6 tiles
+def test_a_prediction_in_fp32_is_convolved_in_fp32(
+    shape: tuple[int, ...], kernel: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    images = [drawn(2, count, *shape, seed=count) * 1.001 for count in channels]  # no bf16 values
+    weight = drawn(64, sum(channels), *kernel) * 1.001 / (9 * sum(channels)) ** 0.5
+    bias = drawn(64)
+    with torch.inference_mode():
+        y = kernels.convolve(images, weight, bias)
+        again = kernels.convolve(images, weight, bias, kernels.pack(images[0], weight))
+    conv = functional.conv3d if len(shape) == 3 else functional.conv2d
+    padding = tuple(k // 2 for k in kernel)
+    whole = torch.cat(images, dim=1).double()
+    wanted = conv(whole, weight.double(), bias.double(), padding=padding)
+    assert y.dtype == torch.float32
+    assert error(y, wanted) < 2e-6
+    assert torch.equal(again, y)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("mean", "most"), [(0.0, 1e-6), (100.0, 2e-5)])
+@pytest.mark.parametrize(("slope", "shape"), [(0.01, (2, 32, 3, 5, 7)), (1.0, (1, 64, 15, 36))])
+def test_a_prediction_in_fp32_is_normalized_in_fp32(
+    slope: float, shape: tuple[int, ...], mean: float, most: float
+) -> None:
+    x = mean + drawn(*shape) * 1.001
+    scale, shift = (1 + 0.1 * drawn(2, shape[1])).unbind()
+    with torch.inference_mode():
+        y = kernels.normalize(x, scale, shift, 1e-5, slope)
+    whole = functional.instance_norm(x.double(), weight=scale.double(), bias=shift.double())
+    assert y.dtype == torch.float32
+    assert error(y, functional.leaky_relu(whole, slope)) < most
+
+
+@needs_kernels
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_weights_may_lie_in_either_layout(layout: torch.memory_format) -> None:
     x, weight = drawn(1, 32, 4, 5, 6), drawn(64, 32, 3, 3, 3)
@@ -200,6 +246,45 @@ def test_layers_take_the_kernels_only_under_bf16_autocast(monkeypatch: pytest.Mo
         block(x)
         InstanceNorm(32)(x)
     assert len(calls) == 2
+
+
+@needs_kernels
+def test_layers_take_the_kernels_in_fp32_only_where_nothing_is_differentiated() -> None:
+    block, x = ConvBlock(32, 32, (3, 3, 3)), drawn(1, 32, 4, 5, 6)
+    use_kernels(block, True)
+    assert not kernels.in_use(x)
+    with torch.no_grad():
+        assert not kernels.in_use(x)
+        wanted = block(x)
+    with torch.inference_mode():
+        assert kernels.in_use(x)
+        assert not kernels.in_use(x.double())
+        found = block(x)
+    assert not torch.equal(found, wanted)  # other sums
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_constant_weights_are_transformed_once(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    calls: list[str] = []
+    right = kernels.pack
+    monkeypatch.setattr(kernels, "pack", lambda *a: (calls.append("pack"), right(*a))[1])
+    execution = Execution(device="cpu", precision=precision, own_kernels=True)
+    changing = ConvBlock(32, 32, (3, 3, 3))
+    constant = ConvBlock(32, 32, (3, 3, 3))
+    constant.load_state_dict(changing.state_dict())
+    changing = execution.place(changing, 3)
+    constant = execution.place(constant, 3, constant=True)
+    x = drawn(1, 32, 4, 5, 6)
+    with torch.inference_mode(), execution.autocast():
+        wanted = [changing(x) for _ in range(3)]
+        assert len(calls) == 3
+        found = [constant(x) for _ in range(3)]
+    assert len(calls) == 4
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @needs_kernels

@@ -12,9 +12,11 @@ from nnseg.volume import (
     SLICE_OF_2D,
     Geometry,
     channel_counts,
+    check_writable,
     flat_geometry,
     grid_fault,
     label_ending,
+    map_ending,
     read_array,
     read_channels,
     read_image,
@@ -124,6 +126,8 @@ def test_an_unknown_ending_and_a_missing_file_are_told_apart(tmp_path: Path) -> 
         read_image([tmp_path / "a.gipl"])
     with pytest.raises(MissingError, match=r"b\.nii\.gz does not exist"):
         read_image([tmp_path / "b.nii.gz"])
+    with pytest.raises(DataError, match="is a folder; give an image file in it"):
+        read_image([tmp_path])
     with pytest.raises(DataError, match="cannot write this format"):
         write(tmp_path / "c.gipl", LABEL, simple_geometry(SHAPE, SPACING))
 
@@ -283,3 +287,30 @@ def test_a_file_in_a_folder_that_may_not_be_entered_cannot_be_read(
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(DataError, match=r"a\.nii: cannot be read \(Permission denied\)"):
         read_array(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("a.gipl", "cannot write this format"),
+        ("a.jpg", "JPEG does not keep values"),
+        ("a.PNG", "a picture holds one slice, not 4"),
+        ("a.nii.gz", None),
+    ],
+)
+def test_that_a_label_map_cannot_be_written_is_known_before_it_is_made(
+    tmp_path: Path, name: str, fault: str | None
+) -> None:
+    geometry = simple_geometry((4, 5, 6), SPACING)
+    if fault is None:
+        check_writable(tmp_path / name, geometry)
+        return
+    with pytest.raises(DataError, match=fault):
+        check_writable(tmp_path / name, geometry)
+
+
+def test_maps_of_real_numbers_lie_beside_pictures_as_nifti(tmp_path: Path) -> None:
+    assert [map_ending(ending) for ending in (".png", ".BMP", ".mha")] == [".nii.gz"] * 2 + [".mha"]
+    values = np.random.default_rng(0).random((1, 4, 5), np.float32)
+    write(tmp_path / "a.nii.gz", values, flat_geometry((4, 5), (1.0, 1.0)))
+    np.testing.assert_array_equal(read_array(tmp_path / "a.nii.gz")[0], values)

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnseg.errors import DataError, MissingError, UsageError
-from nnseg.volume import SLICE_OF_2D, open_image, read_image, read_segmentation, write
+from nnseg.volume import SLICE_OF_2D, files_of, open_image, read_image, read_segmentation, write
 from nnseg.volume.geometry import simple_geometry
 
 SHAPE, SPACING = (4, 5, 6), (3.0, 1.5, 0.75)
@@ -150,6 +150,8 @@ def test_an_array_of_our_type_is_not_copied() -> None:
         ((VALUES[0], (1.0,)), UsageError, "comes with a spacing of 1 numbers"),
         ((VALUES[0], (1.0, 0.0, 1.0)), DataError, r"the spacing is \(1.0, 0.0, 1.0\) mm"),
         ((VALUES[0], (1.0, np.nan, 1.0)), DataError, "it must be over 0"),
+        ((VALUES[:0], SPACING), DataError, r"of shape \(0, 4, 5, 6\) and holds no voxel"),
+        ((VALUES[0, :0], SPACING), DataError, "holds no voxel"),
         ((VALUES, SPACING), DataError, "2 channels where 1 should be"),
         ((np.full(SHAPE, np.nan), SPACING), DataError, "120 voxels are not finite"),
         ((VALUES[0] * 1j, SPACING), DataError, "they must be numbers"),
@@ -165,6 +167,8 @@ def test_what_is_no_image_is_refused(image: Any, error: type[Exception], message
 
 def test_a_file_and_its_image_in_memory_are_the_same(tmp_path: Path) -> None:
     nibabel.save(of_nibabel(VALUES[0]), tmp_path / "a.nii")
+    assert files_of(nibabel.load(tmp_path / "a.nii")) == (tmp_path / "a.nii",)
+    assert files_of([str(tmp_path / "b.nii"), of_nibabel(VALUES[0])]) == (tmp_path / "b.nii",)
     from_file = read_image([tmp_path / "a.nii"])
     for image in (nibabel.load(tmp_path / "a.nii"), sitk.ReadImage(str(tmp_path / "a.nii"))):
         volume = open_image(image).volume

@@ -1,0 +1,121 @@
+"""The folder that a prediction writes: what goes there, and who may write it now."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnseg import commit
+from nnseg.dataset import DatasetSpec, read_spec
+from nnseg.errors import MachineError, UsageError
+from nnseg.folders import map_file, predicted_spec_file, proof_file, proof_files, running_folder
+from nnseg.jobs import PredictionJob, find_prediction_jobs
+from nnseg.labels import Labels
+from nnseg.lock import in_use, locked
+from nnseg.probabilities.kinds import probability_files
+from nnseg.volume import side_files
+
+if TYPE_CHECKING:
+    from nnseg.ensemble import Map
+
+PROBE_BYTES = 2**20  # that an output folder must take before anything is computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is written of each case besides its label map."""
+
+    maps: "tuple[Map, ...]" = ()
+    probabilities: str | None = None  # a name of KINDS
+    statistics: bool = False
+
+    def files(self, label_map: Path) -> tuple[Path, ...]:
+        """Name all that is written of a case, its label map first."""
+        maps = [map_file(label_map, name) for name in self.maps]
+        kind = self.probabilities
+        return (label_map, *maps, *(() if kind is None else probability_files(label_map, kind)))
+
+
+LABELS_ONLY = Wanted()
+
+
+def find_jobs(
+    spec: DatasetSpec,
+    source: Path,
+    target: Path,
+    wanted: Wanted,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    overwrite: bool = False,
+) -> tuple[PredictionJob, ...]:
+    """List the cases of a share, once it is sure that their results can stand where they go.
+
+    Raises:
+        UsageError: They would replace an image, each other, or what no prediction made; or label
+            maps of other labels lie there.
+    """
+    if parts > 1 and source.is_file():
+        raise UsageError(f"{source} is one image; -num_parts shares out a folder of them")
+    jobs = find_prediction_jobs(source, target, spec, overwrite=overwrite)
+    images = {
+        file.resolve() for job in jobs for path in job.images for file in (path, *side_files(path))
+    }
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        for path in wanted.files(job.target):
+            if path.resolve() in images:
+                raise UsageError(f"{path}: the output must not be the input; give another place")
+            if owners.setdefault(path, job.case_id) != job.case_id:
+                raise UsageError(
+                    f"{path} would be of case {owners[path]} and of case {job.case_id}; rename one"
+                )
+    if source.is_dir():
+        _refuse_other_labels(target, spec.labels, jobs)
+    return jobs[part::parts]
+
+
+def _refuse_other_labels(folder: Path, labels: Labels, jobs: Sequence[PredictionJob]) -> None:
+    """Refuse to write a dataset.json over one that names the labels of other cases there."""
+    path = predicted_spec_file(folder)
+    others = set(proof_files(folder)) - {proof_file(job.target) for job in jobs}
+    if others and path.is_file() and read_spec(path).labels != labels:
+        raise UsageError(
+            f"{path} names other labels, those of {len(others)} results that would stay; give "
+            "another folder"
+        )
+
+
+@contextmanager
+def alone(folder: Path, run: str, command: str) -> Iterator[None]:
+    """Keep every other prediction out of a folder but the other shares of the same command.
+
+    Two single images may go into one folder at the same time.
+
+    Raises:
+        MachineError: One is at work there.
+    """
+    own = running_folder(folder, run)
+    with locked(own, command):
+        for other in own.parent.glob("[!.]*"):
+            apart = run.endswith(".run") and other.name.endswith(".run")
+            holder = None if other == own or apart else in_use(other)
+            if holder is not None and holder.command != command:
+                raise MachineError(f"{folder} is in use by {holder}; wait for it")
+        yield
+
+
+def probe(folder: Path) -> None:
+    """Refuse a folder that takes no files before anything is computed for it.
+
+    Raises:
+        MachineError: It cannot be written, or the disk is full.
+    """
+    trial = folder / ".nnseg-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        commit.write_whole(trial, bytes(PROBE_BYTES))
+        trial.unlink(missing_ok=True)  # the run of another share may have removed it
+    except OSError as error:
+        raise commit.cannot_write(folder, error) from None
