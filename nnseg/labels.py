@@ -8,6 +8,7 @@ The integers may have gaps. Label maps hold them as they are; what is trained on
 *positions* among all values, 0, 1, 2, ..., and `Labels.consecutive` says what those mean.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,6 +83,14 @@ class Labels:
     def has_regions(self) -> bool:
         """Whether any entry joins several labels; then all foreground entries are regions."""
         return any(isinstance(v, tuple) and len(v) > 1 for v in self.labels.values())
+
+    @property
+    def as_text(self) -> str:
+        """What the integers mean, as JSON of the keys that dataset.json has for it."""
+        keys: dict[str, object] = {"labels": self.labels}
+        if self.regions_class_order is not None:
+            keys["regions_class_order"] = self.regions_class_order
+        return json.dumps(keys, ensure_ascii=False)
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -417,7 +417,7 @@ def _save(
 ) -> Proof:
     """Write a case's results, and the proof of them last."""
     prediction, geometry = found.prediction, found.geometry
-    write(job.target, prediction.segmentation, geometry)
+    write(job.target, prediction.segmentation, geometry, labels.as_text)
     outputs = [job.target, *found.written]
     for name, values in prediction.maps.items():
         path = map_file(job.target, name)

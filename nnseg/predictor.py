@@ -144,7 +144,7 @@ class Predictor:
         ask()
         if target is None:
             return opened.give(found)
-        write(target, found, volume.geometry)
+        write(target, found, volume.geometry, self.spec.labels.as_text)
         return target
 
     def predict_many(

@@ -122,7 +122,7 @@ def validate_with(
             look=observer.watch(_preprocessed_reference(about, case.case_id)),
         )
         target = out / f"{case.case_id}{model.spec.label_ending}"
-        write(target, segmentation, volume.geometry)
+        write(target, segmentation, volume.geometry, labels.as_text)
         scored.append(
             CaseScores(
                 case_id=case.case_id,

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -181,3 +182,15 @@ def test_probabilities_of_labels_add_up_to_1_and_those_of_regions_stand_alone() 
     assert found.dtype == np.float32
     regions = REGIONS.probabilities(np.array([[np.log(3), -1e4], [0, 1e4]], np.float32))
     np.testing.assert_allclose(regions, [[0.75, 0], [0.5, 1]], rtol=1e-6)
+
+
+def test_what_the_integers_mean_is_told_as_dataset_json_does() -> None:
+    plain = Labels(labels={"background": 0, "Kopf": 1, "Fuß": 4})
+    assert plain.as_text == '{"labels": {"background": 0, "Kopf": 1, "Fuß": 4}}'
+    regions = Labels(
+        labels={"background": 0, "whole": (1, 2), "core": 2}, regions_class_order=(1, 2)
+    )
+    assert json.loads(regions.as_text) == {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2},
+        "regions_class_order": [1, 2],
+    }

@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from tiny import CPU, FLAT, stop_after
@@ -59,6 +61,15 @@ def test_predictions_lie_on_exactly_the_grid_of_their_images(
         assert set(np.unique(found)) <= {0, 1, 2}
     again = predict(predictor, images, tmp_path / "again")
     assert [sha256(path) for path in written.values()] == [sha256(p) for p in again.values()]
+
+
+def test_a_label_map_says_what_its_integers_mean(
+    flat: Folders, predictor: Predictor, tmp_path: Path
+) -> None:
+    written = predict(predictor, flat.raw_folder(FLAT) / "imagesTs", tmp_path)
+    (extension,) = nibabel.load(next(iter(written.values()))).header.extensions
+    names = json.loads(extension.text.rstrip("\0"))["labels"]
+    assert names == read_spec(flat.raw_folder(FLAT) / "dataset.json").labels.labels
 
 
 def test_a_prediction_says_what_it_was_made_from(

@@ -238,11 +238,12 @@ def check_writable(path: Path, geometry: Geometry) -> None:
         picture.check_writable(path, geometry.shape[0])
 
 
-def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write(path: Path, array: NDArray[Any], geometry: Geometry, comment: str = "") -> None:
     """Write one (z, y, x) array on the grid `geometry`, whole or not at all.
 
     The format follows the ending of `path`; the same array gives the same bytes. Pictures hold one
-    slice of integers and no spacing; the spacing of a TIFF goes into a .json beside it.
+    slice of integers and no spacing; the spacing of a TIFF goes into a .json beside it. A comment
+    is kept in a NIfTI header, and nowhere else.
 
     Raises:
         DataError: The format is unknown or cannot hold the array.
@@ -253,7 +254,7 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     check_writable(path, geometry)
     ending = split_ending(path.name)[1].lower()
     if ending in (*nifti.NIFTI, *nifti.NIFTI_PAIRS):
-        nifti.write(path, array, geometry)
+        nifti.write(path, array, geometry, comment)
     elif ending in itk.ITK:
         itk.write(path, array, geometry)
     elif ending in picture.PICTURES:

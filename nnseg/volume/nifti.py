@@ -9,6 +9,7 @@ that is several times as quick, and a large image is never there twice.
 import io
 import logging
 import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -40,6 +41,7 @@ NIFTI_PAIRS = (".hdr.gz", ".hdr")  # the voxels lie beside it, under the same na
 MAX_HEADER = 2**24  # bytes of a .hdr, its extensions included
 
 _NIFTI_1, _NIFTI_2 = 348, 540  # sizes that headers state, in bytes
+_COMMENT = 6  # the code of a header's extension that is plain text
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32}  # of plain datatypes
 _FORM_CODES = range(6)
 _ATLAS_CODES = (3, 4, 5)  # of an sform: Talairach, MNI 152, another template
@@ -63,10 +65,13 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return _z_first(array), _geometry(path, header, affine, raw, array.shape)
 
 
-def write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write (z, y, x) values on a grid; of a pair the header comes last and makes it count."""
+def write(path: Path, array: NDArray[Any], geometry: Geometry, comment: str = "") -> None:
+    """Write (z, y, x) values on a grid; of a pair the header comes last and makes it count.
+
+    A comment becomes an extension of the header.
+    """
     pair = path.name.lower().endswith(NIFTI_PAIRS)
-    header, voxels = _header_and_voxels(array, geometry, pair=pair)
+    header, voxels = _header_and_voxels(array, geometry, pair=pair, comment=comment)
     if not pair:
         _write_packed(path, header + voxels)
         return
@@ -339,10 +344,11 @@ def _geometry(path: Path, header: Any, affine: Any, raw: Any, shape: tuple[int, 
 
 
 def _header_and_voxels(
-    array: NDArray[Any], geometry: Geometry, *, pair: bool
+    array: NDArray[Any], geometry: Geometry, *, pair: bool, comment: str = ""
 ) -> tuple[bytes, bytes]:
     import nibabel
 
+    flags = _extensions(comment)
     large = max(array.shape) > 32767  # more than NIfTI-1 can count
     kinds: Any = (nibabel.Nifti1Image, nibabel.Nifti2Image)
     data = array.transpose(2, 1, 0)
@@ -364,10 +370,23 @@ def _header_and_voxels(
             header[f"qoffset_{chr(ord(axis) + 22)}"] = o
         header["srow_x"], header["srow_y"], header["srow_z"] = grid.srow
     # nibabel would write its own idea of the affine over the fields just set
-    header["vox_offset"] = 0 if pair else 544 if large else 352
+    header["vox_offset"] = 0 if pair else (_NIFTI_2 if large else _NIFTI_1) + len(flags)
     header["magic"] = (b"ni" if pair else b"n+") + (b"2\0\r\n\x1a\n" if large else b"1")
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    return header.binaryblock + b"\0\0\0\0", np.asfortranarray(data).tobytes(order="F")
+    return header.binaryblock + flags, np.asfortranarray(data).tobytes(order="F")
+
+
+def _extensions(comment: str) -> bytes:
+    """Give what follows a header: four bytes that say whether extensions do, and those.
+
+    Source: nifti1.h, "HEADER EXTENSIONS": size and code, 32 bits each, and the data, filled up so
+    that the size is a multiple of 16.
+    """
+    if not comment:
+        return bytes(4)
+    text = comment.encode()
+    size = -(-(8 + len(text)) // 16) * 16
+    return b"\1\0\0\0" + struct.pack("<ii", size, _COMMENT) + text.ljust(size - 8, b"\0")
 
 
 def _z_first(array: NDArray[Any]) -> NDArray[Any]:

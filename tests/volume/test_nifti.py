@@ -5,8 +5,10 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnseg.errors import DataError, MissingError
@@ -393,3 +395,35 @@ def test_a_pair_that_is_written_half_has_no_header(
     with pytest.raises(OSError, match=r"^$"):
         made(path, LABEL + 1)
     assert [file.name for file in tmp_path.iterdir()] == ["a.img"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".hdr", ".hdr.gz"])
+@pytest.mark.parametrize("length", [1, 8, 9, 1000])
+def test_a_comment_is_an_extension_of_the_header_that_nobody_stumbles_over(
+    tmp_path: Path, ending: str, length: int
+) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    geometry = simple_geometry(array.shape, (3.0, 2.0, 1.0))
+    path, plain = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    comment = "ä" + "x" * (length - 1)
+    nifti.write(path, array, geometry, comment)
+    nifti.write(plain, array, geometry)
+    found, where = nifti.read(path)
+    assert np.array_equal(found, array)
+    assert where == nifti.read(plain)[1]
+    image = nibabel.load(path)
+    (extension,) = image.header.extensions
+    assert extension.get_code() == 6
+    assert extension.text.rstrip("\0") == comment
+    assert np.array_equal(np.asanyarray(image.dataobj), array.transpose(2, 1, 0))
+    if ending.startswith(".nii"):
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), array)
+
+
+def test_a_comment_stands_in_a_large_header_too(tmp_path: Path) -> None:
+    array = np.zeros((1, 2, 32768), dtype=np.uint8)
+    nifti.write(tmp_path / "a.nii", array, simple_geometry(array.shape, (1.0, 1.0, 1.0)), "names")
+    image = nibabel.load(tmp_path / "a.nii")
+    assert image.header["sizeof_hdr"] == 540
+    assert image.header.extensions[0].text.rstrip("\0") == "names"
+    assert np.array_equal(nifti.read(tmp_path / "a.nii")[0], array)
