@@ -29,6 +29,7 @@ APART_SHARE = 0.25  # of it; work that may take more is done apart: it might be 
 
 FLOAT_BYTES = 4
 READ_BYTES = 6  # for each byte of an unpacked file: its bytes, its array, and its parts of the body
+AHEAD_BYTES = 2**30  # of a case that is read while the one before is predicted
 MAP_BYTES = 3  # a voxel of label map and mask, and of what is computed of them
 SLAB_BYTES = 2**26  # at most, of the planes that are resampled at once
 PROGRAM_BYTES = 10**8  # of the program without a case
@@ -139,6 +140,11 @@ def sizes_of_cases(
     spacing = three([plan.median_spacing[axis] for axis in back])
     median = CaseSize(shape=shape, spacing=spacing, voxels=math.prod(shape) / share)
     return {case_id: known.get(case_id, median) for case_id in case_ids}
+
+
+def may_read_ahead(files: Sequence[Path]) -> bool:
+    """Whether a case's files are small enough to be read while another case is worked on."""
+    return bytes_to_read(files) <= AHEAD_BYTES
 
 
 def bytes_to_read(files: Sequence[Path]) -> int:

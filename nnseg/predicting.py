@@ -26,7 +26,7 @@ from nnseg.errors import (
     PartlyDoneError,
     StoppedError,
 )
-from nnseg.estimate import bytes_to_read
+from nnseg.estimate import may_read_ahead
 from nnseg.folders import (
     map_file,
     predicted_spec_file,
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AHEAD_BYTES = 2**30  # of an image that is read while the one before is predicted
 BUGS_IN_A_ROW = 3  # after which the other cases are taken to meet the same
 INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 
@@ -370,7 +369,7 @@ def read_ahead(
         for number, job in enumerate(jobs):
             scan = read(job) if ahead is None else ahead.result()
             ahead = None
-            if number + 1 < len(jobs) and bytes_to_read(jobs[number + 1].images) <= AHEAD_BYTES:
+            if number + 1 < len(jobs) and may_read_ahead(jobs[number + 1].images):
                 ahead = reader.submit(read, jobs[number + 1])
             yield job, scan
 

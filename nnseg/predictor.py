@@ -30,9 +30,9 @@ from nnseg.estimate import (
     FLOAT_BYTES,
     CaseSize,
     bytes_of_case,
-    bytes_to_read,
     free_memory,
     in_gb,
+    may_read_ahead,
 )
 from nnseg.folders import (
     CHOICE,
@@ -51,7 +51,6 @@ from nnseg.preprocess import Placement, planned_spacing
 from nnseg.registry import Registry
 from nnseg.volume import Opened, check_writable, files_of, open_image, write
 
-AHEAD_BYTES = 2**30  # of an image that is read while the one before is predicted
 PROGRAM_BYTES = 4 * 10**8  # of the program with torch and without an image
 SURE_SHARE = 0.6  # of what is foretold: networks in fp32 have been seen to take 0.7 of it
 
@@ -301,7 +300,7 @@ def _open_ahead(
     try:
         for image in images:
             opening: Callable[[], Opened] = partial(open_image, image, channels)
-            if bytes_to_read(files_of(image)) <= AHEAD_BYTES:
+            if may_read_ahead(files_of(image)):
                 opening = reader.submit(opening).result
             if last is not None:
                 yield last

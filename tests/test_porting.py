@@ -67,15 +67,10 @@ def tiny_plan() -> Plan:
     return dataclasses.replace(plan, configurations={one.name: one for one in (full, low, cascade)})
 
 
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan's folder: two folds of 3d_lowres, one of the cascade; tests leave it as it is."""
-    plan, folder = tiny_plan(), tmp_path_factory.mktemp("ours")
-    for configuration, fold in (
-        ("3d_lowres", "0"),
-        ("3d_lowres", "1"),
-        ("3d_cascade_fullres", "0"),
-    ):
+def write_folds(folder: Path) -> None:
+    """Two folds of 3d_lowres and one of the cascade, as a plan's folder holds them."""
+    plan = tiny_plan()
+    for configuration, fold in (("3d_lowres", "0"), ("3d_lowres", "1"), (CASCADE[0], "0")):
         torch.manual_seed(int(fold))
         network = build_network(
             plan.configuration(configuration).architecture,
@@ -94,6 +89,13 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 mirror_axes=(0, 2),
                 validation_dice=None,
             )
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan's folder with its models; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("ours")
+    write_folds(folder)
     return folder
 
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from tiny import CPU, FLAT
 
 import nnseg
-from nnseg import predictor, record
+from nnseg import estimate, predictor, record
 from nnseg.axes import Segmentation
 from nnseg.choose import Choice, ChosenModel
 from nnseg.confidence import Confidence
@@ -302,16 +302,22 @@ def test_a_predictor_can_be_changed_by_replacing_a_field(ready: Predictor, scan:
     assert told[1.0] < told[0.5]
 
 
-def test_the_next_image_is_read_while_one_is_predicted(
-    ready: Predictor, scan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Any] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The images opened so far."""
+    seen: list[Any] = []
     opens = predictor.open_image
     monkeypatch.setattr(
         predictor,
         "open_image",
-        lambda image, channels: read.append(image) or opens(image, channels),
+        lambda image, channels: seen.append(image) or opens(image, channels),
     )
+    return seen
+
+
+def test_the_next_image_is_read_while_one_is_predicted(
+    ready: Predictor, scan: Path, read: list[Any]
+) -> None:
     stream = ready.predict_many(iter([scan, str(scan), [scan]]))
     next(stream)
     assert read[0] == scan
@@ -400,16 +406,9 @@ def test_a_bad_image_among_many_is_told_and_the_others_follow(
 
 
 def test_a_large_image_is_not_read_while_another_is_predicted(
-    ready: Predictor, scan: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Predictor, scan: Path, read: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[Any] = []
-    opens = predictor.open_image
-    monkeypatch.setattr(
-        predictor,
-        "open_image",
-        lambda image, channels: read.append(image) or opens(image, channels),
-    )
-    monkeypatch.setattr(predictor, "AHEAD_BYTES", 10)
+    monkeypatch.setattr(estimate, "AHEAD_BYTES", 10)
     for count, _ in enumerate(ready.predict_many([scan, nibabel.load(scan), [scan]]), start=1):
         assert len(read) == count
 

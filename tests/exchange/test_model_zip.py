@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_porting import CASCADE, tiny_plan
+from test_porting import CASCADE, write_folds
 
 from nnseg import porting, record
-from nnseg.checkpoint import Checkpoint, load_model, save_model
+from nnseg.checkpoint import Checkpoint, load_model
 from nnseg.confidence import Confidence
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.exchange.model_zip import find_packed, pack_models, unpack_models
@@ -21,7 +21,6 @@ from nnseg.folders import (
     postprocessing_file,
     validation_folder,
 )
-from nnseg.model.unet import build_network
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.uncertainty import Correlation
 
@@ -31,28 +30,9 @@ CONFIDENCE = Confidence(calibration=None, quality=Correlation(pearson=0.5, spear
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan's folder: two folds of 3d_lowres, one of the cascade; tests leave it as it is."""
-    plan, folder = tiny_plan(), tmp_path_factory.mktemp("ours")
-    for configuration, fold in (("3d_lowres", "0"), ("3d_lowres", "1"), (CASCADE[0], "0")):
-        torch.manual_seed(int(fold))
-        place = fold_folder(folder, configuration, fold)
-        network = build_network(
-            plan.configuration(configuration).architecture,
-            plan.input_channels(configuration),
-            plan.labels.heads,
-        )
-        for kind in ("final", "best"):
-            save_model(
-                place,
-                "final" if kind == "final" else "best",
-                network,
-                plan=plan,
-                configuration_name=configuration,
-                fold=fold,
-                epoch=3,
-                mirror_axes=(0, 2),
-                validation_dice=None,
-            )
+    """A plan's folder: models, rules and a confidence; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("ours")
+    write_folds(folder)
     record.save(RULES, postprocessing_file(folder / "3d_lowres"))
     lowres = fold_folder(folder, "3d_lowres", "0")
     record.save(CONFIDENCE, confidence_file(validation_folder(lowres)))
