@@ -9,7 +9,7 @@ more (`cool_down`), or towards a later end (`extend`).
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nnseg.axes import Shape
@@ -26,6 +26,8 @@ BUDGET_EPOCHS = 40  # an epoch is about this part of a budget
 SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
 SHORT_TRAINING = 5000  # steps of a budget, below which the pace is another
 MILD_TRAINING = 1500  # steps of a budget, below which the augmentation is mild
+BUDGET_STEPS = 3000  # that a budget should hold, or its batches are made smaller
+BUDGET_BATCH = 64  # and how small at most
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win it back
 
 Pace = tuple[float, float]  # learning rate and momentum
@@ -153,6 +155,7 @@ class Course:
     lr: float  # at the start of the schedule
     momentum: float
     augmentation: str  # one of STRENGTHS
+    batch_size: int | None = None  # None: the settings', or the plan's
     turn: Turn | None = None
 
     @property
@@ -207,8 +210,25 @@ def plan_steps(shapes: Iterable[Shape], patch_size: Shape, batch_size: int) -> i
     return min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(PASSES * patches / batch_size)))
 
 
+def fit_batch(batch_size: int, steps: float) -> int:
+    """Give the batch size for a budget that holds so many steps of the plan's.
+
+    Batches of hundreds are for a thousand epochs. A budget that holds few of them learns more by
+    more steps of fewer patches: 3000, down to 64 patches a step.
+
+    >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 300), fit_batch(9, 300)
+    (130, 292, 64, 9)
+    """
+    if steps >= BUDGET_STEPS or batch_size <= BUDGET_BATCH:
+        return batch_size
+    return max(BUDGET_BATCH, int(batch_size * steps / BUDGET_STEPS))
+
+
 def plan_course(
-    settings: TrainSettings, step_seconds: float | None = None, steps: int | None = None
+    settings: TrainSettings,
+    step_seconds: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
 ) -> Course:
     """Give the course of a training, before a budget is fitted.
 
@@ -222,9 +242,15 @@ def plan_course(
         settings: What the user chose.
         step_seconds: What a step takes, where there is a budget.
         steps: What the data are worth, for settings that leave the epochs open.
+        batch_size: The plan's, whose steps take so long; a budget may make it smaller.
     """
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
+    smaller = None
+    if batch_size is not None and settings.batch_size is None:
+        fitted = fit_batch(batch_size, fitting)
+        fitting *= batch_size / fitted
+        smaller = fitted if fitted < batch_size else None
     short = fitting < SHORT_TRAINING
     chosen = settings.lr is not None or settings.momentum is not None
     lr, momentum = (SHORT_PACES if short and not chosen else LONG_PACES)[settings.optimizer]
@@ -238,6 +264,7 @@ def plan_course(
         lr=lr if settings.lr is None else settings.lr,
         momentum=momentum if settings.momentum is None else settings.momentum,
         augmentation=settings.augmentation or ("mild" if fitting < MILD_TRAINING else "full"),
+        batch_size=smaller,
     )
 
 
@@ -363,9 +390,3 @@ def pays_to_compile(settings: TrainSettings, wish: bool | None) -> bool:
         return wish
     budget = settings.budget_seconds
     return settings.steps >= COMPILE_STEPS and (budget is None or budget >= COMPILE_SECONDS)
-
-
-def changed_settings(old: TrainSettings, new: TrainSettings) -> list[str]:
-    """Name the settings that differ, as `name is now A, was B`."""
-    was, now = asdict(old), asdict(new)
-    return [f"{name} is now {now[name]}, was {was[name]}" for name in was if was[name] != now[name]]

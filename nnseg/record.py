@@ -114,6 +114,12 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         raise type(error)(f"{where}: {error}") from None
 
 
+def differences(old: Any, new: Any) -> list[str]:
+    """Name the fields in which two records of a kind differ, as `name is now A, was B`."""
+    was, now = dataclasses.asdict(old), dataclasses.asdict(new)
+    return [f"{name} is now {now[name]}, was {was[name]}" for name in was if was[name] != now[name]]
+
+
 def to_json(value: Any) -> Any:
     """Turn a record into plain dicts, lists, strings and numbers."""
     return _adapter(type(value)).dump_python(value, mode="json", warnings="error")

@@ -134,7 +134,8 @@ def _diagnose(task: "Task", history: "Sequence[EpochReport]", in_raw: InRaw) -> 
     from nnseg.batches import make_batch
 
     labels = task.plan.labels
-    source = task.validation if task.val_cases else task.training(task.course())
+    course = task.course()
+    source = task.validation(course) if task.val_cases else task.training(course)
     maps = [make_batch(source, 0, number)[1] for number in range(LOOKED_AT)]
     ignored = labels.consecutive.ignore
     filled = sum(int(((m > 0) & (m != (-1 if ignored is None else ignored))).sum()) for m in maps)

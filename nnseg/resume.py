@@ -16,7 +16,7 @@ from nnseg.checkpoint import check_weights, forget_weights, save_weights
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
 from nnseg.model.device import Execution
-from nnseg.recipe import Course, TrainSettings, changed_settings, extend
+from nnseg.recipe import Course, TrainSettings, extend
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def find_run(
         if settings.budget_seconds is None:
             chosen.discard("budget_seconds")
         settings = replace(found.settings, **{name: getattr(settings, name) for name in chosen})
-    changed = changed_settings(found.settings, settings)
+    changed = record.differences(found.settings, settings)
     if changed:
         raise UsageError(
             f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same "

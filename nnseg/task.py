@@ -89,12 +89,11 @@ class Task:
 
     def training(self, course: Course) -> BatchSource:
         """Give where augmented batches come from."""
-        return self._source(self.train_cases, self.augmentation(course))
+        return self._source(self.train_cases, course, self.augmentation(course))
 
-    @property
-    def validation(self) -> BatchSource:
-        """Where batches to validate with come from."""
-        return self._source(self.val_cases, None)
+    def validation(self, course: Course) -> BatchSource:
+        """Give where batches to validate with come from."""
+        return self._source(self.val_cases, course, None)
 
     def augmentation(self, course: Course) -> Augmentation:
         """Give the rules by which a training along `course` changes its patches."""
@@ -110,7 +109,7 @@ class Task:
         """Plan the course: by the settings, and where they leave it open by the data."""
         shapes = [case.shape for case in self.train_cases]
         steps = plan_steps(shapes, self.configuration.patch_size, self.batch_size)
-        return plan_course(self.settings, step_seconds, steps)
+        return plan_course(self.settings, step_seconds, steps, self.batch_size)
 
     @property
     def loss(self) -> Loss:
@@ -118,19 +117,20 @@ class Task:
         return make_loss(self.settings.loss, self.settings.class_weights)
 
     def _source(
-        self, cases: Sequence[TrainingCase], augmentation: Augmentation | None
+        self, cases: Sequence[TrainingCase], course: Course, augmentation: Augmentation | None
     ) -> BatchSource:
+        batch_size = course.batch_size or self.batch_size
         return BatchSource(
             cases=cases,
             configuration=self.configuration,
             seed=self.settings.seed,
             fold=self.fold,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             device=self.execution.torch_device,
             augmentation=augmentation,
             previous=None if self.previous is None else [self.previous[c.case_id] for c in cases],
             previous_labels=len(self.plan.labels.foreground_values),
-            samples=self.ranks.share(self.batch_size),
+            samples=self.ranks.share(batch_size),
         )
 
     @property

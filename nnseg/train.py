@@ -248,7 +248,7 @@ def validate_epoch(
     losses: list[Tensor] = []
     counts, cases = [], []
     numbers = range(state.course.validation_iterations)
-    with _batches(task, task.validation, VALIDATION_EPOCH, numbers) as batches:
+    with _batches(task, task.validation(state.course), VALIDATION_EPOCH, numbers) as batches:
         for image, segmentation, case_ids in batches:
             if losses and any_rank(stop()):
                 return None
@@ -300,6 +300,7 @@ def fit_course(
     """
     step_seconds = from_first(probe(task, state.course, step_network))
     follow(state, task.course(step_seconds))
+    step_seconds *= (state.course.batch_size or task.batch_size) / task.batch_size
     rest = left(step_seconds)
     follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
 
@@ -368,6 +369,7 @@ def rehearse_steps(task: Task, steps: int) -> tuple[Course, float, int]:
     network = compiled_network(task, state, state.network)
     seconds = probe(task, state.course, network, steps)
     course = task.course(seconds)
+    seconds *= (course.batch_size or task.batch_size) / task.batch_size
     if task.settings.budget_seconds is not None:
         course = fit_budget(course, task.settings, seconds, task.settings.budget_seconds)
     device = task.execution.torch_device

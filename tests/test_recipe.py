@@ -9,7 +9,6 @@ from nnseg.recipe import (
     Course,
     TrainSettings,
     Turn,
-    changed_settings,
     cool_down,
     extend,
     fit_budget,
@@ -89,13 +88,6 @@ def test_a_short_budget_learns_in_its_own_way_unless_the_user_chose(
     assert (course.lr, course.momentum, course.augmentation) == expected
 
 
-def test_settings_that_differ_are_named_with_both_values() -> None:
-    old = TrainSettings(epochs=2)
-    new = dataclasses.replace(old, lr=0.02, epochs=9)
-    assert changed_settings(old, new) == ["epochs is now 9, was 2", "lr is now 0.02, was None"]
-    assert changed_settings(old, old) == []
-
-
 @pytest.mark.parametrize(
     ("changes", "wish", "pays"),
     [
@@ -114,6 +106,24 @@ def test_long_trainings_are_compiled_and_the_user_has_the_last_word(
 
 
 # ---------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch_size", "expected"),
+    [
+        ({"budget_seconds": 1200.0}, 300, (120, "full")),
+        ({"budget_seconds": 100.0}, 300, (64, "mild")),
+        ({"budget_seconds": 3000.0}, 300, (None, "full")),  # it holds enough steps as it is
+        ({"budget_seconds": 100.0}, 64, (None, "mild")),
+        ({"budget_seconds": 100.0, "batch_size": 300}, 300, (None, "mild")),  # the user chose it
+        ({}, 300, (None, "full")),
+    ],
+)
+def test_a_budget_of_few_steps_makes_large_batches_smaller_and_has_more_steps(
+    settings: dict[str, Any], batch_size: int, expected: tuple[int | None, str]
+) -> None:
+    course = plan_course(TrainSettings(**settings), 1.0, batch_size=batch_size)
+    assert (course.batch_size, course.augmentation) == expected
 
 
 def test_without_a_budget_the_course_is_that_of_the_settings() -> None:

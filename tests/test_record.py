@@ -356,3 +356,13 @@ def test_what_is_no_sealed_record_of_this_version_says_why(
 def test_an_integer_beyond_all_floats_is_no_float(number: int) -> None:
     with pytest.raises(DataError, match="length: input should be a finite number"):
         record.parse(Edge, {"name": "a", "size": 1, "length": number}, "edge")
+
+
+def test_records_that_differ_are_told_by_their_fields_with_both_values() -> None:
+    old = Fold(train=("a", "b"), val=("c",))
+    new = replace(old, val=("d",), train=("a",))
+    assert record.differences(old, new) == [
+        "train is now ('a',), was ('a', 'b')",
+        "val is now ('d',), was ('c',)",
+    ]
+    assert record.differences(old, old) == []

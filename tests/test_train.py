@@ -14,6 +14,7 @@ from torch import Tensor
 from nnseg import record
 from nnseg import train as stage
 from nnseg.axes import Shape
+from nnseg.batches import make_batch
 from nnseg.checkpoint import load_model
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, StoppedError, UsageError
@@ -29,7 +30,7 @@ from nnseg.recipe import TrainSettings, plan_course
 from nnseg.resume import EpochReport, RunRecord, extend_run
 from nnseg.store import TrainingCase
 from nnseg.task import Task
-from nnseg.train import probe, step_loss, train, validate_epoch
+from nnseg.train import fit_course, probe, step_loss, train, validate_epoch
 from nnseg.train_state import follow, new_state, restore_state, save_state
 
 LABELS = Labels(labels={"background": 0, "dark": 1, "bright": 2})
@@ -664,6 +665,27 @@ def test_the_batch_size_is_the_plans_unless_it_is_set(tmp_path: Path) -> None:
     task = make_task(tmp_path, dataclasses.replace(SHORT, batch_size=None))
     assert task.batch_size == task.configuration.batch_size
     assert make_task(tmp_path, dataclasses.replace(SHORT, batch_size=5)).batch_size == 5
+
+
+def test_a_run_with_a_budget_makes_batches_of_the_size_it_was_fitted_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(budget_seconds=60, epochs=1, iterations=2, validation_iterations=1)
+    task = make_task(tmp_path, settings)
+    large = dataclasses.replace(task.configuration, batch_size=100)
+    task = dataclasses.replace(task, configuration=large)
+    course = task.course(60 / 2000)
+    assert course.batch_size == 66
+    for source in (task.training(course), task.validation(course)):
+        assert len(make_batch(source, 0, 0)[0]) == 66
+    assert len(make_batch(task.training(task.course()), 0, 0)[0]) == 100
+
+    monkeypatch.setattr(stage, "probe", lambda *_: 60 / 2000)  # of the large batch
+    asked: list[float] = []
+    state = new_state(task)
+    fit_course(task, state, state.network, lambda seconds: asked.append(seconds) or 2 * seconds)  # type: ignore[func-returns-value]
+    assert asked == [pytest.approx(60 / 2000 * 66 / 100)]
+    assert (state.course.batch_size, state.course.steps) == (66, 1)
 
 
 # ---------------------------------------------------------------- what a task may ask for
