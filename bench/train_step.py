@@ -1,7 +1,8 @@
 """A training step at the planned batch of Hippocampus: forward, loss, backward, update.
 
 The gates come first: both networks have the same outputs in fp32 from the same weights, and 200
-steps of a small network in the precision that is timed end within 1 % of the loss of fp32.
+steps of a small network in the precision that is timed end within 1 % of the loss of fp32. Two more
+rows have both sides do with AVX2, and ours without its kernels, which such a CPU cannot run.
 
 `--golden FILE` writes the names and shapes of the peer's weights that the tests compare with.
 """
@@ -24,6 +25,7 @@ CURVE_MEAN = 20  # steps whose mean loss is compared
 ALLOWED_LOSS = 0.01  # of the fp32 loss, counted from its best value
 ALLOWED_OUTPUT = 1e-4  # of the largest logit
 THREADS = {"OMP_NUM_THREADS": "2", "nnUNet_compile": "f"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}  # as if there were no more
 
 # What both sides share: the work as JSON, seeded arrays, the clock.
 COMMON = """
@@ -49,6 +51,9 @@ def timed(step):
 OURS = (
     COMMON
     + """
+from nnseg.model import kernels
+if work["plain"]:
+    kernels.library = lambda: None
 from nnseg.exchange.nnunet_weights import from_nnunet
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
@@ -200,7 +205,8 @@ def main() -> int:
     try:
         curve = compare_curves()
         rows = [
-            compare(folder, args.peer, args.shared / PLANS, name, args.repeats, curve)
+            compare(folder, args.peer, args.shared / PLANS, name, args.repeats, curve, plain=plain)
+            for plain in (False, True)
             for name in CONFIGURATIONS
         ]
         return report(rows, args.peer)
@@ -209,7 +215,14 @@ def main() -> int:
 
 
 def compare(
-    folder: Path, peer: str, plans: Path, configuration: str, repeats: int, curve: float
+    folder: Path,
+    peer: str,
+    plans: Path,
+    configuration: str,
+    repeats: int,
+    curve: float,
+    *,
+    plain: bool,
 ) -> Row:
     """Time the steps of both sides in turn."""
 
@@ -219,10 +232,12 @@ def compare(
             "configuration": configuration,
             "steps": STEPS,
             "exact": exact,
+            "plain": plain,
             "weights": str(folder / "weights.pt"),
             "output": str(folder / f"{side}.pt"),
         }
-        return measure([python, "-c", program, json.dumps(work)], env=THREADS)
+        env = THREADS | AVX2 if plain else THREADS
+        return measure([python, "-c", program, json.dumps(work)], env=env)
 
     run(peer, PEERS, "peer", exact=True)
     run(sys.executable, OURS, "ours", exact=True)
@@ -235,7 +250,7 @@ def compare(
     )
     gate = f"fp32 outputs differ by {error:.1g}, {CURVE_STEPS} steps end {curve:.2%} from fp32"
     return Row(
-        name="training step",
+        name="training step, AVX2 only" if plain else "training step",
         data=f"hippocampus {configuration}",
         ours=ours,
         peers=peers,

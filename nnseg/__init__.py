@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "Choice": "choose",
+    "Choosing": "choose",
+    "Comparison": "comparison",
     "Configuration": "plan",
     "DatasetSpec": "dataset",
     "Finding": "doctor.findings",
@@ -21,6 +24,7 @@ _HOMES = {
     "Model": "inference",
     "NnsegError": "errors",
     "Plan": "plan",
+    "Postprocessing": "postprocess",
     "Predictor": "predictor",
     "Summary": "evaluate",
     "TrainSettings": "recipe",

@@ -36,9 +36,8 @@ What now, with data of your own:
   1. put them in raw/Dataset002_Mine: imagesTr/CASE_0000.nii.gz (a file for each channel),
      labelsTr/CASE.nii.gz, dataset.json (docs/tutorial.md shows one)
   2. nnseg doctor 2                          every problem of the files, with its remedy
-  3. nnseg_plan_and_preprocess -d 2
-  4. nnseg_train 2 3d_fullres 0 --budget 2h  and folds 1 to 4
-  5. nnseg_predict -i IN -o OUT -d 2 -c 3d_fullres -f 0
+  3. nnseg run 2 --budget 8h                 plans, trains, chooses the best models, reports
+  4. nnseg_predict -i IN -o OUT -d 2         with the models that were chosen
 """
 
 Say = Callable[[str], None]
@@ -110,6 +109,7 @@ def run(
         summary = pipeline.validation_summary(trained)
         say(f"6/6 scores of the {len(summary.cases)} validation cases of fold {fold}")
         say(report.describe_summary(summary))
+        page = pipeline.report_on_predictions(folders, trained, on_progress=on_progress, stop=stop)
     else:
         say(f"6/6 predicting and scoring {TEST_CASES} phantoms that it has never seen")
         summary = _test(
@@ -118,6 +118,10 @@ def run(
         say(report.describe_summary(summary))
         baseline = _threshold(folders)
         say(f"a threshold (Otsu) with the largest component: Dice {baseline:.4f}")
+        page = pipeline.report_on_predictions(
+            folders, folder / "predictions", on_progress=on_progress, stop=stop
+        )
+    say(f"the report, for any browser: {page}")
     say(f"done in {report.duration(time.monotonic() - started)}; all of it is in {folder}\n")
     say(NEXT.rstrip())
     return summary

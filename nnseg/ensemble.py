@@ -5,7 +5,6 @@ Several models, or maps of how sure they are, want probabilities there: they com
 time, of all models in step.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nnseg.averaging import SLAB_BYTES, centred, shares_of, weighted_mean
 from nnseg.axes import Image, Planes, Segmentation, Spacing
 from nnseg.errors import DataError
 from nnseg.image.decide import slab_depth
@@ -24,7 +24,6 @@ from nnseg.preprocess import Placement
 from nnseg.restore import body_of, paste_planes, restore_logits
 from nnseg.uncertainty import ExpectedDice, disagreement, entropy
 
-SLAB_BYTES = 2**26  # of the probabilities at once, on the file's grid or on that of each model
 _EXPECT_BYTES = 2**22  # of the logits whose probabilities are looked at at once
 
 Map: TypeAlias = Literal["entropy", "disagreement"]
@@ -88,8 +87,7 @@ def predict_image(
         )
         return Prediction(segmentation=segmentation, expected_dice=expected.result(), maps={})
 
-    weights = np.array([member.weight for member in members])
-    shares = (weights / weights.sum()).tolist()
+    shares = shares_of([member.weight for member in members])
     temperatures = [member.temperature for member in members]
     spread = "disagreement" in maps
     models = [member.model for member in members]
@@ -121,7 +119,7 @@ def predict_image(
             if take is not None:
                 take(mean)
             # One model decides by its logits, of which probabilities round away what is certain.
-            chosen = slabs[0][..., : labels.heads] if len(slabs) == 1 else _centred(labels, mean)
+            chosen = slabs[0][..., : labels.heads] if len(slabs) == 1 else centred(labels, mean)
             expected.add(mean, chosen > 0 if labels.has_regions else chosen.argmax(axis=-1))
             yield labels.segment(chosen)
             start = stop
@@ -148,8 +146,7 @@ def check_members(members: Sequence[Member]) -> None:
                     f"{members[0].model.configuration.name} {other}; models that predict together "
                     "must agree on them"
                 )
-        if not 0 < member.weight < math.inf:
-            raise DataError(f"the weight of a model is {member.weight:g}; it must be over 0")
+    shares_of([member.weight for member in members])
 
 
 def _told_together(
@@ -184,11 +181,6 @@ def _expect(
         expected.add(labels.probabilities(some), chosen)
 
 
-def _centred(labels: Labels, mean: Planes) -> Planes:
-    """Give what decides on mean probabilities as logits decide: a region's are over 0 from half."""
-    return mean - np.float32(0.5) if labels.has_regions else mean
-
-
 def _average(
     labels: Labels,
     slabs: Sequence[Planes],
@@ -198,12 +190,14 @@ def _average(
     spread: bool,
 ) -> tuple[Planes, NDArray[np.float32]]:
     """Average the models' probabilities; with `spread` their squares, too, summed over heads."""
-    mean = np.zeros((*slabs[0].shape[:3], labels.heads), np.float32)
     squares = np.zeros(slabs[0].shape[:3] if spread else 0, np.float32)
-    for slab, share, temperature in zip(slabs, shares, temperatures, strict=True):
-        likely = labels.probabilities(slab[..., : labels.heads] / np.float32(temperature))
-        if spread:  # the last head is the variance among the model's own folds
-            squares += share * (np.einsum("...h,...h->...", likely, likely) + slab[..., -1])
-        likely *= np.float32(share)
-        mean += likely
-    return mean, squares
+
+    def each() -> Iterator[Planes]:
+        nonlocal squares
+        for slab, share, temperature in zip(slabs, shares, temperatures, strict=True):
+            likely = labels.probabilities(slab[..., : labels.heads] / np.float32(temperature))
+            if spread:  # the last head is the variance among the model's own folds
+                squares += share * (np.einsum("...h,...h->...", likely, likely) + slab[..., -1])
+            yield likely
+
+    return weighted_mean(each(), shares), squares

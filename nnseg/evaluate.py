@@ -1,35 +1,43 @@
-"""Stage 6, predictions against references: overlap and surface scores, their means, summary.json.
+"""Stage 6, predictions against references: overlap, surfaces, lesions, and their means.
 
-`score_case` compares two label maps, `summarize` takes the means over cases. The pipeline saves a
-summary as summary.json in nnU-Net's layout, `to_nnunet`, and reads it back by `from_nnunet`.
+`score_case` compares two label maps, `summarize` takes the means over cases, `by_group` those of
+each group of cases. A summary is kept as summary.json, in the layout of `nnseg.summary_json`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from nnseg import record
-from nnseg.axes import Segmentation, Spacing
+from nnseg.axes import Mask, Segmentation, Spacing
+from nnseg.detection import Detection, MeanDetection, detect, mean_over_cases, mean_over_labels
 from nnseg.errors import DataError, UsageError
-from nnseg.image.surface import robust_hausdorff, surface_dice, surface_distances
+from nnseg.image.pairs import count_pairs
+from nnseg.image.surface import (
+    average_distance,
+    robust_hausdorff,
+    surface_dice,
+    surface_distances,
+)
 from nnseg.labels import Labels
 
 TOLERANCE_MM = 1.0  # surfaces this near to each other count as one in NSD
-SLAB_VOXELS = 2**20  # counted at once, so that the counting needs no copy of the volume
+_ONE_VOXEL = (slice(0, 1),) * 3  # where a label is looked at that is nowhere
+
+# The name of a label or region to its probability at each voxel, (z, y, x).
+Confidence: TypeAlias = Callable[[str], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How one label or region of one case was found; voxel counts and surface distances.
+    """How one label or region of one case was found: voxel counts, surface distances, components.
 
     A metric without a value is None. The distances have none where they were not asked for or
-    where both masks are empty. Where exactly one is empty `nsd` is 0 and `hd95_mm` is None, as no
-    finite distance exists.
+    where both masks are empty. Where exactly one is empty `nsd` is 0, and `hd95_mm` and `assd_mm`
+    are None, as no finite distance exists.
     """
 
     tp: int
@@ -38,6 +46,8 @@ class Score:
     tn: int
     hd95_mm: float | None = None  # 95th percentile of the surface distances
     nsd: float | None = None  # normalized surface Dice, share of the surfaces within the tolerance
+    assd_mm: float | None = None  # average symmetric surface distance
+    detection: Detection | None = None  # of connected components; None where not asked for
 
     @property
     def dice(self) -> float | None:
@@ -50,6 +60,14 @@ class Score:
         """Intersection over union; None where both masks are empty, 0 where only one is."""
         union = self.tp + self.fp + self.fn
         return self.tp / union if union else None
+
+    @property
+    def volume_error(self) -> float | None:
+        """(predicted - true) / true volume; None where the reference is empty.
+
+        It is positive where too much was predicted, and -1 where nothing was.
+        """
+        return (self.n_pred - self.n_ref) / self.n_ref if self.n_ref else None
 
     @property
     def n_pred(self) -> int:
@@ -76,9 +94,9 @@ class CaseScores:
 class MeanScore:
     """Means of the scores that have a value: over cases for a label, over labels for foreground.
 
-    The counts say over how many each mean is; that of `iou` is `dice_count`. Where exactly one
-    mask of a case is empty it counts for `nsd` and not for `hd95_mm`, so that
-    `nsd_count - hd95_count` is the number of cases without a finite distance.
+    The counts say over how many each mean is; that of `iou` is `dice_count`, that of `assd_mm`
+    `hd95_count`. Where exactly one mask of a case is empty it counts for `nsd` and not for
+    `hd95_mm`, so that `nsd_count - hd95_count` is the number of cases without a finite distance.
     """
 
     dice: float | None
@@ -87,21 +105,18 @@ class MeanScore:
     fp: float
     fn: float
     tn: float
+    n_pred: float
+    n_ref: float
     hd95_mm: float | None
     nsd: float | None
     dice_count: int
     hd95_count: int
     nsd_count: int
-
-    @property
-    def n_pred(self) -> float:
-        """Mean of the voxels of the predictions."""
-        return self.tp + self.fp
-
-    @property
-    def n_ref(self) -> float:
-        """Mean of the voxels of the references."""
-        return self.tp + self.fn
+    assd_mm: float | None = None
+    volume_error: float | None = None  # signed: what is too much makes up for what is too little
+    absolute_volume_error: float | None = None
+    volume_count: int = 0  # cases whose reference is not empty
+    detection: MeanDetection | None = None  # None where it was not asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +127,8 @@ class Summary:
     mean: dict[str, MeanScore]  # by name of the label or region
     foreground_mean: MeanScore
     tolerance_mm: float  # of `nsd`
+    match_iou: float | None = None  # of `detection`; None where it was not asked for
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name to ids, such as sites
 
 
 def score_case(
@@ -122,6 +139,8 @@ def score_case(
     *,
     tolerance_mm: float = TOLERANCE_MM,
     surface: bool = True,
+    match_iou: float | None = None,
+    confidence: Confidence | None = None,
 ) -> dict[str, Score]:
     """Compare two label maps, for each foreground label or region by name.
 
@@ -134,34 +153,51 @@ def score_case(
         labels: What the integers mean.
         spacing: mm per voxel, (z, y, x).
         tolerance_mm: Distance up to which surfaces count as matching in NSD.
-        surface: Whether to measure HD95 and NSD, which take most of the time.
+        surface: Whether to measure HD95, ASSD and NSD, which take most of the time.
+        match_iou: From which IoU on a component of the prediction has found one of the reference;
+            None does not look at components.
+        confidence: Gives the probability of a label or region at each voxel, (z, y, x), for the
+            confidence of components; None where it is not known.
 
     Raises:
         DataError: The shapes differ, or a value is none of the labels.
-        UsageError: The tolerance is negative.
+        UsageError: The tolerance is negative, or `match_iou` no share over 0 and up to 1.
     """
     if not tolerance_mm >= 0:
         raise UsageError(f"tolerance_mm is {tolerance_mm}; give a distance in mm of 0 or more")
     scores = score_table(confusion_table(prediction, reference, labels), labels)
-    if not surface:
+    if not surface and match_iou is None:
         return scores
     boxes = [_boxes(prediction, labels), _boxes(reference, labels)]
-    measured = dict(scores)
+    measured = {}
     for name, values in labels.foreground.items():
-        if scores[name].dice is None:
-            continue
         found = [of_value[value] for of_value in boxes for value in values]
-        box = _wide_union([one for one in found if one is not None])
+        box = _wide_union([one for one in found if one is not None] or [_ONE_VOXEL])
         predicted = np.isin(prediction[box], values)
         if labels.ignore is not None:
             predicted &= reference[box] != labels.ignore
-        distances = surface_distances(predicted, np.isin(reference[box], values), spacing)
-        measured[name] = dataclasses.replace(
-            scores[name],
-            hd95_mm=_finite(robust_hausdorff(distances)),
-            nsd=_finite(surface_dice(distances, tolerance_mm)),
-        )
+        true = np.isin(reference[box], values)
+        score = scores[name]
+        if surface and score.dice is not None:
+            score = _with_distances(score, predicted, true, spacing, tolerance_mm)
+        if match_iou is not None:
+            sure = None if confidence is None else confidence(name)[box]
+            detection = detect(predicted, true, match_iou=match_iou, confidence=sure)
+            score = dataclasses.replace(score, detection=detection)
+        measured[name] = score
     return measured
+
+
+def _with_distances(
+    score: Score, predicted: Mask, true: Mask, spacing: Spacing, tolerance_mm: float
+) -> Score:
+    distances = surface_distances(predicted, true, spacing)
+    return dataclasses.replace(
+        score,
+        hd95_mm=_finite(robust_hausdorff(distances)),
+        nsd=_finite(surface_dice(distances, tolerance_mm)),
+        assd_mm=_finite(average_distance(distances)),
+    )
 
 
 def confusion_table(
@@ -185,16 +221,11 @@ def confusion_table(
             f"prediction {prediction.shape} and reference {reference.shape} differ in shape "
             "(z, y, x); predict the image that the reference was drawn on"
         )
-    prediction = _positions("prediction", prediction, labels)
-    reference = _positions("reference", reference, labels)
-    size = len(labels.values)
-    table = np.zeros(size * size, dtype=np.int64)
-    step = max(1, SLAB_VOXELS * len(reference) // max(1, reference.size))
-    for start in range(0, len(reference), step):
-        pairs = reference[start : start + step].astype(np.intp) * size
-        pairs += prediction[start : start + step].astype(np.intp)
-        table += np.bincount(pairs.ravel(), minlength=size * size)
-    square = table.reshape(size, size)
+    square = count_pairs(
+        _positions("reference", reference, labels),
+        _positions("prediction", prediction, labels),
+        len(labels.values),
+    )
     if labels.ignore is not None:
         square[-1] = 0  # it is the largest label
     return square
@@ -219,7 +250,12 @@ def score_table(table: NDArray[np.int64], labels: Labels) -> dict[str, Score]:
 
 
 def summarize(
-    cases: Sequence[CaseScores], labels: Labels, *, tolerance_mm: float = TOLERANCE_MM
+    cases: Sequence[CaseScores],
+    labels: Labels,
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    match_iou: float | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Summary:
     """Take the means over cases for each label or region, and over those for the foreground.
 
@@ -231,11 +267,30 @@ def summarize(
         cases: At least one.
         labels: What the cases were scored for.
         tolerance_mm: What `score_case` was given.
+        match_iou: Likewise.
+        groups: Name to case ids, for tables of their own by `by_group`.
 
     Raises:
         DataError: There is no case, one occurs twice, or its scores are of other labels.
     """
-    names = list(labels.foreground)
+    return summarize_names(
+        cases,
+        list(labels.foreground),
+        tolerance_mm=tolerance_mm,
+        match_iou=match_iou,
+        groups=groups,
+    )
+
+
+def summarize_names(
+    cases: Sequence[CaseScores],
+    names: Sequence[str],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    match_iou: float | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Summary:
+    """Do what `summarize` does where only the names of the labels or regions are known."""
     if not cases:
         raise DataError("no case was scored, so there is nothing to summarize; give some cases")
     seen: set[str] = set()
@@ -248,163 +303,42 @@ def summarize(
                 f"case {case.case_id}: has scores of {sorted(case.scores)}, but the labels are "
                 f"{sorted(names)}; evaluate it again with these labels"
             )
+    for group, members in (groups or {}).items():
+        if unknown := sorted(set(members) - seen):
+            raise DataError(f"group {group}: case {unknown[0]} was not scored; leave it out")
     mean = {name: _mean_score([case.scores[name] for case in cases]) for name in names}
     return Summary(
         cases=tuple(cases),
         mean=mean,
         foreground_mean=_mean_score(list(mean.values())),
         tolerance_mm=tolerance_mm,
+        match_iou=match_iou,
+        groups={group: tuple(members) for group, members in (groups or {}).items()},
     )
 
 
-def to_nnunet(summary: Summary, labels: Labels) -> dict[str, Any]:
-    """Give a summary as plain JSON values in the layout of nnU-Net's summary.json.
-
-    Labels are keyed as "1" and regions as "(1, 2)". Beside nnU-Net's there are these keys: HD95 in
-    mm and NSD among the metrics; `case_id` of a case; `names`, which leads from a label's name to
-    its key; `cases_counted` and `labels_counted`, over how many values the means of Dice (and
-    IoU), HD95 and NSD are; and `nsd_tolerance_mm`. A metric without a value is null, where
-    nnU-Net writes NaN, which is not JSON. `from_nnunet` is the way back.
-    """
-    keys = _keys(labels)
-    cases = [
-        {
-            "case_id": case.case_id,
-            "reference_file": case.reference_file,
-            "prediction_file": case.prediction_file,
-            "metrics": {keys[name]: _metrics(score) for name, score in case.scores.items()},
-        }
-        for case in summary.cases
-    ]
+def by_group(summary: Summary) -> dict[str, Summary]:
+    """Give the scores of each of the summary's groups by its name, with means of its own."""
+    cases = {case.case_id: case for case in summary.cases}
     return {
-        "foreground_mean": _metrics(summary.foreground_mean),
-        "mean": {keys[name]: _metrics(mean) for name, mean in summary.mean.items()},
-        "labels_counted": _counts(summary.foreground_mean),
-        "cases_counted": {keys[name]: _counts(mean) for name, mean in summary.mean.items()},
-        "names": keys,
-        "nsd_tolerance_mm": summary.tolerance_mm,
-        "metric_per_case": cases,
-    }
-
-
-def from_nnunet(data: Any, labels: Labels, where: str) -> Summary:
-    """Build the summary again from the JSON values that `to_nnunet` gave.
-
-    The means are taken again from the cases. nnU-Net's own files lack the keys that `to_nnunet`
-    adds and are refused.
-
-    Args:
-        data: Plain JSON values.
-        labels: What the cases were scored for.
-        where: The file, for the message of an error.
-
-    Raises:
-        DataError: The values have another layout, or are of other labels.
-    """
-    saved = record.parse(_SummaryJson, data, where)
-    if saved.names != (keys := _keys(labels)):
-        raise DataError(
-            f"{where}: is a summary of the labels {saved.names}, but the dataset has {keys}; "
-            "evaluate again"
+        group: summarize_names(
+            [cases[case_id] for case_id in members],
+            list(summary.mean),
+            tolerance_mm=summary.tolerance_mm,
+            match_iou=summary.match_iou,
         )
-    cases = []
-    for case in saved.metric_per_case:
-        if missing := set(keys.values()) - set(case.metrics):
-            raise DataError(
-                f"{where}: case {case.case_id} has no metrics of {sorted(missing)}; evaluate again"
-            )
-        scores = {name: _score(case.metrics[key]) for name, key in keys.items()}
-        cases.append(
-            CaseScores(
-                case_id=case.case_id,
-                reference_file=case.reference_file,
-                prediction_file=case.prediction_file,
-                scores=scores,
-            )
-        )
-    try:
-        return summarize(cases, labels, tolerance_mm=saved.nsd_tolerance_mm)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _MetricsJson:
-    """One label's metrics in one case, under nnU-Net's names."""
-
-    Dice: float | None
-    IoU: float | None
-    TP: int
-    FP: int
-    FN: int
-    TN: int
-    n_pred: int
-    n_ref: int
-    HD95: float | None
-    NSD: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CaseJson:
-    """One case of summary.json; the metrics are by key of the label."""
-
-    case_id: str
-    reference_file: str
-    prediction_file: str
-    metrics: dict[str, _MetricsJson]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SummaryJson:
-    """What summary.json holds; the fields of type Any follow from the cases."""
-
-    foreground_mean: Any
-    mean: Any
-    labels_counted: Any
-    cases_counted: Any
-    names: dict[str, str]
-    nsd_tolerance_mm: float
-    metric_per_case: tuple[_CaseJson, ...]
-
-
-def _keys(labels: Labels) -> dict[str, str]:
-    """Give nnU-Net's key of each foreground label or region: "1", or "(1, 2)" for a region."""
-    return {
-        name: str(labels.labels[name] if labels.has_regions else values[0])
-        for name, values in labels.foreground.items()
+        for group, members in summary.groups.items()
     }
-
-
-def _metrics(score: Score | MeanScore) -> dict[str, float | None]:
-    return {
-        "Dice": score.dice,
-        "IoU": score.iou,
-        "TP": score.tp,
-        "FP": score.fp,
-        "FN": score.fn,
-        "TN": score.tn,
-        "n_pred": score.n_pred,
-        "n_ref": score.n_ref,
-        "HD95": score.hd95_mm,
-        "NSD": score.nsd,
-    }
-
-
-def _score(saved: _MetricsJson) -> Score:
-    return Score(
-        tp=saved.TP, fp=saved.FP, fn=saved.FN, tn=saved.TN, hd95_mm=saved.HD95, nsd=saved.NSD
-    )
-
-
-def _counts(mean: MeanScore) -> dict[str, int]:
-    return {"Dice": mean.dice_count, "HD95": mean.hd95_count, "NSD": mean.nsd_count}
 
 
 def _mean_score(scores: Sequence[Score] | Sequence[MeanScore]) -> MeanScore:
     dice, dice_count = _mean([score.dice for score in scores])
     iou, _ = _mean([score.iou for score in scores])
     hd95_mm, hd95_count = _mean([score.hd95_mm for score in scores])
+    assd_mm, _ = _mean([score.assd_mm for score in scores])
     nsd, nsd_count = _mean([score.nsd for score in scores])
+    volume_error, volume_count = _mean([score.volume_error for score in scores])
+    absolute, _ = _mean([_absolute_volume_error(score) for score in scores])
     return MeanScore(
         dice=dice,
         iou=iou,
@@ -412,18 +346,44 @@ def _mean_score(scores: Sequence[Score] | Sequence[MeanScore]) -> MeanScore:
         fp=float(np.mean([score.fp for score in scores])),
         fn=float(np.mean([score.fn for score in scores])),
         tn=float(np.mean([score.tn for score in scores])),
+        n_pred=float(np.mean([score.n_pred for score in scores])),
+        n_ref=float(np.mean([score.n_ref for score in scores])),
         hd95_mm=hd95_mm,
         nsd=nsd,
         dice_count=dice_count,
         hd95_count=hd95_count,
         nsd_count=nsd_count,
+        assd_mm=assd_mm,
+        volume_error=volume_error,
+        absolute_volume_error=absolute,
+        volume_count=volume_count,
+        detection=_mean_detection(scores),
     )
 
 
+def _absolute_volume_error(score: Score | MeanScore) -> float | None:
+    if isinstance(score, MeanScore):
+        return score.absolute_volume_error
+    return None if score.volume_error is None else abs(score.volume_error)
+
+
+def _mean_detection(scores: Sequence[Score] | Sequence[MeanScore]) -> MeanDetection | None:
+    """Give what became of components; None where those of some case were not looked at."""
+    of_cases = [one.detection for one in scores if isinstance(one.detection, Detection)]
+    if len(of_cases) == len(scores):
+        return mean_over_cases(of_cases)
+    of_labels = [one.detection for one in scores if isinstance(one.detection, MeanDetection)]
+    return mean_over_labels(of_labels) if len(of_labels) == len(scores) else None
+
+
 def _mean(values: Sequence[float | None]) -> tuple[float | None, int]:
-    """Give the mean of the values there are, None if there is none, and their number."""
-    found = [value for value in values if value is not None]
-    return (float(np.mean(found)) if found else None), len(found)
+    """Give the mean of the values there are, None if there is none, and their number.
+
+    What has no value is added as 0, so that the sum is nnU-Net's to the last bit.
+    """
+    count = sum(value is not None for value in values)
+    total = np.sum([0.0 if value is None else value for value in values])
+    return (float(total / count) if count else None), count
 
 
 def _positions(what: str, segmentation: Segmentation, labels: Labels) -> Segmentation:
@@ -437,6 +397,8 @@ def _boxes(
     segmentation: Segmentation, labels: Labels
 ) -> tuple[tuple[slice, slice, slice] | None, ...]:
     """Give the box of each label, by its integer; None where it is the background or absent."""
+    from scipy import ndimage  # slow to import, and overlap does without
+
     return (None, *ndimage.find_objects(segmentation, max_label=labels.values[-1]))
 
 

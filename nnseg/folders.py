@@ -16,8 +16,10 @@ from nnseg.volume import map_ending, split_ending
 
 DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>[^/\\]+)")
 FOLDER_NAME = re.compile(r"[^\W_](?:[\w .()+-]*[\w)])?")
+FOLD_FOLDER = re.compile(r"fold_(?P<fold>[^_]+)(?:_seed(?P<seed>\d+))?")
 CHOICE = "choice.json"  # which models predict a dataset
 PROOF = ".proof.json"  # behind the name of a predicted label map
+COMPACT = (".probabilities.b2nd", ".probabilities.json")  # behind the name of a case
 FOLDER_NAME_RULE = (
     "it must begin with a letter or digit, hold only letters, digits, blanks and _ . - + ( ), not "
     "`..`, and not end in a blank or sign"
@@ -67,6 +69,15 @@ class Folders:
     def labels(self, dataset: str) -> Path:
         return self.raw_folder(dataset) / "labelsTr"
 
+    def test_images(self, dataset: str) -> Path:
+        return self.raw_folder(dataset) / "imagesTs"
+
+    def test_labels(self, dataset: str) -> Path:
+        return self.raw_folder(dataset) / "labelsTs"
+
+    def test_predictions(self, dataset: str) -> Path:
+        return self.models_folder(dataset) / "predicted_test"
+
     def user_splits_file(self, dataset: str) -> Path:
         return self.raw_folder(dataset) / "splits_final.json"
 
@@ -93,6 +104,24 @@ class Folders:
 
     def model(self, dataset: str, plan: str, configuration: str) -> Path:
         return self.results / _below(dataset, plan, configuration)
+
+    def plan_models(self, dataset: str, plan: str) -> Path:
+        return self.models_folder(dataset) / _checked("plan", plan)
+
+    def choice_file(self, dataset: str) -> Path:
+        return self.models_folder(dataset) / CHOICE
+
+    def choosing_file(self, dataset: str) -> Path:
+        return self.models_folder(dataset) / "choosing.json"
+
+    def suspects_file(self, dataset: str) -> Path:
+        return self.models_folder(dataset) / "suspects.json"
+
+    def run_folder(self, dataset: str) -> Path:
+        return self.models_folder(dataset) / "run"
+
+    def agenda_file(self, dataset: str) -> Path:
+        return self.run_folder(dataset) / "agenda.json"
 
     def fold(self, dataset: str, plan: str, configuration: str, fold: str, seed: int) -> Path:
         _checked("fold", fold)
@@ -131,6 +160,31 @@ def next_stage_folder(fold: Path, configuration: str) -> Path:
     return fold / "next_stage" / configuration
 
 
+def holds_predictions(folder: Path) -> bool:
+    """Whether a folder is that of a trained fold, or one of scored predictions."""
+    return checkpoint_file(folder, "final").is_file() or summary_file(folder).is_file()
+
+
+def report_folder(results: Path) -> Path:
+    """Give the folder of the report on the results of a folder."""
+    return results / "report"
+
+
+def comparison_folder(second: Path) -> Path:
+    """Give the folder of the report that compares other results with those of a folder."""
+    return second / "comparison"
+
+
+def report_file(report: Path) -> Path:
+    """Give the page of a report."""
+    return report / "index.html"
+
+
+def run_record(folder: Path) -> Path:
+    """Give the record of what the command did whose results the folder holds."""
+    return folder / "run.json"
+
+
 def metrics_file(fold: Path) -> Path:
     """Give the table of a training's epochs."""
     return fold / "metrics.csv"
@@ -156,6 +210,18 @@ def confidence_file(validation: Path) -> Path:
     return validation / "confidence.json"
 
 
+def compact_files(label_map: Path) -> tuple[Path, Path]:
+    """Give the compact probabilities beside a label map: their array, and the record of it."""
+    case_id, _ = split_ending(label_map.name)
+    array, stored = (label_map.with_name(f"{case_id}{ending}") for ending in COMPACT)
+    return array, stored
+
+
+def compact_records(predictions: Path) -> tuple[Path, ...]:
+    """List the records of compact probabilities in a folder."""
+    return tuple(sorted(predictions.glob(f"[!.]*{COMPACT[1]}")))
+
+
 def predicted_spec_file(predictions: Path) -> Path:
     """Give the dataset.json that names the labels of a folder of predictions."""
     return predictions / "dataset.json"
@@ -172,6 +238,11 @@ def proof_file(label_map: Path) -> Path:
 def proof_files(predictions: Path) -> tuple[Path, ...]:
     """List the proofs of the label maps in a folder."""
     return tuple(sorted(predictions.glob(f"[!.]*{PROOF}")))
+
+
+def applied_file(label_map: Path) -> Path:
+    """Give the record of what a postprocessed label map was made from, which lies beside it."""
+    return label_map.with_name(f"{label_map.name}.postprocessed.json")
 
 
 def running_folder(predictions: Path, run: str) -> Path:
@@ -229,6 +300,19 @@ def trained_folds(
             f"`{made_by} {lacking[0]}` makes it"
         )
     return tuple(found[name] for name in dict.fromkeys(wanted))
+
+
+def folds_by_seed(model: Path, kind: str = "final") -> dict[int, dict[str, Path]]:
+    """Give the folders of trained folds of a configuration's folder: by seed, then by fold.
+
+    It is the way back from what `Folders.fold` names: "0", ..., "all", those of seed 0 first.
+    """
+    found: dict[int, dict[str, Path]] = {}
+    for path in sorted(model.glob(f"fold_*/{checkpoint_file(Path(), kind)}")):
+        name = FOLD_FOLDER.fullmatch(path.parent.name)
+        if name is not None:
+            found.setdefault(int(name["seed"] or 0), {})[name["fold"]] = path.parent
+    return dict(sorted(found.items()))
 
 
 def find_dataset(folders: Folders, name: str) -> tuple[Folders, str]:

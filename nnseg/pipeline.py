@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg import commit, store
+from nnseg.choosing import find_best
 from nnseg.doctor.mend import Mending
 from nnseg.doctor.mend import mend as write_mended
+from nnseg.ensembling import ensemble
 from nnseg.errors import (
     MissingError,
 )
@@ -20,6 +22,7 @@ from nnseg.folders import (
 )
 from nnseg.fsck.examine import Examination
 from nnseg.fsck.examine import examine as examine_kept
+from nnseg.info import info
 from nnseg.intake.layout import lay_out
 from nnseg.intake.proposal import Proposal, propose
 from nnseg.lock import locked
@@ -32,6 +35,7 @@ from nnseg.planning import (
     plan_as_nnunet,
 )
 from nnseg.porting import export_model, import_model
+from nnseg.postprocessing import apply_postprocessing, decide_postprocessing
 from nnseg.predicting import predict
 from nnseg.prepare import (
     check,
@@ -42,26 +46,45 @@ from nnseg.prepare import (
     preprocess,
     up_to_date_fingerprint,
 )
-from nnseg.scoring import evaluate, read_summary, spec_for_evaluation, validation_summary
+from nnseg.reporting import report_on, report_on_predictions
+from nnseg.scoring import (
+    compare_results,
+    evaluate,
+    evaluate_test_set,
+    read_summary,
+    spec_for_evaluation,
+    spec_of_labels,
+    validation_summary,
+)
 from nnseg.splits import folds
+from nnseg.surveying import survey
+from nnseg.suspecting import suspect
 from nnseg.training import rehearse, train
 from nnseg.validating import validate
+from nnseg.verifying import verify
 
 if TYPE_CHECKING:
     pass
 
 __all__ = [
     "DEFAULT_PLAN",
+    "apply_postprocessing",
     "check",
+    "compare_results",
+    "decide_postprocessing",
+    "ensemble",
     "evaluate",
+    "evaluate_test_set",
     "examine",
     "export_model",
+    "find_best",
     "fingerprint",
     "folds",
     "foretell",
     "fsck",
     "import_model",
     "import_plans",
+    "info",
     "init",
     "load_plan",
     "mend",
@@ -72,11 +95,17 @@ __all__ = [
     "preprocess",
     "read_summary",
     "rehearse",
+    "report_on",
+    "report_on_predictions",
     "spec_for_evaluation",
+    "spec_of_labels",
+    "survey",
+    "suspect",
     "train",
     "up_to_date_fingerprint",
     "validate",
     "validation_summary",
+    "verify",
 ]
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,11 @@ LARGEST_BATCH = 2**16
 SPLINES = range(6)  # orders of splines that there are
 
 # What lies beside the folders of plans; a plan of such a name would get into its way.
-TAKEN = re.compile(r"plans|log\.txt|(fingerprint|groups|splits_\w+|run\w*)\.(json|log)", re.I)
+TAKEN = re.compile(
+    r"plans|run|report|comparison|predicted_test|log\.txt"
+    r"|(fingerprint|groups|splits_\w+|run\w*)\.(json|log)",
+    re.I,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

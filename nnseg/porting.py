@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from nnseg.errors import UsageError
+from nnseg.errors import NnsegError, UsageError
 from nnseg.registry import Registry
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
+    from nnseg.dataset import DatasetSpec
     from nnseg.exchange.nnunet_folder import ImportedModel
     from nnseg.folders import Folders
     from nnseg.plan import Plan
@@ -163,7 +164,7 @@ def _to_onnx(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, .
 def _to_zip(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, ...]:
     from nnseg.exchange.model_zip import pack_models
 
-    return pack_models(_with_stages_before(folds, kind), target, kind)
+    return pack_models(_with_stages_before(folds, kind), target, kind, _raw_spec(folds[0], kind))
 
 
 EXPORTERS = Registry[Exporter](
@@ -216,6 +217,29 @@ def _folds_of(source: Path, kind: "Kind") -> tuple[Path, ...]:
     source = source.absolute()  # of a relative one, what lies beside it may have no name
     folders = trained_configurations(source, kind) or (source,)
     return tuple(fold for folder in folders for fold in trained_folds(folder, kind=kind))
+
+
+def _raw_spec(fold: Path, kind: "Kind") -> "DatasetSpec | None":
+    """Find the dataset.json of what a fold was trained on, in the raw/ beside its results/.
+
+    None where it is not there, or its labels have become others.
+    """
+    from nnseg import record
+    from nnseg.checkpoint import Checkpoint
+    from nnseg.dataset import read_spec
+    from nnseg.folders import Folders, checkpoint_file
+
+    plan = record.load_sealed(Checkpoint, checkpoint_file(fold, kind)).plan
+    above = fold.absolute().parents
+    if len(above) < 5:
+        return None
+    results = above[3]
+    try:
+        folders = Folders.of_root(results.parent)
+        spec = read_spec(folders.spec_file(plan.dataset))
+    except NnsegError:
+        return None
+    return spec if folders.results == results and spec.labels == plan.labels else None
 
 
 def _with_stages_before(folds: Sequence[Path], kind: "Kind") -> tuple[Path, ...]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from nnseg.axes import Box, Image, Planes, Shape, three
 from nnseg.checkpoint import Checkpoint
@@ -28,6 +26,7 @@ from nnseg.errors import DataError, StoppedError
 from nnseg.image.crop import cut
 from nnseg.model.architecture import Architecture, count_elements
 from nnseg.model.device import OUT_OF_MEMORY, Execution, is_out_of_memory
+from nnseg.model.interruptible import Interruptible
 from nnseg.model.tiles import tile_boxes, tile_shares, tile_starts
 from nnseg.model.unet import build_network
 
@@ -37,8 +36,6 @@ BATCH_VOXELS = 2**19  # of the tiles that are computed together, or fewer, so th
 BATCH_BYTES = 2**26  # take no more than this
 RUN_BYTES = 2**25  # of the planes that are handed on together
 KEPT_BYTES = 2**28  # of the logits of constant tiles, which are kept for the next one
-ASK_EVERY = 0.05  # seconds within a pass of a network; to answer may cost the one asked something
-UNASKED_PRODUCTS = 2**35  # of a convolution, on each thread of a CPU: 0.8 s of a Zen 4 in fp32
 
 OnTile: TypeAlias = Callable[[int, int], None]
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -274,74 +271,11 @@ def mean_logits(
     return total.permute(0, 2, 3, 4, 1)
 
 
-def _asking(sweep: Sweep, device: torch.device) -> Any:
+def _asking(sweep: Sweep, device: torch.device) -> AbstractContextManager[Any]:
     """Give the context in which a pass can be stopped; on a GPU it is over before one could."""
-    return nullcontext() if sweep.stop is never or device.type != "cpu" else _Asking(sweep)
-
-
-class _Asking(TorchFunctionMode):
-    """Asks between the operations of a pass whether to stop, and within large convolutions.
-
-    It holds for the thread that enters it: hooks on the layers would hold for other threads, too,
-    which predict by the same network and have not been told to stop.
-    """
-
-    def __init__(self, sweep: Sweep) -> None:
-        super().__init__()
-        self._sweep = sweep
-        self._asked = time.monotonic()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self._ask()
-        if func in (torch.conv2d, torch.conv3d) and _is_plain(args):
-            return self._convolve(func, *args)
-        return func(*args, **(kwargs or {}))
-
-    def _ask(self) -> None:
-        now = time.monotonic()
-        if now - self._asked >= ASK_EVERY:
-            self._sweep.ask()
-            self._asked = time.monotonic()
-
-    def _convolve(
-        self,
-        func: Callable[..., Tensor],
-        image: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-    ) -> Tensor:
-        """Convolve so many planes at a time that each time is over soon."""
-        size, kernel, step, pad = image.shape[2], weight.shape[2], stride[0], padding[0]
-        planes = (size + 2 * pad - kernel) // step + 1
-        products = len(image) * weight.numel() * planes
-        products *= math.prod(n // s for n, s in zip(image.shape[3:], stride[1:], strict=True))
-        count = math.ceil(products / (UNASKED_PRODUCTS * torch.get_num_threads()))
-        if count <= 1 or max(dilation) > 1:
-            return func(image, weight, bias, stride, padding, dilation, groups)
-        parts, together = [], math.ceil(planes / count)
-        for start in range(0, planes, together):
-            stop = min(start + together, planes)
-            first, last = start * step - pad, (stop - 1) * step - pad + kernel
-            low, high = max(0, -first), max(0, last - size)
-            part = image[:, :, first + low : last - high]
-            if low or high:
-                part = functional.pad(part, (0, 0) * (image.ndim - 3) + (low, high))
-            inner = (0, *padding[1:])
-            parts.append(func(part, weight, bias, stride, inner, dilation, groups))
-            self._ask()
-        return torch.cat(parts, dim=2)
-
-
-def _is_plain(args: Sequence[Any]) -> bool:
-    """Whether a convolution is called as torch's layers do: of a batch, and each axis by itself."""
-    per_axis = all(isinstance(given, tuple) for given in args[3:6])
-    return len(args) == 7 and per_axis and args[0].ndim == args[1].ndim
+    if sweep.stop is never or device.type != "cpu":
+        return nullcontext()
+    return Interruptible(sweep.ask)
 
 
 def _tiles_at_once(patch_size: Shape) -> int:

@@ -113,24 +113,30 @@ def carry_over(
     assert z is not None, "a cascade's stages are 3D"
     rule = configuration.resample_logits
     axis = separate_axis((z, y, x), (z, y, x), rule.separate)
-    runs, change = _change(runs, shape, new_shape, axis, rule)
+    runs, change = change_logits(runs, shape, new_shape, axis, rule)
     found = map(labels.painted, decide(runs, change, labels.decide))
     return np.concatenate([labels.to_positions(planes) for planes in found])
 
 
-def _to_file_grid(
-    runs: Iterable[Planes], placement: Placement, configuration: Configuration
-) -> tuple[Iterable[Planes], Change]:
+def axis_apart(placement: Placement, configuration: Configuration) -> int | None:
+    """Give the axis that logits are resampled apart on their way to the file's grid, plan order."""
     old = placement.spacing_planned
-    rule = configuration.resample_logits
-    axis = separate_axis(planned_spacing(old, configuration), old, rule.separate)
-    return _change(runs, placement.shape_resampled, placement.shape_cropped, axis, rule)
+    spacing = planned_spacing(old, configuration)
+    return separate_axis(spacing, old, configuration.resample_logits.separate)
 
 
-def _change(
+def change_logits(
     runs: Iterable[Planes], shape: Shape, new_shape: Shape, axis: int | None, rule: Resampling
 ) -> tuple[Iterable[Planes], Change]:
-    """Say how the logits go to the new grid; with splines of a higher order they are there then."""
+    """Say how the logits go to the new grid; with splines of a higher order they are there then.
+
+    Args:
+        runs: The logits' planes in order, some at a time.
+        shape: Voxels of their grid.
+        new_shape: Voxels of the other.
+        axis: The axis that is resampled apart.
+        rule: How they are resampled.
+    """
     if shape == new_shape:
         return runs, change_grid(shape, shape, None)
     if max(rule.order, rule.order_along if axis is not None else 0) < 2:
@@ -138,3 +144,10 @@ def _change(
     logits = np.moveaxis(np.concatenate(list(runs)), -1, 0)
     resized = resample_image(logits, new_shape, axis, rule.order, rule.order_along)
     return [np.moveaxis(resized, 0, -1)], change_grid(new_shape, new_shape, None)
+
+
+def _to_file_grid(
+    runs: Iterable[Planes], placement: Placement, configuration: Configuration
+) -> tuple[Iterable[Planes], Change]:
+    axis, rule = axis_apart(placement, configuration), configuration.resample_logits
+    return change_logits(runs, placement.shape_resampled, placement.shape_cropped, axis, rule)

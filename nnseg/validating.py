@@ -1,7 +1,7 @@
 """The end of stage 4, with its files: a fold's validation cases predicted whole and scored."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnseg import record
-from nnseg.axes import Segmentation
+from nnseg.axes import Planes, Segmentation
 from nnseg.cascade import out_of_fold
+from nnseg.commit import remove
 from nnseg.confidence import Observer
 from nnseg.dataset import Case, find_training_cases, read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
@@ -18,6 +19,7 @@ from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summar
 from nnseg.folders import (
     Folders,
     checkpoint_file,
+    compact_records,
     confidence_file,
     summary_file,
     validated_file,
@@ -27,6 +29,8 @@ from nnseg.lock import locked
 from nnseg.parallel import OnProgress
 from nnseg.planned_fold import PlannedFold, find_fold, open_cases
 from nnseg.planning import DEFAULT_PLAN
+from nnseg.probabilities import writing_compact
+from nnseg.restore import axis_apart, restore
 from nnseg.runlog import logged_run
 from nnseg.scoring import write_summary
 from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
@@ -58,7 +62,11 @@ def validate(
     on_progress: OnProgress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json."""
+    """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json.
+
+    Beside each label map are left the probabilities that it follows from, compact, on the network's
+    grid and without the temperature of a calibration.
+    """
     from nnseg.inference import load_model
 
     folder = folders.fold(dataset, plan_name, configuration, fold, seed)
@@ -87,8 +95,9 @@ def validate_with(
     labels = model.plan.labels
     out = validation_folder(about.folder)
     out.mkdir(exist_ok=True)
-    for path in (validated_file(about.folder), summary_file(out), confidence_file(out)):
-        path.unlink(missing_ok=True)  # they would be of other predictions until the end
+    of_before = (validated_file(about.folder), summary_file(out), confidence_file(out))
+    for path in (*of_before, *compact_records(out)):
+        remove(path)  # they would be of other predictions until the end
     spec = read_spec(about.folders.spec_file(about.dataset))
     members = set(about.split.val)
     cases = [
@@ -115,13 +124,14 @@ def validate_with(
         if stop():
             raise StoppedError("stopped in the validation; the same command does it anew")
         volume, reference = _read_case(case, len(model.plan.channels))
-        segmentation = model.predict(
-            volume.image,
-            volume.geometry.spacing,
-            previous=None if previous is None else previous[case.case_id][...],
-            look=observer.watch(_preprocessed_reference(about, case.case_id)),
-        )
         target = out / f"{case.case_id}{model.spec.label_ending}"
+        segmentation = _predict(
+            model,
+            volume,
+            None if previous is None else previous[case.case_id][...],
+            observer.watch(_preprocessed_reference(about, case.case_id)),
+            target,
+        )
         write(target, segmentation, volume.geometry, labels.as_text)
         scored.append(
             CaseScores(
@@ -148,6 +158,38 @@ def validate_with(
     weights = Validated(weights_sha256=checkpoint["weights_sha256"])
     record.save(weights, validated_file(about.folder))
     return summary
+
+
+def _predict(
+    model: "Model",
+    volume: Volume,
+    previous: Segmentation | None,
+    look: Callable[[Planes], None],
+    target: Path,
+) -> Segmentation:
+    """Segment a case as `Model.predict` does; leave its compact probabilities beside `target`."""
+    configuration, labels = model.configuration, model.plan.labels
+    seen, placement = model.prepare(volume.image, volume.geometry.spacing, previous=previous)
+    with writing_compact(
+        target,
+        labels,
+        volume.geometry,
+        placement,
+        resampling=configuration.resample_logits,
+        axis_apart=axis_apart(placement, configuration),
+    ) as take:
+        runs = _shown(model.logits(seen), look, take)
+        segmentation = restore(runs, placement, labels, configuration)
+        for _ in runs:  # planes at the end that no voxel of the file is made of
+            pass
+    return segmentation
+
+
+def _shown(runs: Iterable[Planes], *looks: Callable[[Planes], None]) -> Iterator[Planes]:
+    for planes in runs:
+        for look in looks:
+            look(planes)
+        yield planes
 
 
 def is_validated(fold: Path) -> bool:

@@ -69,7 +69,10 @@ def test_the_demo_does_the_whole_job_and_says_what_comes_next(
     assert "epoch 2/2 loss" in text
     assert "foreground mean" in text
     assert "a threshold (Otsu) with the largest component: Dice 0." in text
-    assert text.endswith("nnseg_predict -i IN -o OUT -d 2 -c 3d_fullres -f 0")
+    page = tmp_path / "demo" / "predictions" / "report" / "index.html"
+    assert f"the report, for any browser: {page}" in text
+    assert page.is_file()
+    assert text.endswith("nnseg_predict -i IN -o OUT -d 2         with the models that were chosen")
 
 
 def test_a_second_demo_replaces_the_first(tmp_path: Path, small: list[TrainSettings]) -> None:

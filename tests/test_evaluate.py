@@ -1,24 +1,26 @@
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnseg import record
+from nnseg.detection import Detection
 from nnseg.errors import DataError, UsageError
 from nnseg.evaluate import (
     CaseScores,
     Score,
+    by_group,
     confusion_table,
-    from_nnunet,
     score_case,
     score_table,
     summarize,
-    to_nnunet,
 )
-from nnseg.image.surface import robust_hausdorff, surface_dice, surface_distances
+from nnseg.image.surface import (
+    average_distance,
+    robust_hausdorff,
+    surface_dice,
+    surface_distances,
+)
 from nnseg.labels import Labels
 
 SHAPE = (4, 6, 9)
@@ -85,8 +87,6 @@ def test_labels_with_gaps_score_as_their_positions_do_under_the_users_values() -
     assert found == score_case(prediction, reference, positions, SPACING)
     table = confusion_table(*with_gaps, GAPS)
     np.testing.assert_array_equal(table, confusion_table(prediction, reference, positions))
-    summary = summarize([case("a", **found)], GAPS)
-    assert list(to_nnunet(summary, GAPS)["mean"]) == ["(7, 255, 300)", "(255, 300)"]
     with pytest.raises(
         DataError, match=r"prediction holds the values \[2\], .* one of \[0, 7, 255"
     ):
@@ -103,6 +103,7 @@ def test_a_label_in_neither_map_has_no_value() -> None:
     prediction = reference = liver(slice(1, 3), slice(2, 4))
     found = score_case(prediction, reference, ORGANS, SPACING)["spleen"]
     assert (found.dice, found.iou, found.hd95_mm, found.nsd) == (None, None, None, None)
+    assert (found.assd_mm, found.volume_error) == (None, None)
     assert found.tn == reference.size
 
 
@@ -112,7 +113,8 @@ def test_a_label_in_one_map_only_scores_0_and_has_no_finite_distance(predicted: 
     prediction, reference = maps if predicted else maps[::-1]
     found = score_case(prediction, reference, ORGANS, SPACING)["liver"]
     assert (found.dice, found.iou, found.nsd) == (0, 0, 0)
-    assert found.hd95_mm is None
+    assert (found.hd95_mm, found.assd_mm) == (None, None)
+    assert found.volume_error == (None if predicted else -1)
 
 
 def test_surface_scores_are_in_mm_of_the_spacing() -> None:
@@ -149,6 +151,7 @@ def test_an_image_of_one_slice_is_scored_by_its_contours() -> None:
     found = score_case(prediction, reference, ORGANS, SPACING)["liver"]
     contour = surface_distances(prediction == 1, reference == 1, SPACING)
     assert (found.hd95_mm, found.nsd) == (robust_hausdorff(contour), surface_dice(contour, 1.0))
+    assert found.assd_mm == average_distance(contour)
 
 
 def test_surfaces_leave_out_what_the_reference_ignores() -> None:
@@ -179,7 +182,7 @@ def test_the_integer_types_of_the_maps_do_not_matter(kind: type) -> None:
 
 
 def test_a_table_holds_the_reference_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnseg.evaluate.SLAB_VOXELS", 100)  # one slice of 54 voxels at a time
+    monkeypatch.setattr("nnseg.image.pairs.SLAB_VOXELS", 100)  # one slice of 54 voxels at a time
     reference = liver(slice(0, 3))
     prediction = np.full(SHAPE, 2, dtype=np.uint8)
     table = confusion_table(prediction, reference, ORGANS)
@@ -260,75 +263,122 @@ def test_cases_that_cannot_be_summarized_are_refused(cases: list[CaseScores], me
         summarize(cases, ORGANS)
 
 
-def test_the_json_has_the_layout_of_nnunet() -> None:
-    scores = {"liver": score(tp=2, fp=4, fn=4, hd95_mm=1.5, nsd=0.5), "spleen": score()}
-    data = to_nnunet(summarize([case("a", **scores)], ORGANS), ORGANS)
-    assert json.loads(json.dumps(data, allow_nan=False)) == data
-    metrics = {
-        "Dice": 1 / 3,
-        "IoU": 0.2,
-        "TP": 2,
-        "FP": 4,
-        "FN": 4,
-        "TN": 90,
-        "n_pred": 6,
-        "n_ref": 6,
-        "HD95": 1.5,
-        "NSD": 0.5,
-    }
-    [entry] = data["metric_per_case"]
-    assert entry["reference_file"] == "labelsTr/a.nii.gz"
-    assert entry["prediction_file"] == "validation/a.nii.gz"
-    assert entry["metrics"]["1"] == metrics
-    assert entry["metrics"]["2"]["Dice"] is None
-    assert data["mean"]["1"] == metrics
-    assert data["mean"]["2"]["Dice"] is None
-    assert data["foreground_mean"]["Dice"] == 1 / 3
-    assert data["foreground_mean"]["TP"] == 1
-    assert data["cases_counted"]["2"] == {"Dice": 0, "HD95": 0, "NSD": 0}
-    assert data["labels_counted"] == {"Dice": 1, "HD95": 1, "NSD": 1}
-    assert data["names"] == {"liver": "1", "spleen": "2"}
+def test_the_volume_error_is_a_signed_share_of_the_reference() -> None:
+    assert score(tp=6, fp=3, fn=2).volume_error == 1 / 8
+    assert score(tp=6, fp=1, fn=2).volume_error == -1 / 8
+    summary = summarize(
+        [
+            case("a", liver=score(tp=6, fp=3, fn=2), spleen=score(fp=1)),
+            case("b", liver=score(tp=6, fn=2), spleen=score()),
+        ],
+        ORGANS,
+    )
+    mean = summary.mean["liver"]
+    assert (mean.volume_error, mean.absolute_volume_error) == (-1 / 16, 3 / 16)
+    assert (mean.volume_count, summary.mean["spleen"].volume_count) == (2, 0)
+    assert summary.foreground_mean.absolute_volume_error == 3 / 16
 
 
-def test_regions_are_keyed_as_tuples() -> None:
-    found = score_case(label_map(1, 3), label_map(2, 3), TUMOUR, SPACING)
-    data = to_nnunet(summarize([case("a", **found)], TUMOUR), TUMOUR)
-    assert list(data["mean"]) == ["(1, 2, 3)", "(2, 3)", "3"]
-    assert list(data["metric_per_case"][0]["metrics"]) == ["(1, 2, 3)", "(2, 3)", "3"]
+def test_components_are_matched_where_that_was_asked_for() -> None:
+    reference = liver(slice(0, 1), slice(0, 2), slice(0, 3))
+    reference[3, 5, 8] = 1
+    prediction = liver(slice(0, 1), slice(0, 2), slice(1, 4))  # IoU 1/2 with the larger one
+    prediction[0, 5, 8] = 2
+    found = score_case(prediction, reference, ORGANS, SPACING, surface=False, match_iou=0.5)
+    assert found["liver"].detection == Detection(
+        found=1, missed=1, spurious=0, iou_sum=0.5, panoptic_found=0, panoptic_iou_sum=0
+    )
+    assert found["spleen"].detection == Detection(
+        found=0, missed=0, spurious=1, iou_sum=0, panoptic_found=0, panoptic_iou_sum=0
+    )
+    assert found["liver"].hd95_mm is None
+    plain = score_case(prediction, reference, ORGANS, SPACING)
+    assert plain["liver"].detection is None
 
 
-def test_a_list_of_one_label_is_keyed_as_that_label_where_there_are_no_regions() -> None:
-    labels = Labels(labels={"background": 0, "liver": (1,)})
-    data = to_nnunet(summarize([case("a", liver=score(tp=1))], labels), labels)
-    assert list(data["mean"]) == ["1"]
+def test_a_label_in_neither_map_has_no_component() -> None:
+    maps = liver(slice(1, 3), slice(2, 4)), liver(slice(1, 3), slice(2, 4))
+    found = score_case(*maps, ORGANS, SPACING, match_iou=0.1)["spleen"].detection
+    assert found is not None
+    assert (found.references, found.predictions, found.f1, found.panoptic_quality) == (
+        *(0, 0),
+        *(None, None),
+    )
 
 
-@pytest.mark.parametrize("labels", [ORGANS, SPARSE, TUMOUR], ids=["labels", "ignore", "regions"])
-def test_a_summary_survives_the_disk(labels: Labels, tmp_path: Path) -> None:
-    highest = labels.values[-1]
+def test_components_of_regions_and_without_what_is_ignored() -> None:
+    reference = liver(slice(0, 1), slice(0, 2), slice(0, 2))
+    reference[0, 0:2, 2:4] = 2  # one component of the whole, none of the core is apart
+    found = score_case(reference, reference, TUMOUR, SPACING, match_iou=0.1)
+    assert found["whole"].detection is not None
+    assert found["whole"].detection.found == 1
+    prediction = np.zeros(SHAPE, dtype=np.uint8)
+    prediction[2, 2, 2] = 1
+    truth = np.full(SHAPE, 3, dtype=np.uint8)  # all of it is ignored
+    sparse = score_case(prediction, truth, SPARSE, SPACING, match_iou=0.1)["liver"].detection
+    assert sparse is not None
+    assert sparse.predictions == 0
+
+
+def test_the_confidence_of_a_component_is_its_mean_probability() -> None:
+    prediction = liver(slice(1, 2), slice(2, 3), slice(0, 2))
+    prediction[3, 5, 7:9] = 1
+    reference = liver(slice(1, 2), slice(2, 3), slice(0, 2))
+    probability = np.zeros(SHAPE, dtype=np.float32)
+    probability[1, 2, 0:2] = 0.5, 1
+    probability[3, 5, 7:9] = 0.25, 0.5
+    found = score_case(
+        *(prediction, reference, ORGANS, SPACING),
+        match_iou=0.1,
+        confidence=lambda name: probability if name == "liver" else np.zeros(SHAPE, np.float32),
+    )["liver"].detection
+    assert found is not None
+    assert (found.found_confidences, found.spurious_confidences) == ((0.75,), (0.375,))
+
+
+def test_the_lesions_of_all_cases_count_alike_and_labels_too() -> None:
+    one, none = {"iou_sum": 0.8, "panoptic_found": 1, "panoptic_iou_sum": 0.8}, {
+        "iou_sum": 0.0, "panoptic_found": 0, "panoptic_iou_sum": 0.0,
+    }  # fmt: skip
     cases = [
-        case(name, **score_case(label_map(seed, highest), label_map(9, highest), labels, SPACING))
-        for seed, name in enumerate("abc")
+        case(
+            "a",
+            liver=score(tp=1, detection=Detection(found=1, missed=0, spurious=0, **one)),
+            spleen=score(detection=Detection(found=0, missed=1, spurious=0, **none)),
+        ),
+        case(
+            "b",
+            liver=score(tp=1, detection=Detection(found=0, missed=2, spurious=3, **none)),
+            spleen=score(detection=Detection(found=0, missed=0, spurious=0, **none)),
+        ),
     ]
-    cases.append(case("d", **{name: score() for name in labels.foreground}))
-    summary = summarize(cases, labels, tolerance_mm=0.75)
-    path = tmp_path / "summary.json"
-    path.write_text(record.json_text(to_nnunet(summary, labels)))
-    assert from_nnunet(record.read_json(path), labels, str(path)) == summary
+    summary = summarize(cases, ORGANS, match_iou=0.1)
+    mean = summary.mean["liver"].detection
+    assert mean is not None
+    assert (mean.sensitivity, mean.false_positives, mean.f1) == (1 / 3, 1.5, 2 / 7)
+    assert (mean.case_f1, mean.panoptic_quality) == (0.5, 1.6 / 7)
+    foreground = summary.foreground_mean.detection
+    assert foreground is not None
+    assert (foreground.sensitivity, foreground.f1) == (1 / 6, 1 / 7)
+    assert summarize([case("c", liver=score(), spleen=score())], ORGANS).mean[
+        "liver"
+    ].detection is None  # fmt: skip
 
 
-def test_json_that_is_no_summary_of_these_labels_is_refused() -> None:
-    cases = [case("a", liver=score(tp=1), spleen=score())]
-    data = to_nnunet(summarize(cases, ORGANS), ORGANS)
-    with pytest.raises(DataError, match=r"s\.json: is a summary of the labels"):
-        from_nnunet(data, TUMOUR, "s.json")
-    with pytest.raises(DataError, match=r"s\.json: names"):
-        from_nnunet({key: data[key] for key in data if key != "names"}, ORGANS, "s.json")
-    with pytest.raises(DataError, match=r"s\.json: no case was scored"):
-        from_nnunet(data | {"metric_per_case": []}, ORGANS, "s.json")
-    del data["metric_per_case"][0]["metrics"]["2"]
-    with pytest.raises(DataError, match=r"s\.json: case a has no metrics of \['2'\]"):
-        from_nnunet(data, ORGANS, "s.json")
+def test_a_group_has_means_of_its_own_cases() -> None:
+    cases = [
+        case("a_1", liver=score(tp=1), spleen=score()),
+        case("b_1", liver=score(fp=1), spleen=score(tp=2)),
+        case("a_2", liver=score(fn=1), spleen=score()),
+    ]
+    summary = summarize(cases, ORGANS, groups={"a": ("a_1", "a_2"), "b": ("b_1",)})
+    groups = by_group(summary)
+    assert groups["a"].mean["liver"].dice == 0.5
+    assert groups["b"].foreground_mean.dice == 0.5
+    assert groups["a"].foreground_mean.dice_count == 1
+    assert by_group(summarize(cases, ORGANS)) == {}
+    with pytest.raises(DataError, match="group a: case a_3 was not scored"):
+        summarize(cases, ORGANS, groups={"a": ("a_3",)})
 
 
 def test_evaluating_does_not_import_torch() -> None:

@@ -20,6 +20,7 @@ from nnseg.errors import DataError, PlanError, StoppedError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.model import interruptible
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
 from nnseg.model.unet import build_network
@@ -339,7 +340,7 @@ def test_the_spread_of_folds_is_the_variance_of_their_probabilities(precision: s
 def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predict, "ASK_EVERY", math.inf)
+    monkeypatch.setattr(interruptible, "ASK_EVERY", math.inf)
     asked = []
 
     def stop() -> bool:
@@ -364,7 +365,7 @@ def test_a_sweep_can_be_stopped_between_any_two_passes_of_a_network(
 def test_a_pass_of_a_network_can_be_stopped_between_its_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predict, "ASK_EVERY", 0)
+    monkeypatch.setattr(interruptible, "ASK_EVERY", 0)
     network, passed = small_network(), []
     for number, layer in enumerate(network.encoder):  # type: ignore[arg-type]
         layer.register_forward_hook(lambda *_, number=number: passed.append(number))
@@ -377,7 +378,7 @@ def test_a_pass_of_a_network_can_be_stopped_between_its_layers(
 def test_within_a_pass_nobody_is_asked_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for seconds in (0, math.inf):
-        monkeypatch.setattr(predict, "ASK_EVERY", seconds)
+        monkeypatch.setattr(interruptible, "ASK_EVERY", seconds)
         asked: list[bool] = []
         sweep = Sweep(stop=lambda: bool(asked.append(True)))  # noqa: B023
         batch = torch.zeros(1, 1, *PATCH)
@@ -390,7 +391,7 @@ def test_within_a_pass_nobody_is_asked_too_often(monkeypatch: pytest.MonkeyPatch
 def test_who_stops_a_prediction_stops_no_other_by_the_same_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predict, "ASK_EVERY", 0)
+    monkeypatch.setattr(interruptible, "ASK_EVERY", 0)
     network, image = small_network(), image_of(1, 4, 9, 8)
     alone, found = predict_logits([network], image, PATCH, CPU), []
     asked: list[bool] = []
@@ -412,60 +413,6 @@ def test_who_stops_a_prediction_stops_no_other_by_the_same_network(
     with pytest.raises(StoppedError):
         list(stream_logits([network], image, PATCH, CPU, sweep=Sweep(stop=stop)))
     np.testing.assert_allclose(found[0], alone, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"),
-    [
-        ((3, 3, 3), (1, 1, 1), (1, 1, 1)),
-        ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
-        ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-        ((5, 3, 1), (2, 1, 1), (2, 1, 0)),
-        ((3, 3), (1, 1), (1, 1)),
-        ((3, 1), (2, 1), (0, 0)),
-    ],
-)
-@pytest.mark.parametrize("parts", [2, 5])
-def test_a_large_convolution_in_parts_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    parts: int,
-) -> None:
-    monkeypatch.setattr(predict, "ASK_EVERY", 0)
-    layer = (nn.Conv3d if len(kernel) == 3 else nn.Conv2d)(2, 4, kernel, stride, padding)  # type: ignore[arg-type]
-    image = torch.from_numpy(image_of(2, 2, *(13, 6, 7)[: len(kernel)]))
-    asked: list[bool] = []
-    sweep = Sweep(stop=lambda: bool(asked.append(True)))
-    with torch.inference_mode():
-        whole = layer(image)
-        with predict._Asking(sweep):
-            layer(image)
-        once = len(asked)
-        products = whole[:, 0].numel() * layer.weight.numel()
-        most = products / (parts * torch.get_num_threads())
-        monkeypatch.setattr(predict, "UNASKED_PRODUCTS", most)
-        with predict._Asking(sweep):
-            joined = layer(image)
-    assert len(asked) > 2 * once + 1
-    torch.testing.assert_close(joined, whole, atol=1e-5, rtol=0)
-
-
-def test_a_convolution_that_is_called_otherwise_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(predict, "UNASKED_PRODUCTS", 0.1)
-    image = torch.from_numpy(image_of(1, 2, 5, 6, 7))
-    same = nn.Conv3d(2, 2, (3, 1, 3), padding="same")
-    dilated = nn.Conv3d(2, 2, 2, padding=(1, 2, 1), dilation=2)
-    weight = torch.ones(2, 2, 1, 3, 3)
-    with torch.inference_mode():
-        expected = [same(image), dilated(image), nn.functional.conv3d(image, weight)]
-        with predict._Asking(Sweep(stop=lambda: False)):
-            found = [same(image), dilated(image), nn.functional.conv3d(image, weight)]
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
 
 
 def test_a_sweep_takes_no_more_for_a_longer_image_and_half_in_half_precision() -> None:

@@ -96,12 +96,17 @@ def doctor_arguments(parser: ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FOLDER", help="of the copy; else DATASET_fixed"
     )
     add_group_regex(parser)
+    parser.add_argument(
+        "--predictions",
+        action="store_true",
+        help="also hold label maps against what folds predicted that they were held out of",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
 
 
 def run_doctor(args: Namespace) -> None:
-    from nnseg import pipeline, record
+    from nnseg import label_errors, pipeline, record
     from nnseg.doctor.findings import count_errors, describe
 
     folders, dataset = dataset_of(args)
@@ -118,12 +123,18 @@ def run_doctor(args: Namespace) -> None:
         workers=args.workers,
         on_progress=progress,
     )
+    suspects = None
+    if args.predictions:
+        suspects = pipeline.suspect(folders, dataset, workers=args.workers, on_progress=progress)
     progress.close()
     if args.json:
         listed = [record.to_json(finding) for finding in findings]
-        print(json.dumps({"dataset": dataset, "findings": listed}))
+        more = {} if suspects is None else {"suspects": record.to_json(suspects)}
+        print(json.dumps({"dataset": dataset, "findings": listed, **more}))
     else:
         print(describe(findings))
+        if suspects is not None:
+            print(label_errors.describe(suspects))
     if errors := count_errors(findings):
         raise DataError(f"{dataset}: {errors}; mend as listed, or try --fix")
 
@@ -135,6 +146,8 @@ def _mend(args: Namespace, folders: "Folders", dataset: str, progress: Progress)
 
     if args.group_regex:
         raise UsageError("--group-regex mends nothing; give it to nnseg plan, which makes folds")
+    if args.predictions:
+        raise UsageError("--predictions mends nothing; look at what it names, and correct it")
     mending = pipeline.mend(
         folders, dataset, args.output, workers=args.workers, on_progress=progress
     )

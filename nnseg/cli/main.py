@@ -13,6 +13,7 @@ from nnseg import __version__
 from nnseg.cli.arguments import (
     add_common,
 )
+from nnseg.cli.choosing import find_best_arguments, run_find_best
 from nnseg.cli.data import (
     doctor_arguments,
     fsck_arguments,
@@ -22,8 +23,10 @@ from nnseg.cli.data import (
     run_init,
 )
 from nnseg.cli.demonstrating import demo_arguments, run_demo
+from nnseg.cli.ensembling import ensemble_arguments, run_ensemble
 from nnseg.cli.porting import export_arguments, import_arguments, run_export, run_import
-from nnseg.cli.predicting import evaluate_arguments, predict_arguments, run_evaluate, run_predict
+from nnseg.cli.postprocessing import postprocess_arguments, run_postprocess
+from nnseg.cli.predicting import predict_arguments, run_predict
 from nnseg.cli.preparing import (
     plan_and_preprocess_arguments,
     plan_arguments,
@@ -32,6 +35,15 @@ from nnseg.cli.preparing import (
     run_plan_and_preprocess,
     run_preprocess,
 )
+from nnseg.cli.reporting import report_arguments, run_report
+from nnseg.cli.running import run_arguments, run_run
+from nnseg.cli.scoring import (
+    compare_arguments,
+    evaluate_arguments,
+    run_compare,
+    run_evaluate,
+)
+from nnseg.cli.telling import info_arguments, run_info, run_verify, verify_arguments
 from nnseg.cli.training import run_train, train_arguments
 from nnseg.console import STOP, Parser, keep_traceback, show_log
 from nnseg.errors import MachineError, NnsegError, StoppedError
@@ -41,6 +53,7 @@ INTERRUPTED = 130
 Arguments = Callable[[ArgumentParser], None]
 COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
     "demo": (demo_arguments, run_demo, "The whole job on built-in data, or on a raw dataset."),
+    "run": (run_arguments, run_run, "From data to the best model and a report, in one command."),
     "init": (init_arguments, run_init, "Make a raw dataset from files as they lie."),
     "doctor": (doctor_arguments, run_doctor, "List every problem of a raw dataset at once."),
     "plan": (plan_arguments, run_plan, "Measure a dataset and plan its networks."),
@@ -52,8 +65,23 @@ COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
     ),
     "train": (train_arguments, run_train, "Train one fold of a configuration, then validate it."),
     "predict": (predict_arguments, run_predict, "Segment images with trained networks."),
+    "find-best": (
+        find_best_arguments,
+        run_find_best,
+        "Choose the trained models that predict best, alone or together.",
+    ),
+    "ensemble": (ensemble_arguments, run_ensemble, "Average what several models predicted."),
     "evaluate": (evaluate_arguments, run_evaluate, "Score predictions against their references."),
+    "compare": (compare_arguments, run_compare, "Compare two results of the same cases."),
+    "postprocess": (
+        postprocess_arguments,
+        run_postprocess,
+        "Choose rules that take out implausible pieces, or carry them out on a folder.",
+    ),
+    "report": (report_arguments, run_report, "Write a page that shows results, or a dataset."),
     "fsck": (fsck_arguments, run_fsck, "Find what is damaged among all that nnseg keeps."),
+    "verify": (verify_arguments, run_verify, "Say what is proven of results, and what changed."),
+    "info": (info_arguments, run_info, "Versions, devices, data, models, and what can be chosen."),
     "import": (import_arguments, run_import, "Make models of ours from nnU-Net's, or a plan."),
     "export": (export_arguments, run_export, "Write a trained model for another program."),
 }

@@ -1,4 +1,4 @@
-"""Commands with a trained model: predict, evaluate."""
+"""The command with a trained model: predict."""
 
 import json
 import re
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 PRESETS = ("fast", "default", "best")
-KINDS = ("npz", "nifti", "chunks")  # of files of probabilities
+KINDS = ("npz", "nifti", "chunks", "compact")  # of files of probabilities
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
@@ -66,7 +66,11 @@ def _add_model(parser: ArgumentParser) -> None:
     )
     model.add_argument("-d", "--dataset", metavar="DATASET", help="id, name or path of the dataset")
     model.add_argument(
-        "-c", "--configuration", nargs="+", metavar="NAME", help="2d, 3d_fullres, ..., or several"
+        "-c",
+        "--configuration",
+        nargs="+",
+        metavar="NAME",
+        help="2d, 3d_fullres, ..., or several; left out: what `nnseg find-best` chose",
     )
     model.add_argument(
         "-f",
@@ -244,60 +248,25 @@ def _as_json(target: Path, told: "Mapping[str, Proof | NnsegError]") -> str:
 
 def _models(args: Namespace, kind: str) -> list[Path]:
     """Give the folders of the models that are meant."""
+    from nnseg.choosing import find_choice
     from nnseg.folders import trained_folds
     from nnseg.planning import DEFAULT_PLAN
 
     if args.model:
         return list(args.model)
-    if not (args.dataset and args.configuration):
-        raise UsageError("say which model: -d DATASET -c CONFIGURATION, or -m FOLDER")
+    if not args.dataset:
+        raise UsageError(
+            "say which model: -d DATASET -c CONFIGURATION, -d DATASET alone for what `nnseg "
+            "find-best` chose, or -m FOLDER"
+        )
     folders, dataset = dataset_of(args)
+    if not args.configuration:
+        if args.plan:
+            raise UsageError("-p is given without -c; say which configuration, or leave out both")
+        return [find_choice(folders, dataset)]
     found = []
     for name in args.configuration:
         folder = folders.model(dataset, args.plan or DEFAULT_PLAN, name)
         trained_folds(folder, args.folds, kind, f"nnseg train {dataset} {name}")  # or says so
         found.append(folder)
     return found
-
-
-def evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("reference", type=Path, help="the truth: a folder of label maps, or one")
-    parser.add_argument("prediction", type=Path, help="a folder of predictions, or one")
-    parser.add_argument(
-        "-djfile",
-        "--dataset-json",
-        type=Path,
-        metavar="FILE",
-        help="names the labels; left out: PREDICTION/dataset.json, else the one above REFERENCE",
-    )
-    parser.add_argument(
-        "--tolerance-mm",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="of the normalized surface Dice: 1",
-    )
-    parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
-    parser.add_argument("--json", action="store_true", help="print summary.json, nothing else")
-
-
-def run_evaluate(args: Namespace) -> None:
-    from nnseg import pipeline, record, report
-    from nnseg.evaluate import to_nnunet
-
-    spec = pipeline.spec_for_evaluation(args.reference, args.prediction, args.dataset_json)
-    progress = Progress(args.quiet or args.json)
-    summary = pipeline.evaluate(
-        args.reference,
-        args.prediction,
-        spec.labels,
-        spec.file_ending,
-        tolerance_mm=args.tolerance_mm,
-        workers=args.workers,
-        on_progress=progress,
-    )
-    progress.close()
-    if args.json:
-        print(record.json_text(to_nnunet(summary, spec.labels)), end="")
-    else:
-        print(report.describe_summary(summary))

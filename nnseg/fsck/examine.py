@@ -18,6 +18,7 @@ from nnseg.errors import MachineError, MissingError, NnsegError
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import DATASET_NAME, Folders, checkpoint_file
 from nnseg.fsck.audit import CaseFolder, RawCases, Remake, audit
+from nnseg.fsck.compact import examine_compact
 from nnseg.fsck.proofs import Look, Proof
 from nnseg.lock import in_use
 from nnseg.parallel import OnProgress, for_each, some
@@ -276,6 +277,7 @@ def _examine_results(look: Look, top: Path) -> None:
     for folder in folders:
         if there := [kind for kind in KINDS if checkpoint_file(folder, kind).exists()]:
             _examine_fold(look, folder, there, proofs)
+        examine_compact(look, folder, proofs)
     checkpoints = {checkpoint_file(folder, kind) for folder in folders for kind in KINDS}
     for path, proof in proofs.items():
         if path in checkpoints:

@@ -8,6 +8,7 @@ last that is over 0. Only places among differing labels are interpolated.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ _CHUNK_BYTES = 2**22  # of logits that are interpolated at once
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Decide = Callable[[Planes], Segmentation]  # logits (..., head) to labels (...)
+Join = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +60,7 @@ def change_grid(
             linear.append(number)
             pairs.append(linear_pairs(size, new_size))
         else:
-            inputs = nearest_voxels(size, new_size)
+            inputs = np.arange(size) if size == new_size else nearest_voxels(size, new_size)
             ones = np.ones(new_size)
             pairs.append(Pairs(inputs=np.stack([inputs] * 2), weights=np.stack([ones, ones - 1])))
     return Change(old_shape=shape, pairs=three(pairs), linear=tuple(linear))
@@ -89,24 +91,50 @@ def decide(runs: Iterable[Planes], change: Change, labels_of: Decide) -> Iterato
     Yields:
         The label map's planes in order, some at a time.
     """
-    window = _Window(runs, labels_of)
-    depth = slab_depth(change.old_shape, change.shape, _SLAB_BYTES // (4 * window.heads))
-    depth = min(depth, max(1, _SLAB_VOXELS // math.prod(change.shape[1:])))
-    for start in range(0, change.shape[0], depth):
-        pairs, planes, labels = window.around(change, slice(start, start + depth))
-        if not change.linear:
-            yield expand(labels, [pair.inputs[0] for pair in pairs])
+    return decide_together([runs], [change], labels_of, lambda rows: rows[0])
+
+
+def decide_together(
+    streams: Sequence[Iterable[Planes]], changes: Sequence[Change], labels_of: Decide, join: Join
+) -> Iterator[Segmentation]:
+    """Give the label map of what several models find together, on a grid that all are brought to.
+
+    Where each of them has one label all around a place, and that is the same, it is theirs
+    together. Only other places are interpolated.
+
+    Args:
+        streams: For each model its logits' planes in order, some at a time.
+        changes: From the grid of each to the one that all are brought to.
+        labels_of: As for `decide`.
+        join: Makes of the logits (voxel, head) of each at some voxels what `labels_of` decides on:
+            as each of them does, where they do so alike.
+
+    Yields:
+        The label map's planes in order, some at a time.
+    """
+    windows = [_Window(runs, labels_of) for runs in streams]
+    heads = sum(window.heads for window in windows)
+    shape = changes[0].shape
+    depth = min(slab_depth(each.old_shape, shape, _SLAB_BYTES // (4 * heads)) for each in changes)
+    depth = min(depth, max(1, _SLAB_VOXELS // math.prod(shape[1:])))
+    for start in range(0, shape[0], depth):
+        new = slice(start, start + depth)
+        parts = [
+            _Part.of(window, change, new) for window, change in zip(windows, changes, strict=True)
+        ]
+        result = parts[0].labels
+        doubts = [part.mixed for part in parts if part.mixed is not None]
+        doubts += [part.labels != result for part in parts[1:]]
+        if not doubts:
+            yield result
             continue
-        firsts = [pair.inputs[0] for pair in pairs]
-        result = expand(labels, firsts)
-        open_voxels = np.flatnonzero(expand(mixed_cells(labels, change.linear), firsts))
-        rows = planes.reshape(-1, planes.shape[-1])
-        count = max(1, _CHUNK_BYTES // (4 * rows.shape[1]))
+        open_voxels = np.flatnonzero(reduce(np.logical_or, doubts))
+        count = max(1, _CHUNK_BYTES // (4 * heads))
         for at in range(0, open_voxels.size, count):
             chunk = open_voxels[at : at + count]
             places = np.unravel_index(chunk, result.shape)
-            mixed = _mixtures(rows, planes.shape[:3], pairs, change.linear, places)
-            result.reshape(-1)[chunk] = labels_of(mixed)
+            mixed = [part.mixtures(places) for part in parts]
+            result.reshape(-1)[chunk] = labels_of(join(mixed))
         yield result
 
 
@@ -177,6 +205,41 @@ class _Window:
         self._kept.append(run)
         if self._labels_of is not None:
             self._labels.append(self._labels_of(run))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """What one model has to say of some planes of the new grid."""
+
+    planes: Planes  # of its own grid that make them up
+    pairs: tuple[Pairs, Pairs, Pairs]
+    linear: tuple[int, ...]
+    labels: Segmentation  # of the first of the voxels that make up each new one
+    mixed: NDArray[np.bool_] | None  # where these have several labels
+
+    @classmethod
+    def of(cls, window: _Window, change: Change, new: slice) -> "_Part":
+        pairs, planes, labels = window.around(change, new)
+        firsts = [pair.inputs[0] for pair in pairs]
+        mixed = expand(mixed_cells(labels, change.linear), firsts) if change.linear else None
+        return cls(
+            planes=planes,
+            pairs=pairs,
+            linear=change.linear,
+            labels=expand(labels, firsts),
+            mixed=mixed,
+        )
+
+    def mixtures(self, places: Sequence[NDArray[np.intp]]) -> NDArray[np.float32]:
+        """Interpolate the logits at some places of the new planes."""
+        rows = self.planes.reshape(-1, self.planes.shape[-1])
+        if not self.linear:
+            z, y, x = (
+                pair.inputs[0].take(place) for pair, place in zip(self.pairs, places, strict=True)
+            )
+            voxels = np.ravel_multi_index((z, y, x), self.planes.shape[:3])
+            return np.asarray(rows.take(voxels, axis=0), np.float32)
+        return _mixtures(rows, self.planes.shape[:3], self.pairs, self.linear, places)
 
 
 def _join(runs: Sequence[NDArray[Scalar]], inside: slice) -> NDArray[Scalar]:

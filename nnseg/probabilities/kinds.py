@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nnseg.folders import COMPACT
 from nnseg.probabilities.chunks import taking_chunks
+from nnseg.probabilities.compact import taking_compact
 from nnseg.probabilities.nifti import pack_nifti
 from nnseg.probabilities.npz import pack_npz
 from nnseg.probabilities.spool import spooled
@@ -43,6 +45,7 @@ KINDS = Registry[Kind](
         endings=("_probabilities.b2nd", "_probabilities.json"),
         taking=taking_chunks,
     ),
+    compact=Kind(endings=COMPACT, taking=taking_compact),
 )
 
 

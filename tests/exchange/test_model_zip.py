@@ -1,19 +1,30 @@
 """A model that is handed on in a zip arrives as it was, or not at all."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_porting import CASCADE, write_folds
+from test_porting import CASCADE, DATASET, SPEC, write_folds
 
 from nnseg import porting, record
 from nnseg.checkpoint import Checkpoint, load_model
 from nnseg.confidence import Confidence
+from nnseg.dataset import spec_to_json
 from nnseg.errors import DataError, MissingError, UsageError
-from nnseg.exchange.model_zip import find_packed, pack_models, unpack_models
+from nnseg.exchange.model_zip import (
+    CARD,
+    MANIFEST,
+    Manifest,
+    find_packed,
+    pack_models,
+    unpack_models,
+)
 from nnseg.folders import (
     checkpoint_file,
     confidence_file,
@@ -21,6 +32,7 @@ from nnseg.folders import (
     postprocessing_file,
     validation_folder,
 )
+from nnseg.labels import Labels
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.uncertainty import Correlation
 
@@ -163,6 +175,112 @@ def test_a_model_of_ours_is_imported_alone_and_as_it_is(packed: Path, tmp_path: 
     ):
         with pytest.raises(UsageError, match=r"model\.zip: is a model of nnseg; import it alone"):
             porting.import_model(sources, tmp_path / "back", **options)
+
+
+def test_a_card_and_the_hash_of_every_file_come_along(packed: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(packed) as whole:
+        names = set(whole.namelist())
+        contents = {name: whole.read(name) for name in names}
+    manifest = record.parse(Manifest, json.loads(contents[MANIFEST]), MANIFEST)
+    assert manifest.files.keys() == names - {MANIFEST}
+    for name, digest in manifest.files.items():
+        assert hashlib.sha256(contents[name]).hexdigest() == digest
+    card = contents[CARD].decode()
+    assert card.startswith("# Dataset900\\_Test: segmentation by nnseg")
+    assert "| 3d_cascade_fullres 0 | 3 | not recorded |" in card
+    porting.import_model([packed], tmp_path / "back")
+    assert (tmp_path / "back" / CARD).read_bytes() == contents[CARD]
+    assert not (tmp_path / "back" / MANIFEST).exists()
+
+
+@pytest.mark.parametrize(
+    "name", [CARD, MANIFEST, "validation/confidence.json", "3d_lowres/postprocessing.json"]
+)
+def test_a_file_of_other_content_than_was_packed_is_refused(
+    packed: Path, name: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(packed) as whole:
+        found = next(one for one in whole.namelist() if one.endswith(name))
+        data = whole.read(found) + b"\n"
+    bad = repack(packed, tmp_path / "bad.zip", found, data)
+    with pytest.raises(DataError, match=r"bad\.zip: .*is damaged \(its SHA-256 changed\); get it"):
+        porting.import_model([bad], tmp_path / "back")
+    bad = repack(packed, tmp_path / "bad.zip", found, None)
+    if name == MANIFEST:
+        assert porting.import_model([bad], tmp_path / "back")
+        return
+    with pytest.raises(DataError, match="does not exist; get the model again"):
+        porting.import_model([bad], tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.zip", "model.zip"]
+
+
+def test_a_file_that_somebody_added_is_refused(packed: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(packed, "a") as whole:
+        whole.writestr("3d_lowres/fold_0/checkpoint_best.json", b"{}")
+    with pytest.raises(DataError, match=r"checkpoint_best\.json: is not in manifest\.json"):
+        porting.import_model([packed], tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+def test_a_zip_without_a_manifest_is_taken_aloud(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = repack(packed, tmp_path / "bare.zip", MANIFEST, None)
+    porting.import_model([bare], tmp_path / "back")
+    assert "has no manifest.json" in caplog.text
+
+
+def test_one_changed_byte_anywhere_is_found_or_changes_nothing(
+    packed: Path, tmp_path: Path
+) -> None:
+    """Headers of a zip hold times and the like, which no import looks at."""
+    whole = packed.read_bytes()
+    porting.import_model([packed], tmp_path / "right")
+    right = contents_of(tmp_path / "right")
+    refused = 0
+    places = np.random.default_rng(0).choice(len(whole), 60, replace=False)
+    for number, place in enumerate(places):
+        bad = tmp_path / "bad.zip"
+        bad.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        target = tmp_path / f"back{number}"
+        try:
+            porting.import_model([bad], target)
+        except (DataError, UsageError, MissingError):
+            refused += 1
+            assert not target.exists()
+        else:
+            assert contents_of(target) == right
+    assert refused > 50
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """The files of a model, but for the record of the run, which names its zip."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("run_import")
+    }
+
+
+def test_the_card_knows_the_dataset_that_lies_beside_the_results(
+    ours: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "results" / DATASET / "nnseg"
+    shutil.copytree(ours, place)
+    raw = tmp_path / "raw" / DATASET
+    raw.mkdir(parents=True)
+    spec = dataclasses.replace(SPEC, others={"licence": "CC0", "tags": ["a"]})
+    (raw / "dataset.json").write_text(json.dumps(spec_to_json(spec)))
+    porting.export_model(place / "3d_lowres" / "fold_1", tmp_path / "one.zip", to="zip")
+    with zipfile.ZipFile(tmp_path / "one.zip") as whole:
+        card = whole.read(CARD).decode()
+    assert "licence of the data: CC0." in card
+    assert "training cases: 20" in card
+    other = dataclasses.replace(spec, labels=Labels(labels={"background": 0, "x": 1}))
+    (raw / "dataset.json").write_text(json.dumps(spec_to_json(other)))
+    porting.export_model(place / "3d_lowres" / "fold_1", tmp_path / "two.zip", to="zip")
+    with zipfile.ZipFile(tmp_path / "two.zip") as whole:
+        assert "CC0" not in whole.read(CARD).decode()
 
 
 def test_checking_a_zip_writes_nothing(packed: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnseg.axes import Planes, Shape
 from nnseg.image import decide as module
-from nnseg.image.decide import change_grid, decide, interpolate, slab_depth
+from nnseg.image.decide import change_grid, decide, decide_together, interpolate, slab_depth
 from nnseg.image.resample import resample_image
 from nnseg.labels import Labels
 
@@ -178,3 +178,21 @@ def test_where_the_new_grid_is_coarser_no_more_of_the_old_one_is_joined(
     for _ in interpolate([logits], change, depth):
         pass
     assert max(most) <= 11 * plane
+
+
+@pytest.mark.parametrize("labels", [GAPS, REGIONS], ids=["labels", "regions"])
+def test_models_on_different_grids_decide_together_as_all_of_their_logits_do(
+    monkeypatch: pytest.MonkeyPatch, labels: Labels
+) -> None:
+    monkeypatch.setattr(module, "_SLAB_VOXELS", 400)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 300)
+    shapes: tuple[Shape, ...] = ((6, 9, 7), (10, 5, 12), (8, 11, 9))
+    new = (8, 11, 9)  # the grid of the last, which is not interpolated
+    found = [blobs(shape, 3, seed) for seed, shape in enumerate(shapes)]
+    changes = [change_grid(shape, new, None) for shape in shapes]
+    streams = [runs_of(logits, 1, 4) for logits in found]
+    together = decide_together(streams, changes, labels.segment, lambda rows: sum(rows) / 3)
+    whole = [everywhere(logits, new, None, 0) for logits in found]
+    wanted = labels.segment(sum(whole) / 3)
+    assert len(np.unique(wanted)) > 2
+    np.testing.assert_array_equal(np.concatenate(list(together)), wanted)

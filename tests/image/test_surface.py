@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from nnseg.axes import Mask, Shape, Spacing
-from nnseg.image.surface import robust_hausdorff, surface_dice, surface_distances
+from nnseg.image.surface import (
+    average_distance,
+    mean_distances,
+    robust_hausdorff,
+    surface_dice,
+    surface_distances,
+)
 
 SHAPE = (7, 9, 11)
 CUBIC = (1.0, 1.0, 1.0)
@@ -83,6 +89,32 @@ def test_the_results_are_those_of_the_package_surface_distance(
     assert surface_dice(distances, 1.0) == pytest.approx(nsd, abs=1e-9)
 
 
+# pair, spacing, average distance a to b and b to a, by the package surface-distance 0.1
+AVERAGES = [
+    ("balls", CUBIC, 0.8573153809910543, 0.41598566178782564),
+    ("balls", ANISOTROPIC, 0.7878945094610726, 0.3447244341813888),
+    ("touching the border", CUBIC, 3.062672617426282, 4.173802333605833),
+    ("touching the border", ANISOTROPIC, 2.635531776274983, 3.6216617038294285),
+    ("ragged", CUBIC, 0.1047520327974763, 0.06990833619155695),
+    ("ragged", ANISOTROPIC, 0.08670266226260909, 0.05604174895262403),
+    ("slice", CUBIC, 1.0490721518115742, 0.6816985906675576),
+    ("slice", ANISOTROPIC, 0.7774773227745925, 0.4944036828182157),
+    ("ragged slice", CUBIC, 0.173206389113488, 0.18911879560981035),
+    ("ragged slice", ANISOTROPIC, 0.12173372612363016, 0.13570833129228202),
+]
+
+
+@pytest.mark.parametrize(("pair", "spacing", "there", "back"), AVERAGES)
+def test_the_mean_distances_are_those_of_the_package_surface_distance(
+    pair: str, spacing: Spacing, there: float, back: float
+) -> None:
+    distances = surface_distances(*PAIRS[pair], spacing)
+    assert mean_distances(distances) == pytest.approx((there, back), abs=1e-9)
+    areas = distances.areas_a.sum(), distances.areas_b.sum()
+    joined = (there * areas[0] + back * areas[1]) / sum(areas)
+    assert average_distance(distances) == pytest.approx(joined, abs=1e-9)
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_swapping_the_masks_swaps_the_two_sides_and_keeps_the_scores(pair: str) -> None:
     a, b = PAIRS[pair]
@@ -90,6 +122,7 @@ def test_swapping_the_masks_swaps_the_two_sides_and_keeps_the_scores(pair: str) 
     np.testing.assert_array_equal(there.distances_a_to_b, back.distances_b_to_a)
     np.testing.assert_array_equal(there.areas_b, back.areas_a)
     assert robust_hausdorff(there) == robust_hausdorff(back)
+    assert average_distance(there) == pytest.approx(average_distance(back))
     assert surface_dice(there, 1.0) == pytest.approx(surface_dice(back, 1.0))
 
 
@@ -184,6 +217,7 @@ def test_one_empty_mask_is_infinitely_far_and_has_surface_dice_0() -> None:
     for distances in surface_distances(a, empty, CUBIC), surface_distances(empty, a, CUBIC):
         assert robust_hausdorff(distances) == math.inf
         assert surface_dice(distances, 100.0) == 0
+        assert average_distance(distances) == math.inf
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 6)])
@@ -193,6 +227,7 @@ def test_two_empty_masks_have_no_value(shape: Shape) -> None:
     assert distances.areas_a.size == distances.distances_b_to_a.size == 0
     assert math.isnan(robust_hausdorff(distances))
     assert math.isnan(surface_dice(distances, 1.0))
+    assert math.isnan(average_distance(distances))
 
 
 def test_a_mask_may_be_a_view_with_any_strides() -> None:

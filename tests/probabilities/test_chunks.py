@@ -18,6 +18,7 @@ from nnseg.errors import DataError, DiskFullError, MachineError, MissingError
 from nnseg.labels import Labels
 from nnseg.probabilities import chunks, open_probabilities, read_planes
 from nnseg.probabilities.chunks import StoredProbabilities
+from nnseg.probabilities.frames import GrowingArray
 from nnseg.probabilities.heads import head_names
 
 
@@ -73,13 +74,13 @@ def test_chunks_that_the_disk_has_not_kept_are_found_before_they_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * 3 * 9 * 8)  # one plane
-    flush = chunks._Chunks._flush
+    flush = GrowingArray._flush
 
     def lose_one(self: Any) -> None:
         self._done == 2 and self._array.__setitem__(slice(1, 2), 0)
         flush(self)
 
-    monkeypatch.setattr(chunks._Chunks, "_flush", lose_one)
+    monkeypatch.setattr(GrowingArray, "_flush", lose_one)
     with pytest.raises(MachineError, match="cannot be written"):
         save(tmp_path, "chunks", placed())
     assert names(tmp_path) == []

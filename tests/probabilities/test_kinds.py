@@ -7,7 +7,7 @@ from nnseg.probabilities.kinds import probability_files
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(PlanError, match="known: chunks, nifti, npz"):
+    with pytest.raises(PlanError, match="known: chunks, compact, nifti, npz"):
         probability_files(Path("case"), "npy")
 
 

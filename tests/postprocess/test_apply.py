@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import measure
 
-from nnseg import postprocess, record
 from nnseg.errors import DataError
-from nnseg.folders import postprocessing_file
 from nnseg.labels import Labels
 from nnseg.postprocess import (
     KeepLargest,
@@ -179,7 +177,7 @@ def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     rules = Postprocessing(rules=(*keep("liver", "gall").rules, *at_least("spleen", 2).rules))
     whole = apply(segmentation, rules, ORGANS, SPACING)
-    monkeypatch.setattr(postprocess, "SLAB_VOXELS", 60)
+    monkeypatch.setattr(import_module("nnseg.postprocess.apply"), "SLAB_VOXELS", 60)
     assert np.array_equal(apply(segmentation, rules, ORGANS, SPACING), whole)
     assert not np.array_equal(whole, segmentation)
 
@@ -191,31 +189,3 @@ def test_a_rule_about_no_label_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=rf"'{name}', which is none of the labels liver, spleen;"):
         apply(np.zeros(SHAPE, dtype=np.uint8), rules(name), SPARSE, SPACING)
-
-
-def test_rules_come_back_from_their_file_in_order(tmp_path: Path) -> None:
-    rules = Postprocessing(
-        rules=(*keep("liver", "spleen").rules, *at_least("gall", 0.25, "ml").rules)
-    )
-    record.save(rules, postprocessing_file(tmp_path))
-    assert record.load(Postprocessing, tmp_path / "postprocessing.json") == rules
-    kinds = [rule["kind"] for rule in record.to_json(rules)["rules"]]
-    assert kinds == ["keep_largest", "minimum_size"]
-
-
-@pytest.mark.parametrize(
-    ("rule", "fault"),
-    [
-        ({"labels": ["liver"]}, "kind"),
-        ({"kind": "keep_smallest", "labels": ["liver"]}, "keep_smallest"),
-        ({"kind": "keep_largest", "labels": []}, "names no label"),
-        ({"kind": "keep_largest", "labels": ["liver"], "unit": "ml"}, "unit: unexpected"),
-        ({"kind": "minimum_size", "labels": ["liver"]}, "smallest: field required"),
-        ({"kind": "minimum_size", "label": "liver", "smallest": 1, "unit": "mm"}, "'ml' or"),
-        ({"kind": "minimum_size", "label": "liver", "smallest": 0}, "0 ml; it must be above 0"),
-        ({"kind": "minimum_size", "label": "liver", "smallest": "1"}, "valid number"),
-    ],
-)
-def test_a_rule_that_cannot_be_meant_is_refused(rule: dict[str, Any], fault: str) -> None:
-    with pytest.raises(DataError, match=rf"^rules\.json: .*{fault}"):
-        record.parse(Postprocessing, {"rules": [rule]}, "rules.json")

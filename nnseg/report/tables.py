@@ -1,19 +1,13 @@
-"""What people look at: tables and plots of a training."""
+"""Tables and lines of text: the epochs of a training, the scores of cases."""
 
 import csv
 import io
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from nnseg.commit import whole_file
 
 if TYPE_CHECKING:
     from nnseg.evaluate import Summary
     from nnseg.resume import EpochReport
-
-logger = logging.getLogger(__name__)
 
 
 def describe_epoch(epoch: "EpochReport", seconds_left: float) -> str:
@@ -77,34 +71,6 @@ def history_csv(history: "Sequence[EpochReport]") -> str:
     return stream.getvalue()
 
 
-def plot_progress(history: "Sequence[EpochReport]", path: Path) -> None:
-    """Draw losses and Dice over the epochs; a plot that fails never stops a training."""
-    if not history:
-        return
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        loss, dice = figure.subplots(1, 2)
-        epochs = [row.epoch for row in history]
-        loss.plot(epochs, [row.loss for row in history], label="training")
-        loss.plot(epochs, [row.validation_loss for row in history], label="validation")
-        loss.set(xlabel="epoch", ylabel="loss")
-        loss.legend()
-        for name in history[0].label_dice:
-            dice.plot(epochs, [_nan(row.label_dice[name]) for row in history], lw=1, label=name)
-        average = [_nan(row.dice_average) for row in history]
-        dice.plot(epochs, average, "k", label="mean, moving average")
-        dice.set(xlabel="epoch", ylabel="pseudo Dice", ylim=(0, 1))
-        dice.legend(fontsize="small")
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, dpi=100, format="png", metadata={"Software": None})
-    except Exception as error:
-        logger.warning("%s: could not be drawn (%s)", path, error)
-
-
 def duration(seconds: float) -> str:
     """Say a length of time as people do.
 
@@ -126,7 +92,3 @@ def _value(value: float | None, digits: int = 4) -> str:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value

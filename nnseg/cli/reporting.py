@@ -1,0 +1,72 @@
+"""The command report."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from nnseg.cli.arguments import add_plan_name, count, folders_of, whole_number
+from nnseg.console import STOP, Progress
+
+
+def report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="a dataset (4, Dataset004_Hippocampus, ./D), the folder of a trained fold, or of "
+        "predictions that `nnseg evaluate` scored",
+    )
+    parser.add_argument(
+        "second", nargs="?", type=Path, metavar="SECOND", help="a folder to compare WHAT with"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="of the report: report/ beside it"
+    )
+    add_plan_name(parser)
+    parser.add_argument(
+        "-djfile",
+        "--dataset-json",
+        type=Path,
+        metavar="FILE",
+        help="names the labels of predictions, where nothing beside them does",
+    )
+    parser.add_argument(
+        "--cases", type=count, default=200, metavar="N", help="that can be looked at: 200"
+    )
+    parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def run_report(args: Namespace) -> None:
+    from nnseg import pipeline
+    from nnseg.folders import find_dataset, holds_predictions
+    from nnseg.planning import DEFAULT_PLAN
+
+    folders = folders_of(args)
+    progress = Progress(args.quiet or args.json)
+    STOP.listen()
+    if args.second is not None or holds_predictions(Path(args.what)):
+        index = pipeline.report_on_predictions(
+            folders,
+            Path(args.what),
+            args.second,
+            dataset_json=args.dataset_json,
+            output=args.output,
+            most_cases=args.cases,
+            workers=args.workers,
+            on_progress=progress,
+            stop=STOP,
+        )
+    else:
+        folders, dataset = find_dataset(folders, args.what)
+        index = pipeline.report_on(
+            folders,
+            dataset,
+            plan_name=args.plan or DEFAULT_PLAN,
+            output=args.output,
+            most_cases=args.cases,
+            workers=args.workers,
+            on_progress=progress,
+            stop=STOP,
+        )
+    progress.close()
+    print(json.dumps({"report": str(index)}) if args.json else f"open {index} in a browser")

@@ -1,0 +1,47 @@
+import logging
+import struct
+from pathlib import Path
+
+import pytest
+
+from nnseg.report import plot_progress, progress
+from nnseg.resume import EpochReport
+
+
+def epoch(number: int, dice: float | None = 0.861) -> EpochReport:
+    return EpochReport(
+        epoch=number,
+        epochs=100,
+        lr=0.0094,
+        loss=0.4123,
+        validation_loss=-0.51,
+        dice=dice,
+        dice_average=dice,
+        label_dice={"Anterior": dice, "Posterior": 1.0},
+        seconds=23.14,
+        wait_share=0.043,
+    )
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_progress_is_a_picture_of_normal_size(tmp_path: Path) -> None:
+    plot_progress([epoch(1), epoch(2, None)], tmp_path / "progress.png")
+    data = (tmp_path / "progress.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (800, 450)
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.png"]
+
+
+def test_without_epochs_nothing_is_drawn(tmp_path: Path) -> None:
+    plot_progress([], tmp_path / "progress.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_that_fails_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with caplog.at_level(logging.WARNING, logger=progress.__name__):
+        plot_progress([epoch(1)], tmp_path / "progress.png")
+    assert "could not be drawn" in caplog.text
+    assert not list(tmp_path.iterdir())

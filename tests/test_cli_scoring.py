@@ -1,0 +1,162 @@
+"""The commands of nnseg/cli/scoring.py, run as a person runs them."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import draw
+
+from nnseg import cli
+from nnseg.volume import read_segmentation, write
+
+DATASET = "Dataset002_Mri"
+
+
+@pytest.fixture(autouse=True)
+def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take back what a command does to the process."""
+    for name in ("NNSEG_ROOT", "nnseg_raw", "nnseg_preprocessed", "nnseg_results"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BLOSC_NTHREADS", "1")
+    root = logging.getLogger("nnseg")
+    level, kept = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = kept
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of four test cases, and predictions a and b of them: shifted by one and by two."""
+    root = tmp_path_factory.mktemp("scored")
+    folders = draw(root, DATASET, "mri", cases=1, test_cases=4)
+    for name, shift in (("a", 2), ("b", 1)):
+        (root / name).mkdir()
+        for path in sorted(folders.test_labels(DATASET).glob("*.nii.gz")):
+            array, geometry = read_segmentation(path)
+            write(root / name / path.name, np.roll(array, shift, axis=2), geometry)
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in argv])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.fixture
+def results(drawn: Path, tmp_path: Path) -> Path:
+    shutil.copytree(drawn, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_two_folders_are_scored(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = results / "raw" / DATASET / "labelsTs"
+    code, out, _ = run(capsys, "evaluate", truth, results / "a", "-q")
+    assert code == 0
+    assert out.splitlines()[0].split()[:5] == ["Dice", "95", "%", "interval", "IoU"]
+    assert out.splitlines()[-1].startswith("foreground mean")
+    assert "HD95" in out
+    code, out, _ = run(capsys, "evaluate", truth, results / "a", "-q", "--overlap")
+    assert "HD95" not in out
+    code, out, _ = run(capsys, "evaluate", truth, results / "a", "--overlap", "--detection")
+    assert "FP/case" in out
+    saved = json.loads((results / "a" / "summary.json").read_text())
+    assert saved["detection"]["match_iou"] == 0.1
+    code, out, _ = run(
+        *(capsys, "evaluate", truth, results / "a", "--overlap", "--detection", "0.5", "--json")
+    )
+    assert json.loads(out)["detection"]["match_iou"] == 0.5
+
+
+def test_a_dataset_has_a_test_set(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ("--root", results, "-q", "--overlap")
+    code, _, err = run(capsys, "evaluate", "-d", "2", *root)
+    assert code == 5
+    assert re.search(r"predicted_test does not exist; `nnseg predict -i ", err)
+    assert run(capsys, "evaluate", "-d", "2", results / "a", *root)[0] == 0
+    (results / "results" / DATASET).mkdir(parents=True)
+    (results / "b").rename(results / "results" / DATASET / "predicted_test")
+    assert run(capsys, "evaluate", "-d", "2", *root)[0] == 0
+
+
+def test_groups_have_a_table(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = results / "raw" / DATASET / "labelsTs"
+    regex = r"(\d)$"
+    argv = ("evaluate", truth, results / "a", "-q", "--overlap", "--group-regex", regex)
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    groups, scores = out.split("\n\n")
+    assert len(groups.splitlines()) == 5
+    assert scores.splitlines()[-1].startswith("foreground mean")
+
+
+def test_labels_are_named_where_no_dataset_json_is(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = results / "truth"
+    (results / "raw" / DATASET / "labelsTs").rename(truth)
+    argv = ("evaluate", truth, results / "a", "-q", "--overlap")
+    code, _, err = run(capsys, *argv)
+    assert code == 5
+    assert "or the labels by --labels" in err
+    code, out, _ = run(capsys, *argv, "-l", "all=1,2", "second=2")
+    assert code == 0
+    assert out.splitlines()[1].startswith("all")
+    assert "(1, 2)" in (results / "a" / "summary.json").read_text()
+    code, _, err = run(capsys, *argv, "-l", "all=x")
+    assert code == 2
+    assert "invalid label such as 1, liver=1 or tumour=2,3" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evaluate"], "give the truth and the predictions"),
+        (["evaluate", "a"], "give the truth and the predictions"),
+        (["evaluate", "-d", "2", "a", "b"], "give the predictions alone"),
+        (["evaluate", "a", "b", "-il", "3"], "-il belongs to -l"),
+        (["evaluate", "a", "b", "-l", "1", "-djfile", "d"], "give one of them"),
+        (["compare", "a", "b", "-l", "1"], "give --reference, too"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert message in err
+
+
+def test_two_results_are_compared(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = results / "raw" / DATASET / "labelsTs"
+    pair = (results / "a", results / "b")
+    code, out, _ = run(
+        capsys, "compare", *pair, "--reference", truth, "-q", "--overlap", "--metrics", "dice"
+    )
+    assert code == 0
+    assert out.splitlines()[0] == f"A is {results / 'a'}"
+    assert "4/0/0" in out
+    code, _, err = run(capsys, "compare", *pair)
+    assert code == 5
+    assert "or give the true label maps by --reference" in err
+    for folder in pair:
+        run(capsys, "evaluate", truth, folder, "-q", "--overlap")
+    code, out, _ = run(capsys, "compare", *pair, "--json")
+    assert code == 0
+    assert [one["metric"] for one in json.loads(out)] == ["dice", "iou", "volume"]
+
+
+def test_the_metrics_of_the_command_line_are_those_that_there_are() -> None:
+    from nnseg.cli.scoring import MATCH_IOU, METRICS
+    from nnseg.detection import MATCH_IOU as DEFAULT
+    from nnseg.metrics import METRICS as KNOWN
+
+    assert tuple(KNOWN) == METRICS
+    assert MATCH_IOU == DEFAULT

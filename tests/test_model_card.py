@@ -1,0 +1,121 @@
+"""A card says what the records say, and nothing that somebody could act by."""
+
+import dataclasses
+import re
+
+import pytest
+from tiny import toy_plan
+
+from nnseg.evaluate import CaseScores, Score, Summary, summarize
+from nnseg.labels import Labels
+from nnseg.model_card import NO_DEVICE, CardFold, DataNotes, model_card
+from nnseg.plan import Plan
+from nnseg.runlog import RunReport
+
+LABELS = Labels(labels={"background": 0, "left": 1, "right": 2})
+DATA = DataNotes(cases=3, texts={"name": "Toys", "licence": "CC-BY 4.0", "reference": "Us 2026"})
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return toy_plan(LABELS)
+
+
+def summary(*dice: float) -> Summary:
+    def score(share: float) -> Score:
+        found = round(100 * share)
+        return Score(tp=found, fp=0, fn=2 * (100 - found), tn=1000)  # Dice is the share
+
+    return summarize(
+        [
+            CaseScores(
+                case_id=f"case{number}",
+                reference_file="",
+                prediction_file="",
+                scores={"left": score(share), "right": score(share)},
+            )
+            for number, share in enumerate(dice)
+        ],
+        LABELS,
+    )
+
+
+def report() -> RunReport:
+    return RunReport(
+        command="train",
+        arguments={"epochs": 9, "loss": "dice_ce", "lr": None, "pretrained": "/home/me/secret"},
+        versions={"nnseg": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "numpy": "2"},
+        machine="a machine of mine",
+        started="2026-11-22T09:32:22+00:00",
+        seconds=5400.0,
+        exit_code=0,
+        error=None,
+        warnings=(),
+        inputs={"/home/me/image": "0"},
+        outputs={},
+        cases={},
+        facts={},
+    )
+
+
+def fold(**changes: object) -> CardFold:
+    usual = CardFold(
+        configuration="3d_fullres",
+        fold="0",
+        epochs=9,
+        weights_file="3d_fullres/fold_0/checkpoint_final-0123.safetensors",
+        weights_sha256="0123" * 16,
+        run=report(),
+        summary=summary(0.5, 0.75, 1.0),
+    )
+    return dataclasses.replace(usual, **changes)  # type: ignore[arg-type]
+
+
+def test_a_card_says_of_what_data_how_made_how_good_and_what_not_for(plan: Plan) -> None:
+    card = model_card(plan, [fold()], DATA, "0.1.0")
+    assert NO_DEVICE in card
+    assert "licence of the data: CC-BY 4.0" in card
+    assert "left (1), right (2)" in card
+    assert "| 3d_fullres 0 | 9 | 1.50 | 2026-11-22 | nnseg 0.1.0, torch 2.13.0, python" in card
+    assert re.search(r"\| 3d_fullres \| left \| 0\.750 \(0\.\d+ to \d\.\d+\) \| 3 \|", card)
+    assert "0123" * 16 in card
+    assert "nnseg import MODEL.zip -o model\nnnseg predict -m model/3d_fullres" in card
+
+
+def test_nothing_of_the_machine_that_trained_it_is_told(plan: Plan) -> None:
+    card = model_card(plan, [fold()], DATA, "0.1.0")
+    assert "/home/me" not in card
+    assert "a machine of mine" not in card
+    assert "from pretrained weights" in card
+
+
+def test_what_no_record_says_is_said_to_be_unknown(plan: Plan) -> None:
+    card = model_card(plan, [fold(run=None, summary=None)], None, "0.1.0")
+    assert "ask who hands the model on for its origin and **licence" in card
+    assert "were not scored, so that nothing is known" in card
+    assert "| 3d_fullres 0 | 9 | not recorded |" in card
+    card = model_card(plan, [fold()], DataNotes(cases=3, texts={}), "0.1.0")
+    assert "not stated in its dataset.json" in card
+
+
+def test_folds_are_scored_together(plan: Plan) -> None:
+    folds = [fold(summary=summary(0.5)), fold(fold="1", summary=None)]
+    assert "| 3d_fullres | left | 0.500 | 1 |" in model_card(plan, folds, DATA, "0.1.0")
+
+
+def test_a_text_of_somebody_is_shown_and_does_nothing(plan: Plan) -> None:
+    evil = DataNotes(
+        cases=3,
+        texts={
+            "description": "<img src=x onerror=alert(1)>\n# Approved | for clinics",
+            "licence": "[free](javascript:alert(1))",
+        },
+    )
+    card = model_card(plan, [fold()], evil, "0.1.0")
+    assert r"\<img src=x onerror=alert(1)\> \# Approved \| for clinics" in card
+    assert r"\[free\](javascript:alert(1))" in card
+    assert "\n# Approved" not in card
+
+
+def test_the_same_records_make_the_same_card(plan: Plan) -> None:
+    assert model_card(plan, [fold()], DATA, "1") == model_card(plan, [fold()], DATA, "1")

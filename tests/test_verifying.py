@@ -1,0 +1,214 @@
+"""What is proven of results, what has changed, and what cannot be told."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import CPU, FLAT
+
+from nnseg import cli, record
+from nnseg.errors import DataError, MissingError
+from nnseg.folders import Folders, proof_file
+from nnseg.predicted_folder import Wanted
+from nnseg.predicting import predict
+from nnseg.predictor import load
+from nnseg.proof import Proof
+from nnseg.verifying import Verified, describe, raise_for_outcomes, verify
+from nnseg.volume import read_segmentation, write
+
+Outcomes = dict[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def made(flat: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a model, three images and what was predicted of them; tests copy it."""
+    root = tmp_path_factory.mktemp("made") / "root"
+    shutil.copytree(flat.results, root / "results")
+    shutil.copytree(flat.raw_folder(FLAT) / "imagesTs", root / "images")
+    model = Folders.of_root(root).fold(FLAT, "nnseg", "2d", "0", 0)
+    wanted = Wanted(maps=("entropy",), probabilities="chunks")
+    predict(load(model, **CPU), root / "images", root / "out", wanted=wanted)
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def outcomes(found: Verified) -> Outcomes:
+    told: Outcomes = {}
+    for check in found.checks:
+        told.setdefault(check.what, set()).add(check.outcome)
+    return told
+
+
+def first_map(root: Path) -> Path:
+    return sorted((root / "out").glob("*.proof.json"))[0].with_suffix("").with_suffix("")
+
+
+def one(root: Path, *, images: bool = True) -> Verified:
+    folders = Folders.of_root(root)
+    (found,) = verify([first_map(root)], folders, images=root / "images" if images else None)
+    return found
+
+
+def test_a_result_is_proven_with_its_images_its_model_and_its_plan(root: Path) -> None:
+    found = one(root)
+    assert outcomes(found) == {
+        "record": {"proven"},
+        "output": {"proven"},
+        "input": {"proven"},
+        "model": {"proven"},
+        "plan": {"proven"},
+    }
+    assert found.outcome == "proven"
+    assert "2d of Dataset001_Flat (1 networks, cpu, fp32)" in str(found.made_by)
+    names = {check.name for check in found.checks if check.what == "output"}
+    assert len(names) == 4  # the map, its entropy, its probabilities and their record
+    raise_for_outcomes([found])
+
+
+def test_images_are_found_where_the_run_read_them(made: Path, flat: Folders) -> None:
+    (found,) = verify([first_map(made)], Folders.of_root(made))
+    assert outcomes(found)["input"] == {"proven"}
+
+
+def change_map(root: Path) -> None:
+    path = first_map(root)
+    array, geometry = read_segmentation(path)
+    write(path, np.zeros_like(array), geometry)
+
+
+def change_image(root: Path) -> None:
+    for path in (root / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def change_weights(root: Path) -> None:
+    for path in root.glob("results/*/*/*/*/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def change_record(root: Path) -> None:
+    path = proof_file(first_map(root))
+    path.write_text(path.read_text().replace('"mirror": true', '"mirror": false'))
+
+
+def lose_map(root: Path) -> None:
+    first_map(root).unlink()
+
+
+def lose_entropy(root: Path) -> None:
+    first_map(root).with_name(first_map(root).name.replace(".nii", "_entropy.nii")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (change_map, "output"),
+        (change_image, "input"),
+        (change_weights, "model"),
+        (change_record, "record"),
+        (lose_map, "output"),
+        (lose_entropy, "output"),
+    ],
+)
+def test_what_changed_is_named(root: Path, harm: Callable[[Path], None], what: str) -> None:
+    harm(root)
+    (found,) = (f for f in everything(root) if f.file == str(first_map(root)))
+    assert next(c.what for c in found.checks if c.outcome == "changed") == what
+    assert found.outcome == "changed"
+    with pytest.raises(DataError, match="predict again, or restore it"):
+        raise_for_outcomes([found])
+
+
+def everything(root: Path) -> tuple[Verified, ...]:
+    return verify([root / "out"], Folders.of_root(root), images=root / "images")
+
+
+def test_what_is_not_here_cannot_be_told_and_is_no_fault(root: Path) -> None:
+    shutil.rmtree(root / "results")
+    shutil.rmtree(root / "images")
+    found = one(root)
+    told = outcomes(found)
+    assert told["input"] == told["model"] == told["plan"] == {"unknown"}
+    assert found.outcome == "proven"
+
+
+def test_a_model_elsewhere_is_found_where_one_says(root: Path) -> None:
+    (root / "results").rename(root / "elsewhere")
+    folders = Folders.of_root(root)
+    model = root / "elsewhere" / FLAT / "nnseg" / "2d"
+    (found,) = verify([first_map(root)], folders, models=[model])
+    assert outcomes(found)["model"] == {"proven"}
+
+
+def test_a_folder_is_verified_result_by_result_and_strangers_are_told_apart(root: Path) -> None:
+    stranger = root / "out" / "zz.nii.gz"
+    shutil.copy(first_map(root), stranger)
+    found = everything(root)
+    assert [f.outcome for f in found] == ["proven", "proven", "proven", "unknown"]
+    assert found[-1].file == str(stranger)
+    with pytest.raises(MissingError, match=r"1 of 4 results have no proof, such as .*zz\.nii\.gz"):
+        raise_for_outcomes(found)
+    assert "zz.nii.gz: unknown" in describe(found)
+
+
+def test_a_file_beside_a_label_map_stands_for_it(root: Path) -> None:
+    names = [proof_file(first_map(root)).name, *record.load_sealed(
+        Proof, proof_file(first_map(root))
+    ).outputs]  # fmt: skip
+    paths = [root / "out" / name for name in names]
+    (found,) = verify(paths, Folders.of_root(root), images=root / "images")
+    assert found.file == str(first_map(root))
+
+
+def test_probabilities_without_a_label_map_are_held_against_their_record(root: Path) -> None:
+    alone = root / "alone"
+    alone.mkdir()
+    for path in (root / "out").glob(f"{first_map(root).name.removesuffix('.nii.gz')}_prob*"):
+        shutil.copy(path, alone)
+    folders = Folders.of_root(root)
+    (found,) = verify([alone], folders)
+    assert found.outcome == "proven"
+    array = next(alone.glob("*.b2nd"))
+    array.write_bytes(array.read_bytes()[:-1] + b"x")
+    (found,) = verify([array], folders)
+    assert found.outcome == "changed"
+
+
+def test_the_proof_of_another_result_proves_nothing(root: Path) -> None:
+    first, second = sorted((root / "out").glob("*.proof.json"))[:2]
+    second.write_bytes(first.read_bytes())
+    (found,) = verify([second], Folders.of_root(root))
+    assert found.outcome == "changed"
+    assert "is of another result" in found.checks[0].told
+
+
+def test_what_is_not_there_is_missing(root: Path) -> None:
+    folders = Folders.of_root(root)
+    with pytest.raises(MissingError, match="does not exist; name a result"):
+        verify([root / "out" / "nothing.nii.gz"], folders)
+    (root / "empty").mkdir()
+    with pytest.raises(MissingError, match="holds no result"):
+        verify([root / "empty"], folders)
+
+
+def test_the_command_has_an_exit_code_for_each_outcome(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", str(root / "out"), "--root", str(root), "-i", str(root / "images")]
+    assert cli.main(command) == 0
+    assert "proven   model Dataset001_Flat nnseg/2d" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [result["outcome"] for result in told["results"]] == ["proven"] * 3
+    shutil.copy(first_map(root), root / "out" / "zz.nii.gz")
+    assert cli.main(command) == 5
+    change_map(root)
+    assert cli.main(command) == 3
