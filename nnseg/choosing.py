@@ -88,7 +88,7 @@ def find_best(
     )
     with (
         locked(folder, f"nnseg find-best {dataset}"),
-        logged_run(folder, "find-best", {"dataset": dataset, **compared}) as run,
+        logged_run(folder, "find-best", {"dataset": dataset, **compared}, stop=stop) as run,
     ):
         logger.info("%s", found)
         before = _weights(found, folder)

@@ -19,6 +19,7 @@ from nnseg.errors import StoppedError, UsageError
 from nnseg.evaluate import Summary
 from nnseg.folders import Folders, find_dataset
 from nnseg.parallel import OnProgress
+from nnseg.score_tables import describe_scores
 from nnseg.volume import read_image, read_segmentation
 
 if TYPE_CHECKING:
@@ -108,14 +109,14 @@ def run(
     if real is not None:
         summary = pipeline.validation_summary(trained)
         say(f"6/6 scores of the {len(summary.cases)} validation cases of fold {fold}")
-        say(report.describe_summary(summary))
+        say(describe_scores(summary))
         page = pipeline.report_on_predictions(folders, trained, on_progress=on_progress, stop=stop)
     else:
         say(f"6/6 predicting and scoring {TEST_CASES} phantoms that it has never seen")
         summary = _test(
             folders, trained, folder / "predictions", device, precision, on_progress, stop
         )
-        say(report.describe_summary(summary))
+        say(describe_scores(summary))
         baseline = _threshold(folders)
         say(f"a threshold (Otsu) with the largest component: Dice {baseline:.4f}")
         page = pipeline.report_on_predictions(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from nnseg.agenda import Agenda, Training
 from nnseg.errors import (
+    INTERRUPTED,
     DataError,
     MachineError,
     MissingError,
@@ -19,7 +20,7 @@ from nnseg.folders import Folders
 
 ASK_SECONDS = 0.5  # between two questions whether to stop
 FAULTS = {kind.exit_code: kind for kind in (UsageError, DataError, MachineError, MissingError)}
-STOPPED = (StoppedError.exit_code, 130, -2, -15)  # of a process that saved where it was, or had to
+STOPPED = (StoppedError.exit_code, INTERRUPTED, -2, -15)  # of a process that was told to stop
 
 Outcome = tuple[Training, NnsegError | None]
 

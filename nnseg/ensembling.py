@@ -188,7 +188,7 @@ def ensemble(
     command = f"nnseg ensemble -i {' '.join(map(str, sources))} -o {target}"
     with (
         alone(target, "run", command),
-        logged_run(target, "ensemble", arguments, name="run") as run,
+        logged_run(target, "ensemble", arguments, name="run", stop=stop) as run,
     ):
         if spec := next((member.spec for member in members if member.spec is not None), None):
             text = record.json_text(spec_to_json(spec))

@@ -14,6 +14,7 @@ The number is the exit code of the command line. A message says where, what was 
 wanted and what to do.
 """
 
+INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 FILE_ONLY = "file_only"  # of a log entry: for the log's file, not for the terminal, which says it
 
 

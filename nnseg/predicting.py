@@ -6,7 +6,6 @@ The same command goes on where it was killed, with what `nnseg.proof` does not p
 import hashlib
 import json
 import logging
-import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -62,7 +61,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUGS_IN_A_ROW = 3  # after which the other cases are taken to meet the same
-INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 
 
 class _BugError(NnsegError):
@@ -149,8 +147,7 @@ def predict(
     command = f"nnseg predict -i {source} -o {target} -num_parts {parts}, {making.sha256[:12]}"
     with (
         alone(folder, name, command),
-        logged_run(folder, "predict", arguments, name=name) as run,
-        _coded(run, stop),
+        logged_run(folder, "predict", arguments, name=name, stop=stop) as run,
         _concluded(conclude),
     ):
         run.facts["execution"] = [asdict(one.model.execution) for one in predictor.members]
@@ -181,17 +178,6 @@ def raise_failed(failed: Mapping[str, NnsegError], count: int) -> None:
         listed = "".join(f"\n  case {name}: {error}" for name, error in failed.items())
         raise PartlyDoneError(f"{len(failed)} of {count} cases failed:{listed}")
     raise_together(failed, count)
-
-
-@contextmanager
-def _coded(run: Run, stop: Callable[[], bool]) -> Iterator[None]:
-    """Have run.json hold the exit code of the process where Ctrl-C is what `stop` tells."""
-    try:
-        yield
-    except StoppedError:
-        if getattr(stop, "signal", None) == signal.SIGINT:  # as a StopFlag knows it
-            run.exit_code = INTERRUPTED
-        raise
 
 
 @contextmanager

@@ -166,7 +166,10 @@ def _write(
     What the page loads lies in a folder named for what it holds, so that a page never loads the
     files of another.
     """
-    with locked(target, "nnseg report"), logged_run(target, "report", arguments) as run:
+    with (
+        locked(target, "nnseg report"),
+        logged_run(target, "report", arguments, stop=work.stop) as run,
+    ):
         gathered = gather()
         run.inputs += gathered.inputs
         commit.sweep(target)

@@ -2,9 +2,10 @@
 
 import logging
 import platform
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,7 +15,7 @@ from typing import Any
 
 from nnseg import record
 from nnseg.commit import sha256
-from nnseg.errors import FILE_ONLY, NnsegError
+from nnseg.errors import FILE_ONLY, INTERRUPTED, NnsegError, StoppedError
 
 RESULT_MAKERS = ("train", "predict")
 PACKAGES = ("nnseg", "numpy", "torch", "nibabel", "SimpleITK", "blosc2")
@@ -47,7 +48,6 @@ class Run:
     outputs: list[Path] = field(default_factory=list)
     input_hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256, where it is known
     output_hashes: dict[Path, str] = field(default_factory=dict)
-    exit_code: int | None = None  # of the process, where the error's own is another
     cases: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -80,13 +80,19 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logged_run(
-    folder: Path, command: str, arguments: dict[str, Any], name: str | None = None
+    folder: Path,
+    command: str,
+    arguments: dict[str, Any],
+    name: str | None = None,
+    *,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[Run]:
     """Keep a log in `folder` while a command runs, and write what it did at the end.
 
     The files are run.json and log.txt for a command whose results are a folder of their own,
     RESULT_MAKERS; for others run_COMMAND.json and run_COMMAND.log. `name` is for runs that share a
-    folder: NAME.json and NAME.log.
+    folder: NAME.json and NAME.log. `stop` is what the command asks whether to stop; where it knows
+    the signal that it got, as a StopFlag does, Ctrl-C gives the exit code that the process has.
 
     The run.json is written after an error, too; an error goes on to the caller. A folder that
     cannot be written costs the log, with a warning, never the run.
@@ -118,7 +124,10 @@ def logged_run(
         yield run
     except BaseException as error:
         code = error.exit_code if isinstance(error, NnsegError) else 1
-        code = 130 if isinstance(error, KeyboardInterrupt) else code
+        if isinstance(error, KeyboardInterrupt) or (
+            isinstance(error, StoppedError) and getattr(stop, "signal", None) == signal.SIGINT
+        ):
+            code = INTERRUPTED
         message = str(error) or type(error).__name__
         extra = {FILE_ONLY: True}  # who called shows it
         root.error("%s ended early: %s", command, message, exc_info=code == 1, extra=extra)
@@ -131,7 +140,7 @@ def logged_run(
             machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
-            exit_code=code if run.exit_code is None else run.exit_code,
+            exit_code=code,
             error=message,
             warnings=tuple(collected.texts),
             inputs=_hashes(run.inputs, run.input_hashes),

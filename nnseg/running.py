@@ -94,7 +94,7 @@ def run(
     with ExitStack() as held:
         held.enter_context(locked(folder, f"nnseg run {dataset}"))
         agenda = None if overwrite else _kept(folders, dataset, order)
-        log = held.enter_context(logged_run(folder, "run", asdict(order), name="run"))
+        log = held.enter_context(logged_run(folder, "run", asdict(order), name="run", stop=stop))
         if agenda is None:
             say(f"1/{STEPS} examining, planning and preprocessing")
             plan = _prepare(folders, dataset, order, workers, on_progress, say)

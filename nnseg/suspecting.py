@@ -89,10 +89,11 @@ def suspect(
             raise StoppedError("stopped; nothing was written, the same command does it anew")
         return _look(pair, spec.labels)
 
-    top, arguments = folders.models_folder(dataset), {"plan": plan, "seed": seed}
+    top = folders.models_folder(dataset)
+    arguments = {"plan": plan, "seed": seed, "configuration": found.configuration}
     with (
         locked(top, f"nnseg doctor {dataset} --predictions"),
-        logged_run(top, "suspect", arguments | {"configuration": found.configuration}) as run,
+        logged_run(top, "suspect", arguments, stop=stop) as run,
     ):
         evidence = for_each(
             look, pairs, lambda pair: pair.case_id, workers, "comparing", on_progress

@@ -156,7 +156,7 @@ def train(
         if not done:
             execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
             _task(about, settings, execution, ranks)  # refuses what cannot be meant
-        run = held.enter_context(_logged(about, settings, ranks, overwrite))
+        run = held.enter_context(_logged(about, settings, ranks, overwrite, stop))
         if execution is not None:
             run.facts["execution"] = asdict(execution)
             if earlier is not None:
@@ -250,7 +250,7 @@ def rehearse(
 
 @contextmanager
 def _logged(
-    about: PlannedFold, settings: "TrainSettings", ranks: "Ranks", overwrite: bool
+    about: PlannedFold, settings: "TrainSettings", ranks: "Ranks", overwrite: bool, stop: Stop
 ) -> Iterator[Run]:
     """Have the first of the ranks log what is done; it keeps the run aside that is overwritten."""
     from nnseg.resume import set_aside
@@ -266,7 +266,7 @@ def _logged(
         "configuration": about.configuration.name,
         "fold": about.fold,
     }
-    with logged_run(folder, "train", arguments | asdict(settings)) as run:
+    with logged_run(folder, "train", arguments | asdict(settings), stop=stop) as run:
         run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
         yield run
 

@@ -77,7 +77,8 @@ def validate(
     about = find_fold(folders, dataset, plan_name, configuration, fold, seed)
     with locked(folder, f"nnseg train {dataset} {configuration} {fold} --val"):
         model = load_model((folder,), checkpoint, device=device, precision=precision, alone=True)
-        with logged_run(validation_folder(folder), "validate", {"checkpoint": checkpoint}) as run:
+        out, arguments = validation_folder(folder), {"checkpoint": checkpoint}
+        with logged_run(out, "validate", arguments, stop=stop) as run:
             run.facts["execution"] = asdict(model.execution)
             return validate_with(about, model, checkpoint, seed, tolerance_mm, on_progress, stop)
 

@@ -3,12 +3,14 @@ import json
 import logging
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnseg import record, runlog
+from nnseg.console import StopFlag
 from nnseg.errors import DataError, PartlyDoneError, StoppedError
 from nnseg.runlog import RunReport, logged_run, versions
 
@@ -150,15 +152,17 @@ def test_hashes_that_are_known_are_taken_and_their_files_not_read(tmp_path: Path
     assert found.outputs.keys() == {str(tmp_path / "made"), str(tmp_path / "log.txt")}
 
 
-def test_a_run_may_know_the_exit_code_of_its_process_better_than_its_error(tmp_path: Path) -> None:
-    def stop() -> None:
-        with logged_run(tmp_path, "predict", {}) as run:
-            run.exit_code = 130
-            raise StoppedError("stopped")
-
-    with pytest.raises(StoppedError):
-        stop()
-    assert report_in(tmp_path).exit_code == 130
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (None, 75)]
+)
+def test_a_run_that_was_stopped_keeps_the_exit_code_that_its_process_has(
+    tmp_path: Path, number: int | None, code: int
+) -> None:
+    stop = StopFlag()
+    stop.signal = number
+    with pytest.raises(StoppedError), logged_run(tmp_path, "train", {}, stop=stop):
+        raise StoppedError("stopped")
+    assert report_in(tmp_path).exit_code == code
 
 
 def test_no_handler_stays_behind(tmp_path: Path) -> None:

@@ -46,9 +46,7 @@ from nnseg.cli.scoring import (
 from nnseg.cli.telling import info_arguments, run_info, run_verify, verify_arguments
 from nnseg.cli.training import run_train, train_arguments
 from nnseg.console import STOP, Parser, keep_traceback, show_log
-from nnseg.errors import MachineError, NnsegError, StoppedError
-
-INTERRUPTED = 130
+from nnseg.errors import INTERRUPTED, MachineError, NnsegError, StoppedError
 
 Arguments = Callable[[ArgumentParser], None]
 COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {

@@ -145,6 +145,7 @@ def _add_running(running: Any) -> None:
 
 def run_train(args: Namespace) -> None:
     from nnseg import pipeline, report
+    from nnseg.score_tables import describe_scores
 
     if args.overwrite and (args.resume or args.extend_to):
         other = "--c" if args.resume else "--extend-to"
@@ -170,7 +171,7 @@ def run_train(args: Namespace) -> None:
         summary = pipeline.validate(
             *fold, seed=settings.seed, on_progress=progress, stop=STOP, **how
         )
-        print(report.describe_summary(summary))
+        print(describe_scores(summary))
         return
     began, told = time.monotonic(), []
 
@@ -208,7 +209,7 @@ def run_train(args: Namespace) -> None:
     else:
         print(f"this training was finished before: {folder}")
     if not args.no_validation:
-        print(report.describe_summary(pipeline.validation_summary(folder)))
+        print(describe_scores(pipeline.validation_summary(folder)))
 
 
 def _settings(args: Namespace) -> "tuple[TrainSettings, frozenset[str]]":

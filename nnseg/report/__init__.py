@@ -3,7 +3,6 @@
 from nnseg.report.progress import plot_progress
 from nnseg.report.tables import (
     describe_epoch,
-    describe_summary,
     duration,
     epoch_figures,
     history_csv,
@@ -11,7 +10,6 @@ from nnseg.report.tables import (
 
 __all__ = [
     "describe_epoch",
-    "describe_summary",
     "duration",
     "epoch_figures",
     "history_csv",

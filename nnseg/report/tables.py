@@ -1,4 +1,4 @@
-"""Tables and lines of text: the epochs of a training, the scores of cases."""
+"""The epochs of a training as text: a line each, figures by name, a table."""
 
 import csv
 import io
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnseg.evaluate import Summary
     from nnseg.resume import EpochReport
 
 
@@ -33,22 +32,6 @@ def epoch_figures(epoch: "EpochReport") -> dict[str, float]:
     }
     figures |= {f"dice/label {name}": dice for name, dice in epoch.label_dice.items()}
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def describe_summary(summary: "Summary") -> str:
-    """Give the scores of a set of cases as a table: a row for each label, then their mean."""
-    rows = [("", "Dice", "IoU", "HD95 mm", "NSD", "cases")]
-    for name, mean in [*summary.mean.items(), ("foreground mean", summary.foreground_mean)]:
-        values = (_value(mean.dice), _value(mean.iou), _value(mean.hd95_mm, 2), _value(mean.nsd))
-        rows.append((name, *values, str(mean.dice_count)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def history_csv(history: "Sequence[EpochReport]") -> str:
@@ -84,10 +67,6 @@ def duration(seconds: float) -> str:
 
 def _short(dice: float | None) -> str:
     return "-" if dice is None else f"{dice:.2f}".removeprefix("0")
-
-
-def _value(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _cell(value: float | None) -> str:

@@ -1,12 +1,9 @@
 import csv
 import io
 
-import numpy as np
 import pytest
 
-from nnseg.evaluate import CaseScores, score_case, summarize
-from nnseg.labels import Labels
-from nnseg.report import describe_epoch, describe_summary, duration, history_csv
+from nnseg.report import describe_epoch, duration, history_csv
 from nnseg.resume import EpochReport
 
 
@@ -63,19 +60,3 @@ def test_the_csv_has_a_row_an_epoch_and_a_column_a_label() -> None:
 
 def test_the_csv_of_no_epochs_is_its_heading() -> None:
     assert history_csv([]).count("\n") == 1
-
-
-def test_the_table_of_scores_has_a_row_a_label_and_their_mean() -> None:
-    labels = Labels(labels={"background": 0, "liver": 1, "cyst": 2})
-    truth = np.zeros((3, 4, 5), np.uint8)
-    truth[1, 1:3, 1:4] = 1
-    found = truth.copy()
-    found[1, 2, 3] = 0  # 5 of 6 voxels: Dice 10 / 11
-    scores = score_case(found, truth, labels, (1.0, 1.0, 1.0), tolerance_mm=1.0)
-    case = CaseScores(case_id="a", reference_file="a", prediction_file="b", scores=scores)
-    lines = describe_summary(summarize([case], labels, tolerance_mm=1.0)).splitlines()
-    assert lines[0].split() == ["Dice", "IoU", "HD95", "mm", "NSD", "cases"]
-    assert lines[1].split()[:3] == ["liver", "0.9091", "0.8333"]
-    assert lines[2].split() == ["cyst", "-", "-", "-", "-", "0"]
-    assert lines[3].split()[:3] == ["foreground", "mean", "0.9091"]
-    assert len({line.index("0.9091") for line in (lines[1], lines[3])}) == 1
