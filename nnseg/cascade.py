@@ -19,6 +19,7 @@ from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import preprocessing_hash
 from nnseg.restore import carry_over
 from nnseg.splits import folds
+from nnseg.validated import retrain, why_not_held_out
 
 LISTED = 5  # cases that a message names
 
@@ -81,7 +82,8 @@ def out_of_fold(
 
     Raises:
         MissingError: Models are missing; the commands that make them are named.
-        DataError: No fold validates on some case.
+        DataError: No fold validates on some case, or its model was trained on it before the folds
+            changed.
         StoppedError: `stop` said so; what was predicted stays.
     """
     if cascade.previous is None:
@@ -130,20 +132,22 @@ def _models(
 
     Raises:
         MissingError: Some are not trained.
-        DataError: No fold validates on some case.
+        DataError: No fold validates on some case, or its model was trained on it.
     """
-    found, untrained = {}, []
+    found: dict[str, Path] = {}
+    untrained, asked = [], []
     for number, fold in enumerate(folds(folders, dataset)):
         members = case_ids & set(fold.val)
         if not members:
             continue
-        places = [
-            folders.fold(dataset, plan_name, before, str(number), each)
-            for each in dict.fromkeys((seed, 0))
-        ]
-        trained = [place for place in places if checkpoint_file(place, "final").is_file()]
+        places = {
+            each: folders.fold(dataset, plan_name, before, str(number), each) for each in (seed, 0)
+        }
+        trained = [each for each in places if checkpoint_file(places[each], "final").is_file()]
         if trained:
-            found.update(dict.fromkeys(members, trained[0]))
+            place = places[trained[0]]
+            found.update(dict.fromkeys(members, place))
+            asked.append((fold, place, str(number), trained[0]))
         else:
             untrained.append(f"`nnseg train {dataset} {before} {number}`")
     if untrained:
@@ -157,6 +161,13 @@ def _models(
             f"fold ({len(parted)} cases), so that every {before} model has trained on them; a "
             "cascade needs folds that validate on each case once"
         )
+    for fold, place, name, its_seed in asked:
+        members = {case_id for case_id in fold.val if found.get(case_id) == place}
+        if fault := why_not_held_out(place, members, fold):
+            raise DataError(
+                f"{place}: {fault}, and a cascade learns from cases that it was not trained on; "
+                f"{retrain(dataset, plan_name, before, name, its_seed)}"
+            )
     return dict(sorted(found.items()))
 
 

@@ -48,17 +48,15 @@ def certainty(
         DataError: The probabilities are of other labels, or of an image of another shape.
     """
     stored = opened.stored
-    if stored.labels != labels or stored.placement.shape != prediction.shape:
+    if stored.placement.shape != prediction.shape:
         raise DataError(
             f"the probabilities beside it are of an image of {stored.placement.shape} voxels "
-            f"(z, y, x) and the labels {stored.labels.labels}, the label map of "
-            f"{prediction.shape} and {labels.labels}; remove them, or predict again"
+            f"(z, y, x), and it has {prediction.shape}; predict again"
         )
+    heads = _heads(stored.labels, labels)
     names = list(labels.foreground)
-    arrays = [
-        np.zeros(prediction.shape, np.float32) for _ in (names if labels.has_regions else ("own",))
-    ]
-    positions = labels.to_positions(prediction)
+    arrays = [np.zeros(prediction.shape, np.float32) for _ in (heads or ("own",))]
+    positions = stored.labels.to_positions(prediction)
 
     def taking(placement: Placement) -> TakePlanes:
         bodies = [body_of(array, placement) for array in arrays]
@@ -68,8 +66,8 @@ def certainty(
         def take(planes: Planes) -> None:
             nonlocal done
             part = slice(done, done + len(planes))
-            if labels.has_regions:
-                for head, body in enumerate(bodies):
+            if heads:
+                for head, body in zip(heads, bodies, strict=True):
                     body[part] = planes[..., head]
             else:
                 chosen = np.minimum(own[part], planes.shape[-1] - 1).astype(np.intp)[..., None]
@@ -79,4 +77,23 @@ def certainty(
         return take
 
     label_map([(opened, 1.0)], probabilities=taking)
-    return dict(zip(names, arrays * (1 if labels.has_regions else len(names)), strict=True))
+    return dict(zip(names, arrays * (1 if heads else len(names)), strict=True))
+
+
+def _heads(stored: Labels, labels: Labels) -> tuple[int, ...]:
+    """Give the head of each region that is scored, by its integers; of plain labels, none.
+
+    Names do not matter: predictions may be scored under others than a model was trained with.
+
+    Raises:
+        DataError: The probabilities are of other integers.
+    """
+    integers = [set(values) for values in stored.foreground.values()]
+    if stored.has_regions == labels.has_regions:
+        wanted = [set(values) for values in labels.foreground.values()]
+        if all(values in integers for values in wanted):
+            return tuple(map(integers.index, wanted)) if labels.has_regions else ()
+    raise DataError(
+        f"the probabilities beside it are of the labels {stored.labels}, which "
+        f"{labels.labels} are not; name the same integers"
+    )

@@ -12,6 +12,7 @@ from nnseg.dataset import stays_inside
 from nnseg.errors import DataError
 from nnseg.intervals import Interval
 from nnseg.postprocess.rules import Postprocessing
+from nnseg.score_tables import aligned
 
 WEIGHTS = (1, 2)  # of each member, where weights are tried
 LABELS_SHOWN = 6  # in a table for the terminal; the record has all
@@ -154,27 +155,19 @@ def describe_choosing(choosing: Choosing) -> str:
     The columns of labels are with the rules, like the one before them.
     """
     names = list(choosing.best.label_dice)[:LABELS_SHOWN]
-    rows = [("candidate", "Dice", "95 % interval", "with rules", *names)]
+    rows: list[Sequence[str]] = [("candidate", "Dice", "95 % interval", "with rules", *names)]
     for score in choosing.candidates:
         labels = (_told(score.label_dice_postprocessed[name]) for name in names)
         bounds = "-" if score.low is None else f"{_told(score.low)} to {_told(score.high)}"
         rows.append(
             (score.name, _told(score.dice), bounds, _told(score.dice_postprocessed), *labels)
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     folds = f"fold{'' if len(choosing.folds) == 1 else 's'} {', '.join(choosing.folds)}"
     return "\n".join(
         [
             f"{choosing.dataset}: {choosing.cases} cases, each predicted without having trained on "
             f"it, of {folds}",
-            *lines,
+            aligned(rows),
             "",
             *_reasons(choosing),
             *(f"note: {note}" for note in choosing.notes),

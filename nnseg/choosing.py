@@ -9,7 +9,7 @@ from pathlib import Path
 from nnseg import record
 from nnseg.averaging import label_map
 from nnseg.axes import Segmentation, Spacing
-from nnseg.choose import Candidate, Choosing
+from nnseg.choose import Candidate, Choice, Choosing
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.estimate import FLOAT_BYTES, READ_BYTES, bytes_to_read, room_for, workers_for
 from nnseg.folders import Folders, checkpoint_file, validated_file
@@ -21,12 +21,13 @@ from nnseg.probabilities.compact import OpenCompact, open_compact
 from nnseg.ranking import Evidence, choose
 from nnseg.runlog import logged_run
 from nnseg.surveying import Survey, survey
-from nnseg.validating import Validated
+from nnseg.validated import Validated
 from nnseg.volume import Geometry, grid_fault, read_segmentation
 
 logger = logging.getLogger(__name__)
 
 AVERAGING_BYTES = 2**28  # that a case takes while its probabilities are averaged, at most
+COUNTING_BYTES = 20  # a voxel, of two label maps and of what their components are counted by
 
 
 def find_best(
@@ -36,6 +37,7 @@ def find_best(
     plans: Sequence[str] = (DEFAULT_PLAN,),
     configurations: Sequence[str] = (),
     folds: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     most_members: int = 2,
     weights: bool = False,
     workers: int | None = None,
@@ -54,6 +56,7 @@ def find_best(
         plans: As for `survey`, like the arguments up to `weights`.
         configurations: Of these plans; none are all that are trained.
         folds: Numbers of folds; none are all that every configuration has.
+        seeds: Of the trainings that are compared; none are all that are there.
         most_members: How many models may predict together; 1 compares them one by one.
         weights: Whether one of several models may count twice.
         workers: Cases at once; None is one a core where they are large.
@@ -73,6 +76,7 @@ def find_best(
         "plans": list(plans),
         "configurations": list(configurations),
         "folds": list(folds),
+        "seeds": list(seeds),
         "most_members": most_members,
         "weights": weights,
     }
@@ -83,6 +87,7 @@ def find_best(
         plans=plans,
         configurations=configurations,
         folds=folds,
+        seeds=seeds,
         most_members=most_members,
         weights=weights,
     )
@@ -106,7 +111,10 @@ def find_best(
 
 
 def find_choice(folders: Folders, dataset: str) -> Path:
-    """Give the choice.json of a dataset; a warning where a fold was trained anew since then.
+    """Give the choice.json of a dataset; a warning where it is not what would be chosen now.
+
+    That is where a fold was trained anew since then, or where choosing.json, which is written
+    first, says that another one was chosen: the run was cut off between the two.
 
     Raises:
         MissingError: There is none.
@@ -117,9 +125,24 @@ def find_choice(folders: Folders, dataset: str) -> Path:
             f"{file} does not exist; `nnseg find-best {dataset}` writes it, or name a trained "
             "configuration: -c CONFIGURATION"
         )
-    with suppress(MissingError, DataError):  # without what was found out nobody can tell
+    try:
         found = record.load(Choosing, folders.choosing_file(dataset))
-        for name, weights in found.weights_sha256.items():
+    except MissingError:  # without what was found out nobody can tell
+        return file
+    except DataError as error:
+        logger.warning("%s; whether %s is still right cannot be told", error, file)
+        return file
+    with suppress(DataError):  # who predicts with it says so
+        if record.load(Choice, file) != found.choice:
+            logger.warning(
+                "%s is not the choice that %s tells of: a run was cut off, or somebody edited one; "
+                "`nnseg find-best %s` makes both anew",
+                file,
+                folders.choosing_file(dataset),
+                dataset,
+            )
+    for name, weights in found.weights_sha256.items():
+        with suppress(MissingError, DataError):  # as above: one that is missing hides no other
             final = record.read_json(
                 checkpoint_file(folders.models_folder(dataset) / name, "final")
             )
@@ -183,11 +206,15 @@ def _gather(
 
 
 def _bytes_of(found: Survey, reference: Path) -> int:
-    """Foretell the most bytes that counting takes: two label maps, and a slab to average."""
+    """Foretell the most bytes that counting takes, and a slab to average.
+
+    A voxel of the reference takes a byte of its unpacked file, or more.
+    """
     read = bytes_to_read([reference])
     together = max(len(candidate.members) for candidate in found.candidates)
     logits = FLOAT_BYTES * found.spec.labels.heads * together * read // READ_BYTES
-    return 2 * read + (min(AVERAGING_BYTES, logits) if together > 1 else 0)
+    averaging = min(AVERAGING_BYTES, logits) if together > 1 else 0
+    return COUNTING_BYTES * read // READ_BYTES + averaging
 
 
 def _count(found: Survey, case_id: str, stop: Callable[[], bool]) -> _CaseEvidence:

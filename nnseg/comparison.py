@@ -1,31 +1,49 @@
 """Two results of the same cases compared, case by case.
 
 The differences are those of the cases that both have, so that what is hard about a case cancels
-out. They are always the second result minus the first.
+out. They are always the second result minus the first. Where a result has no value because it
+found nothing, or something where nothing is, the numbers of voxels tell which result is better.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from nnseg.errors import DataError
 from nnseg.evaluate import Score, Summary
 from nnseg.intervals import Interval, mean_of_means, sign_flip_p, table_interval
-from nnseg.metrics import METRICS
+from nnseg.metrics import METRICS, Metric
+from nnseg.parallel import one_blas_thread
 
 SAME = 1e-9  # values nearer to each other are a tie
 
+Side: TypeAlias = Literal["a", "b"]
 _Pair: TypeAlias = tuple[float | None, float | None]  # of the first and the second result
 _Scores: TypeAlias = Mapping[str, Mapping[str, Score]]  # by case, then by label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpaired:
+    """A label of a case of which no difference can be taken, but most often a better result told.
+
+    One result may have missed all of the label, which leaves no distance; or made some up where the
+    other rightly has none, of which Dice and the like have no value.
+    """
+
+    case_id: str
+    label: str
+    only: Side | None  # which result has a value; None: neither, and they are not alike
+    better: Side | None  # None: nobody can tell
+    reason: Literal["made up", "missed", "not measured"]  # what is wrong with the other one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """How far two results are apart in one label, or in the mean over labels.
 
-    Means are over the cases in which both have a value. `unpaired` counts those in which one alone
-    has: for Dice, where one result rightly predicts nothing and the other something.
+    Means, interval, effect and p are of the cases in which both have a value. Wins and losses count
+    those of `unpaired`, too; of the mean over labels, what is unpaired decides a case first.
     """
 
     mean_a: float | None
@@ -36,26 +54,34 @@ class Difference:
     wins: int  # cases in which b is better
     ties: int
     losses: int
-    unpaired: int
+    unpaired: tuple[Unpaired, ...]
 
     @property
     def mean(self) -> float | None:
         """The mean difference, b - a; None where there is no pair."""
         return self.interval.mean
 
+    def only(self, side: Side) -> int:
+        """Give the number of cases in which one result alone has a value, of some label."""
+        return len({one.case_id for one in self.unpaired if one.only == side})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two results compared in one metric."""
+    """Two results compared in one metric, of single cases."""
 
     metric: str  # a name of METRICS
+    title: str  # what is compared, which of ratios of components is not what a summary has
     cases: tuple[str, ...]  # that both have, sorted
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    missing_a: tuple[str, ...]  # references that the result is known to have no prediction of
+    missing_b: tuple[str, ...]
     labels: dict[str, Difference]  # by name of the label or region
     foreground: Difference  # of the mean over labels
 
 
+@one_blas_thread()  # the products are small, and threads would wait for each other
 def compare(a: Summary, b: Summary, *, metric: str = "dice", seed: int = 0) -> Comparison:
     """Compare two results over the cases that both have, label by label and in the mean over them.
 
@@ -82,22 +108,33 @@ def compare(a: Summary, b: Summary, *, metric: str = "dice", seed: int = 0) -> C
         )
     names = list(a.mean)
     _check_references(first, second, shared, names)
-    value = METRICS[metric].of_score
+    which = METRICS[metric]
     columns = {
-        name: [(value(first[case][name]), value(second[case][name])) for case in shared]
+        name: [
+            (which.of_score(first[case][name]), which.of_score(second[case][name]))
+            for case in shared
+        ]
         for name in names
     }
+    unpaired = {name: _unpaired(first, second, shared, name, which) for name in names}
     rows = [[columns[name][row] for name in names] for row in range(len(shared))]
-    lower = METRICS[metric].lower_is_better
+    everything = tuple(one for name in names for one in unpaired[name])
+    lower = which.lower_is_better
     return Comparison(
         metric=metric,
+        title=which.case_title or which.title,
         cases=tuple(shared),
         only_a=tuple(sorted(first.keys() - second.keys())),
         only_b=tuple(sorted(second.keys() - first.keys())),
+        missing_a=a.missing,
+        missing_b=b.missing,
         labels={
-            name: _difference([[pair] for pair in columns[name]], lower, seed) for name in names
+            name: _difference(
+                *(shared, [[pair] for pair in columns[name]], unpaired[name]), lower, seed
+            )
+            for name in names
         },
-        foreground=_difference(rows, lower, seed),
+        foreground=_difference(shared, rows, everything, lower, seed),
     )
 
 
@@ -114,26 +151,74 @@ def _check_references(
                 )
 
 
-def _difference(rows: Sequence[Sequence[_Pair]], lower_is_better: bool, seed: int) -> Difference:
+def _unpaired(
+    first: _Scores, second: _Scores, case_ids: Sequence[str], name: str, metric: Metric
+) -> tuple[Unpaired, ...]:
+    """List the cases in which a label's metric is not of both, though the results differ."""
+    found = []
+    for case_id in case_ids:
+        pair = first[case_id][name], second[case_id][name]
+        there = [metric.of_score(score) is not None for score in pair]
+        a, b = (_worth(score, metric) for score in pair)
+        if all(there) or (not any(there) and (a == b or a is None or b is None)):
+            continue
+        reason: Literal["made up", "missed"] = "missed" if pair[0].n_ref else "made up"
+        decided = a is not None and b is not None and a != b
+        found.append(
+            Unpaired(
+                case_id=case_id,
+                label=name,
+                only=None if there[0] == there[1] else "a" if there[0] else "b",
+                better=("a" if (a or 0) > (b or 0) else "b") if decided else None,
+                reason=reason if decided else "not measured",
+            )
+        )
+    return tuple(found)
+
+
+def _worth(score: Score, metric: Metric) -> int | None:
+    """Rank what a metric has of a label: 2 rightly no value, 1 a value, 0 wrongly none."""
+    if metric.of_score(score) is not None:
+        return 1
+    if not score.n_ref and not (score.n_pred and metric.sees_made_up):
+        return 2
+    return None if score.n_pred and score.n_ref else 0
+
+
+def _difference(
+    case_ids: Sequence[str],
+    rows: Sequence[Sequence[_Pair]],
+    unpaired: tuple[Unpaired, ...],
+    lower_is_better: bool,
+    seed: int,
+) -> Difference:
     """Compare pairs of values, a row for each case and a column for each label."""
     paired = [[pair if None not in pair else (None, None) for pair in row] for row in rows]
     differences = [[None if a is None or b is None else b - a for a, b in row] for row in paired]
     of_cases = [_mean(row) for row in differences]
     found = [value for value in of_cases if value is not None]
-    gains = [-value if lower_is_better else value for value in found]
-    interval = table_interval(differences, seed=seed)
-    wins = sum(gain > SAME for gain in gains)
-    losses = sum(gain < -SAME for gain in gains)
+    signs = {
+        case_id: 0 if abs(value) <= SAME else -1 if (value < 0) != lower_is_better else 1
+        for case_id, value in zip(case_ids, of_cases, strict=True)
+        if value is not None
+    }
+    votes: dict[str, int] = {}
+    for one in unpaired:
+        if one.better is not None:
+            votes[one.case_id] = votes.get(one.case_id, 0) + (1 if one.better == "b" else -1)
+    for case_id, vote in votes.items():
+        signs[case_id] = (vote > 0) - (vote < 0) or signs.get(case_id, 0)
+    wins, losses = (sum(sign == which for sign in signs.values()) for which in (1, -1))
     return Difference(
         mean_a=mean_of_means([[a for a, _ in row] for row in paired]),
         mean_b=mean_of_means([[b for _, b in row] for row in paired]),
-        interval=interval,
+        interval=table_interval(differences, seed=seed),
         effect=_effect(found),
         p_value=sign_flip_p(differences, seed=seed),
         wins=wins,
-        ties=len(gains) - wins - losses,
+        ties=len(signs) - wins - losses,
         losses=losses,
-        unpaired=sum(any((a is None) != (b is None) for a, b in row) for row in rows),
+        unpaired=unpaired,
     )
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnseg import record
 from nnseg.axes import Planes, Segmentation
+from nnseg.folders import confidence_file, validation_folder
 from nnseg.image.crop import bounding_box
 from nnseg.labels import Labels
 from nnseg.uncertainty import (
@@ -17,6 +20,7 @@ from nnseg.uncertainty import (
     correlation,
     quality,
 )
+from nnseg.validated import read_validated
 
 MARGIN = 8  # voxels around the labelled ones; further out any model is right
 MOST_VOXELS = 200_000  # of all cases together, whose logits are kept
@@ -33,6 +37,26 @@ class Confidence:
 
     calibration: Calibration | None
     quality: Correlation  # of the expected Dice with the true one, over cases
+
+
+def read_confidence(fold: Path, weights_sha256: str) -> Confidence | None:
+    """Read what the confidence of a fold's network is worth.
+
+    Args:
+        fold: Its folder.
+        weights_sha256: Of the network.
+
+    Returns:
+        None where it was not measured, or nothing proves that it was of these weights.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = confidence_file(validation_folder(fold))
+    proof = read_validated(fold)
+    if proof is None or proof.weights_sha256 != weights_sha256 or not path.is_file():
+        return None
+    return record.load(Confidence, path)
 
 
 class Observer:

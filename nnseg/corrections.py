@@ -8,14 +8,15 @@ against those of the others.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Mask, Segmentation, Spacing, three
+from nnseg.axes import Box, Mask, Segmentation, Spacing, three
 from nnseg.evaluate import confusion_table
 from nnseg.image.components import number_components
+from nnseg.image.crop import bounding_box, cut
 from nnseg.image.offset import best_offset, moved, thinned
 from nnseg.labels import Labels
 
@@ -119,9 +120,10 @@ class _Pair:
         self.sizes = table.sum(axis=1) + table.sum(axis=0)
         self.present = [int(label) for label in np.flatnonzero(self.sizes[1:]) + 1]
         self.dice = 2 * np.diagonal(table) / np.maximum(self.sizes, 1)
-        box = _box((predicted > 0) | (drawn > 0))
-        self.start = three([part.start for part in box])
-        self.predicted, self.drawn = predicted[box], drawn[box]
+        box = bounding_box((predicted > 0) | (drawn > 0))
+        self.start = three([first for first, _ in box])
+        self.predicted, self.drawn = cut(predicted, box), cut(drawn, box)
+        self.boxes = _boxes(self.predicted, self.drawn)
 
     def mean_dice(self, overlap: Sequence[int], sizes: Counts) -> float:
         """Give the mean Dice of the labels that are there, from overlaps and sums of sizes."""
@@ -132,16 +134,14 @@ class _Pair:
         if len(self.present) < 2:
             return
         sizes = self.table.sum(axis=1)[:, None] + self.table.sum(axis=0)[None, :]
-        with np.errstate(invalid="ignore"):
-            dice = np.where(sizes > 0, 2 * self.table / np.maximum(sizes, 1), np.nan)
-        best: tuple[float, float, int, int] | None = None
-        for one, other in itertools.combinations(self.present, 2):
-            before = float(np.nanmean([dice[one, one], dice[other, other]]))
-            after = float(np.nanmean([dice[one, other], dice[other, one]]))
-            if best is None or after - before > best[1] - best[0]:
-                best = before, after, one, other
-        assert best is not None, "there are two labels"
-        before, after, one, other = best
+        dice = np.where(sizes > 0, 2 * self.table / np.maximum(sizes, 1), np.nan)
+        ones, others = np.array(list(itertools.combinations(self.present, 2))).T
+        # of a label that is there, one of the two has a value
+        befores = np.nanmean([dice[ones, ones], dice[others, others]], axis=0)
+        afters = np.nanmean([dice[ones, others], dice[others, ones]], axis=0)
+        best = int((afters - befores).argmax())
+        one, other = int(ones[best]), int(others[best])
+        before, after = float(befores[best]), float(afters[best])
         names = self.names[one - 1], self.names[other - 1]
         wrong = (self.drawn == one) & (self.predicted == other)
         wrong |= (self.drawn == other) & (self.predicted == one)
@@ -194,12 +194,12 @@ class _Pair:
 
     def slices(self, label: int) -> Iterator[Correction]:
         """Try to even out slices in which just one of the two has a label; the most voxels."""
-        predicted, drawn = self.predicted == label, self.drawn == label
+        predicted, drawn, start = self._masks(label)
         if not (predicted.any() and drawn.any()):
             return
         best: Correction | None = None
         for axis in range(3):
-            if predicted.shape[axis] < FEW_SLICES:
+            if self.predicted.shape[axis] < FEW_SLICES:
                 continue
             others = tuple(other for other in range(3) if other != axis)
             areas = predicted.sum(axis=others), drawn.sum(axis=others)
@@ -210,11 +210,11 @@ class _Pair:
                 if not voxels or (best is not None and best.after >= after):
                     continue
                 part = tuple(slice(first, stop) if a == axis else slice(None) for a in range(3))
-                origin = list(self.start)
+                origin = list(start)
                 origin[axis] += first
                 where = _central((predicted if lacks else drawn)[part], three(origin))
                 assert where is not None, "there are voxels"
-                name, begin = self.names[label - 1], self.start[axis]
+                name, begin = self.names[label - 1], start[axis]
                 span = f"slices {begin + first} to {begin + stop - 1} along {'zyx'[axis]}"
                 best = Correction(
                     kind="slices",
@@ -229,7 +229,8 @@ class _Pair:
 
     def pieces(self, label: int) -> Iterator[Correction]:
         """Try the largest thick piece that is predicted and not drawn, and the other way round."""
-        predicted, drawn, name = self.predicted == label, self.drawn == label, self.names[label - 1]
+        predicted, drawn, start = self._masks(label)
+        name = self.names[label - 1]
         kinds: tuple[tuple[Kind, Mask], ...] = (
             ("missing", predicted & ~drawn),
             ("added", drawn & ~predicted),
@@ -237,7 +238,7 @@ class _Pair:
         for kind, apart in kinds:
             alone = not (drawn if kind == "missing" else predicted).any()
             piece = apart if alone else _thick_piece(apart, self._fine_axes())
-            if (where := _central(piece, self.start)) is None:
+            if (where := _central(piece, start)) is None:
                 continue
             voxels = int(piece.sum())
             missing = kind == "missing"
@@ -259,11 +260,19 @@ class _Pair:
             return {}
         found = {}
         for label in self.present:
-            own = _centre(self.drawn == label)
+            _, drawn, start = self._masks(label)
+            own = _centre(drawn)
             if own is not None:
-                apart = (own - centre) * np.array(self.spacing)
+                begin = np.array(start) - np.array(self.start)
+                apart = (own + begin - centre) * np.array(self.spacing)
                 found[self.names[label - 1]] = three([float(mm) for mm in apart])
         return found
+
+    def _masks(self, label: int) -> tuple[Mask, Mask, Place]:
+        """Give where a label is predicted and where drawn, in its box, and where that starts."""
+        box = self.boxes[label]
+        start = three([at + first for at, (first, _) in zip(self.start, box, strict=True)])
+        return cut(self.predicted, box) == label, cut(self.drawn, box) == label, start
 
     def _filled(self, label: int, added: int, removed: int) -> float:
         """Give a label's Dice when voxels that differ are added to the map, or removed from it."""
@@ -291,14 +300,20 @@ def _foreground(positions: Segmentation, reference: Segmentation, labels: Labels
     return np.where(reference == labels.ignore, 0, positions)
 
 
-def _box(mask: Mask) -> tuple[slice, slice, slice]:
-    """Give the box of a mask; that of an empty one is empty."""
-    found = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        found.append(slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0))
-    return found[0], found[1], found[2]
+def _boxes(predicted: Segmentation, drawn: Segmentation) -> dict[int, Box]:
+    """Give the smallest box of each label that holds it in both maps, in one pass of each."""
+    from scipy import ndimage
+
+    found: dict[int, Box] = {}
+    for array in (predicted, drawn):
+        for label, parts in enumerate(ndimage.find_objects(array), 1):
+            if parts is None:
+                continue
+            box = cast(Box, tuple((part.start, part.stop) for part in parts))
+            known = found.get(label, box)
+            pairs = zip(box, known, strict=True)
+            found[label] = cast(Box, tuple((min(a, c), max(b, d)) for (a, b), (c, d) in pairs))
+    return found
 
 
 def _central(mask: Mask, start: Place) -> Place | None:
@@ -354,12 +369,12 @@ def _thick_piece(mask: Mask, axes: Sequence[int]) -> Mask:
     """Give the largest piece of a mask that is over two voxels thick along each of `axes`."""
     if not mask.any():
         return mask
-    box = _box(mask)
-    inside = mask[box]
+    box = bounding_box(mask)
+    inside = cut(mask, box)
     parts, sizes = number_components(_spread(inside, axes, grow=False))
     piece = np.zeros_like(mask)
     if sizes.max() > 0:
-        piece[box] = _spread(parts == sizes.argmax(), axes, grow=True) & inside
+        cut(piece, box)[:] = _spread(parts == sizes.argmax(), axes, grow=True) & inside
     return piece
 
 

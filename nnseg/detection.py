@@ -69,11 +69,6 @@ class Detection:
         return self.found / self.predictions if self.predictions else None
 
     @property
-    def mean_iou(self) -> float | None:
-        """Mean IoU of the pairs; None where there are none."""
-        return self.iou_sum / self.found if self.found else None
-
-    @property
     def panoptic_quality(self) -> float | None:
         """Sum of the IoU over 1/2, by the mean number of components; None where there are none."""
         every = self.references + self.predictions
@@ -108,6 +103,7 @@ class MeanDetection:
     segmentation_quality: float | None
     case_f1: float | None
     froc: float | None  # `Froc.mean`; None where confidences are not known
+    curve: "Froc | None" = None  # of a label; None of the foreground, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,13 +198,15 @@ def mean_over_cases(detections: Sequence[Detection]) -> MeanDetection:
         segmentation_quality=together.segmentation_quality,
         case_f1=_mean([one.f1 for one in detections]),
         froc=None if curve is None else curve.mean,
+        curve=curve,
     )
 
 
 def mean_over_labels(means: Sequence[MeanDetection]) -> MeanDetection:
     """Give the mean over labels of what `mean_over_cases` gave for each."""
-    names = [field.name for field in dataclasses.fields(MeanDetection)]
-    return MeanDetection(**{name: _mean([getattr(one, name) for one in means]) for name in names})
+    names = {field.name for field in dataclasses.fields(MeanDetection)} - {"curve"}
+    values = {name: _mean([getattr(one, name) for one in means]) for name in names}
+    return MeanDetection(**values, curve=None)
 
 
 def froc(together: Detection, cases: int) -> Froc | None:

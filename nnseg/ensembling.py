@@ -12,37 +12,36 @@ from pathlib import Path
 
 from nnseg import commit, record
 from nnseg.averaging import Opened, label_map, shares_of
-from nnseg.dataset import DatasetSpec, read_spec, spec_to_json, visible_files
+from nnseg.dataset import spec_to_json
 from nnseg.errors import (
     DataError,
     DiskFullError,
     MachineError,
-    MissingError,
     NnsegError,
     StoppedError,
     UsageError,
 )
+from nnseg.estimate import in_gb, room_for, workers_for
 from nnseg.folders import predicted_spec_file, proof_file
-from nnseg.labels import Labels
 from nnseg.parallel import OnProgress, for_each, out_of_memory
 from nnseg.predicted_folder import alone, probe
 from nnseg.predicting import raise_failed
-from nnseg.probabilities import (
-    KINDS,
-    OpenNpz,
-    open_compact,
-    open_npz,
-    open_probabilities,
-    writing,
+from nnseg.probabilities import OpenNpz, writing
+from nnseg.probability_folders import (
+    Source,
+    bytes_to_average,
+    check_labels,
+    check_weights,
+    label_ending,
+    look_into,
 )
 from nnseg.proof import hashes
 from nnseg.runlog import Run, logged_run, versions
-from nnseg.volume import LABEL_ENDINGS, read_segmentation, write
+from nnseg.volume import read_segmentation, write
 
 logger = logging.getLogger(__name__)
 
-KINDS_READ = ("npz", "chunks", "compact")  # of a case that is there as several, the last one counts
-USUAL_ENDING = ".nii.gz"  # of label maps, where no folder tells another
+DONE, TO_DO = "done", "to do"  # states of a case that can be averaged
 STOPPED = "stopped between cases; the same command goes on"
 
 
@@ -77,40 +76,71 @@ class _Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """A folder of what one model found."""
+class Foreseen:
+    """What `ensemble` would do now."""
 
-    folder: Path
-    kinds: dict[str, str]  # case id to kind of its probabilities
-    spec: DatasetSpec | None  # of its dataset.json, if it has one
+    target: Path
+    states: dict[str, str]  # case id to DONE or TO_DO, or why it would fail
+    failed: dict[str, NnsegError]  # of those, the errors
+    memory: int  # bytes that the largest case takes
 
-    def open(self, case_id: str) -> tuple[Opened, Path]:
-        """Open the probabilities of a case, and name the file that holds them.
+    def __str__(self) -> str:
+        count = sum(told == TO_DO for told in self.states.values())
+        lines = [
+            f"{count} of {len(self.states)} cases to average, in {self.target}; the largest takes "
+            f"about {in_gb(self.memory)} of memory; nothing was written"
+        ]
+        lines += [f"  case {name}: {told}" for name, told in self.failed.items()]
+        return "\n".join(lines)
 
-        Raises:
-            MissingError: There are none.
-            DataError: They are damaged, or nothing says what they mean.
-        """
-        if case_id not in self.kinds:
-            raise MissingError(
-                f"{self.folder} has no probabilities of it; predict it there, too, or take it out "
-                "of the other folders"
-            )
-        kind = self.kinds[case_id]
-        path = self.folder / f"{case_id}{KINDS[kind].endings[0]}"
-        if kind == "compact":
-            return open_compact(self.folder / f"{case_id}{USUAL_ENDING}"), path
-        if kind == "chunks":
-            return open_probabilities(path), path
-        if self.spec is None:
-            raise MissingError(
-                f"{predicted_spec_file(self.folder)} does not exist; it says what the heads of "
-                f"{path.name} mean: copy that of the dataset there"
-            )
-        beside = self.folder / f"{case_id}{self.spec.label_ending}"
-        if not beside.is_file():
-            raise MissingError(f"{beside} does not exist; {path.name} lies on its grid: restore it")
-        return open_npz(path, self.spec.labels, read_segmentation(beside)[1]), path
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is to be averaged, after all that can be refused before any work."""
+
+    members: tuple[Source, ...]
+    wanted: _Wanted
+    targets: dict[str, Path]  # by case id
+    needs: dict[str, int]  # bytes that each case takes
+
+
+def foresee(
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    weights: Sequence[float] = (),
+    probabilities: str | None = None,
+    overwrite: bool = False,
+) -> Foreseen:
+    """Say what `ensemble` would do, and write nothing; every file is opened for that.
+
+    Args:
+        sources: As for `ensemble`, like all others.
+        target: The folder for the label maps.
+        weights: Of the models.
+        probabilities: A name of KINDS.
+        overwrite: Whether it would do again what is done.
+
+    Raises:
+        UsageError: As `ensemble`.
+        MissingError: As `ensemble`.
+        DataError: As `ensemble`.
+    """
+    ready = _prepare(sources, target, weights, probabilities, overwrite)
+    states, failed = dict[str, str](), dict[str, NnsegError]()
+    for case_id, path in ready.targets.items():
+        try:
+            proof, _ = _begin(ready.members, ready.wanted, case_id, path)
+            before = _read_proof(path)
+            is_done = before is not None and not overwrite and _is_done(path, before, proof)
+            states[case_id] = DONE if is_done else TO_DO
+        except NnsegError as error:
+            failed[case_id] = error
+        except MemoryError as error:
+            failed[case_id] = out_of_memory(error)
+    states |= {case_id: str(error) for case_id, error in failed.items()}
+    most = max(ready.needs.values(), default=0)
+    return Foreseen(target=target, states=states, failed=failed, memory=most)
 
 
 def ensemble(
@@ -122,6 +152,7 @@ def ensemble(
     workers: int | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    on_case: Callable[[str, Averaged | NnsegError], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Path]:
     """Average what several models found in the same images; write label maps.
@@ -132,9 +163,10 @@ def ensemble(
         target: The folder for the label maps.
         weights: Of the models, beside each other; left out, all count the same.
         probabilities: A name of KINDS: write the mean probabilities, too.
-        workers: Cases at once; None is one a core.
+        workers: Cases at once, as far as memory allows; None is one a core where they are large.
         overwrite: Do again what is done, and replace label maps that were changed by hand.
         on_progress: Called after each case.
+        on_case: Called with a case's id, and its proof or what failed.
         stop: Asked before each case; True ends the work with what is done kept.
 
     Returns:
@@ -144,45 +176,38 @@ def ensemble(
         UsageError: There are not as many weights as folders, or `target` is one of them or holds
             label maps that no ensemble made.
         MissingError: A folder does not exist, or holds no probabilities.
-        DataError: The models are of different labels, or a weight is not over 0.
+        DataError: The models are of different labels, a weight is not over 0, or probabilities are
+            of weights that their fold has no more.
         PartlyDoneError: Some cases failed; they are listed and the others are done.
         MachineError: `target` cannot be written, or another run is at work there.
         StoppedError: `stop` said True; what is done is kept.
     """
-    weights = _each(weights, sources)
-    if target.resolve() in {folder.resolve() for folder in sources}:
-        raise UsageError(f"{target}: the output must not be an input; give another folder")
-    members = [_look_into(folder) for folder in sources]
-    _check_labels(members)
-    ending = _label_ending(members)
-    cases = sorted({case_id for member in members for case_id in member.kinds})
-    targets = {case_id: target / f"{case_id}{ending}" for case_id in cases}
-    _refuse_to_replace(targets.values())
+    ready = _prepare(sources, target, weights, probabilities, overwrite)
+    cases, targets = list(ready.targets), ready.targets
     probe(target)
     outcomes: dict[str, Averaged | NnsegError] = {}
-    wanted = _Wanted(
-        weights=weights,
-        probabilities=probabilities,
-        overwrite=overwrite,
-        version=versions()["nnseg"],
-    )
+
+    def average(case_id: str) -> Averaged | NnsegError:
+        try:
+            return _average(ready.members, ready.wanted, case_id, targets[case_id])
+        except DiskFullError:
+            raise
+        except NnsegError as error:
+            return _cleared(targets[case_id], error)
+        except MemoryError as error:
+            return out_of_memory(error)
 
     def work(case_id: str) -> None:
         if stop():
             raise StoppedError(STOPPED)
-        try:
-            outcomes[case_id] = _average(members, wanted, case_id, targets[case_id])
-        except DiskFullError:
-            raise
-        except NnsegError as error:
-            outcomes[case_id] = _cleared(targets[case_id], error)
-        except MemoryError as error:
-            outcomes[case_id] = out_of_memory(error)
+        outcomes[case_id] = average(case_id)
+        if on_case:
+            on_case(case_id, outcomes[case_id])
 
     arguments = {
         "sources": [str(folder) for folder in sources],
         "target": str(target),
-        "weights": list(weights),
+        "weights": list(ready.wanted.weights),
         "probabilities": probabilities,
     }
     command = f"nnseg ensemble -i {' '.join(map(str, sources))} -o {target}"
@@ -190,11 +215,13 @@ def ensemble(
         alone(target, "run", command),
         logged_run(target, "ensemble", arguments, name="run", stop=stop) as run,
     ):
-        if spec := next((member.spec for member in members if member.spec is not None), None):
+        if spec := next((one.spec for one in ready.members if one.spec is not None), None):
             text = record.json_text(spec_to_json(spec))
             commit.write_whole(predicted_spec_file(target), text.encode())
         try:
-            for_each(work, cases, str, workers, "averaging", on_progress)
+            at_once = workers_for(ready.needs, workers)
+            room = room_for(ready.needs)
+            for_each(work, cases, str, at_once, "averaging", on_progress, room)
         except StoppedError:
             raise StoppedError(STOPPED) from None  # not case by case
         finally:
@@ -202,6 +229,35 @@ def ensemble(
         failed = {n: found for n, found in outcomes.items() if isinstance(found, NnsegError)}
         raise_failed(dict(sorted(failed.items())), len(cases))
     return targets
+
+
+def _prepare(
+    sources: Sequence[Path],
+    target: Path,
+    weights: Sequence[float],
+    probabilities: str | None,
+    overwrite: bool,
+) -> _Prepared:
+    """Look at all that is to be averaged, and refuse what cannot be meant."""
+    weights = _each(weights, sources)
+    if target.resolve() in {folder.resolve() for folder in sources}:
+        raise UsageError(f"{target}: the output must not be an input; give another folder")
+    members = tuple(look_into(folder) for folder in sources)
+    check_labels(members)
+    for member in members:
+        check_weights(member)
+    ending = label_ending(members)
+    cases = sorted({case_id for member in members for case_id in member.kinds})
+    targets = {case_id: target / f"{case_id}{ending}" for case_id in cases}
+    _refuse_to_replace(targets.values())
+    wanted = _Wanted(
+        weights=weights,
+        probabilities=probabilities,
+        overwrite=overwrite,
+        version=versions()["nnseg"],
+    )
+    needs = {case_id: bytes_to_average(members, case_id) for case_id in cases}
+    return _Prepared(members=members, wanted=wanted, targets=targets, needs=needs)
 
 
 def _each(weights: Sequence[float], sources: Sequence[Path]) -> tuple[float, ...]:
@@ -229,63 +285,6 @@ def _tell(run: Run, target: Path, outcomes: Mapping[str, Averaged | NnsegError])
             run.cases[case_id] = str(outcome)
 
 
-def _look_into(folder: Path) -> _Source:
-    """List the cases of a folder whose probabilities are there.
-
-    Raises:
-        MissingError: There is no such folder, or none in it.
-        DataError: Its dataset.json cannot be used.
-    """
-    kinds: dict[str, str] = {}
-    names = [path.name for path in visible_files(folder)]
-    for kind in KINDS_READ:
-        ending = KINDS[kind].endings[-1]
-        kinds |= {name.removesuffix(ending): kind for name in names if name.endswith(ending)}
-    if not kinds:
-        raise MissingError(
-            f"{folder} holds no probabilities; `nnseg predict --save_probabilities chunks` writes "
-            "them, and the validation of a fold: `nnseg train DATASET CONFIGURATION FOLD --val`"
-        )
-    path = predicted_spec_file(folder)
-    return _Source(folder=folder, kinds=kinds, spec=read_spec(path) if path.is_file() else None)
-
-
-def _check_labels(members: Sequence[_Source]) -> None:
-    """Make sure, by one case each, that all models are of the same labels.
-
-    Raises:
-        DataError: They are not.
-    """
-    first: tuple[Path, Labels] | None = None
-    for member in members:
-        labels = None
-        for case_id in sorted(member.kinds):
-            with suppress(NnsegError):  # its case will tell
-                labels = member.open(case_id)[0].stored.labels
-                break
-        if labels is None:
-            continue
-        if first is None:
-            first = member.folder, labels
-        elif labels != first[1]:
-            raise DataError(
-                f"{member.folder} is of a model of the labels {labels.as_text}, and {first[0]} of "
-                f"{first[1].as_text}; average models of the same labels"
-            )
-
-
-def _label_ending(members: Sequence[_Source]) -> str:
-    """Give how the label maps end: as the models' own do."""
-    for member in members:
-        if member.spec is not None:
-            return member.spec.label_ending
-    for member in members:
-        for ending in LABEL_ENDINGS:
-            if (member.folder / f"{min(member.kinds)}{ending}").is_file():
-                return ending
-    return USUAL_ENDING
-
-
 def _refuse_to_replace(targets: Iterable[Path]) -> None:
     """Refuse to write over label maps that no ensemble made, such as a dataset's own.
 
@@ -299,8 +298,15 @@ def _refuse_to_replace(targets: Iterable[Path]) -> None:
             )
 
 
-def _average(members: Sequence[_Source], wanted: _Wanted, case_id: str, target: Path) -> Averaged:
-    """Average one case, unless its proof says that it is done."""
+def _begin(
+    members: Sequence[Source], wanted: _Wanted, case_id: str, target: Path
+) -> tuple[Averaged, list[Opened]]:
+    """Open what is averaged in a case, and give the proof that its result will have.
+
+    Raises:
+        DataError: The label map that is there was changed by hand; or a file is damaged.
+        MissingError: A model has no probabilities of the case.
+    """
     opened = [member.open(case_id) for member in members]
     inputs = {
         str(path): commit.sha256(path) if isinstance(found, OpenNpz) else found.stored.array_sha256
@@ -321,16 +327,21 @@ def _average(members: Sequence[_Source], wanted: _Wanted, case_id: str, target: 
         outputs={},
     )
     before = _read_proof(target)
-    if before is not None and not wanted.overwrite:
-        if _is_edited(target, before):
-            raise DataError(
-                f"{target} was changed since it was made; move it away, or give --overwrite"
-            )
-        if _is_done(target, before, proof):
-            return before
-    found = [(one, weight) for (one, _), weight in zip(opened, wanted.weights, strict=True)]
-    geometry = opened[0][0].stored.geometry
-    labels = opened[0][0].stored.labels
+    if before is not None and not wanted.overwrite and _is_edited(target, before):
+        raise DataError(
+            f"{target} was changed since it was made; move it away, or give --overwrite"
+        )
+    return proof, [found for found, _ in opened]
+
+
+def _average(members: Sequence[Source], wanted: _Wanted, case_id: str, target: Path) -> Averaged:
+    """Average one case, unless its proof says that it is done."""
+    proof, opened = _begin(members, wanted, case_id, target)
+    before = _read_proof(target)
+    if before is not None and not wanted.overwrite and _is_done(target, before, proof):
+        return before
+    found = list(zip(opened, wanted.weights, strict=True))
+    geometry, labels = opened[0].stored.geometry, opened[0].stored.labels
     written = [target]
     with ExitStack() as stack:
         begin = None

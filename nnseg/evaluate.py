@@ -5,6 +5,7 @@ each group of cases. A summary is kept as summary.json, in the layout of `nnseg.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -129,6 +130,7 @@ class Summary:
     tolerance_mm: float  # of `nsd`
     match_iou: float | None = None  # of `detection`; None where it was not asked for
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name to ids, such as sites
+    missing: tuple[str, ...] = ()  # ids of references that were not predicted
 
 
 def score_case(
@@ -161,10 +163,9 @@ def score_case(
 
     Raises:
         DataError: The shapes differ, or a value is none of the labels.
-        UsageError: The tolerance is negative, or `match_iou` no share over 0 and up to 1.
+        UsageError: The tolerance is no distance, or `match_iou` no share over 0 and up to 1.
     """
-    if not tolerance_mm >= 0:
-        raise UsageError(f"tolerance_mm is {tolerance_mm}; give a distance in mm of 0 or more")
+    check_tolerance(tolerance_mm)
     scores = score_table(confusion_table(prediction, reference, labels), labels)
     if not surface and match_iou is None:
         return scores
@@ -186,6 +187,18 @@ def score_case(
             score = dataclasses.replace(score, detection=detection)
         measured[name] = score
     return measured
+
+
+def check_tolerance(tolerance_mm: float) -> None:
+    """Refuse what is no distance.
+
+    Raises:
+        UsageError: It is negative, or not finite.
+    """
+    if not 0 <= tolerance_mm < math.inf:
+        raise UsageError(
+            f"tolerance_mm is {tolerance_mm}; give a finite distance in mm of 0 or more"
+        )
 
 
 def _with_distances(
@@ -256,6 +269,7 @@ def summarize(
     tolerance_mm: float = TOLERANCE_MM,
     match_iou: float | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    missing: Sequence[str] = (),
 ) -> Summary:
     """Take the means over cases for each label or region, and over those for the foreground.
 
@@ -269,6 +283,7 @@ def summarize(
         tolerance_mm: What `score_case` was given.
         match_iou: Likewise.
         groups: Name to case ids, for tables of their own by `by_group`.
+        missing: Cases that have a reference and no prediction; they are in no mean.
 
     Raises:
         DataError: There is no case, one occurs twice, or its scores are of other labels.
@@ -279,6 +294,7 @@ def summarize(
         tolerance_mm=tolerance_mm,
         match_iou=match_iou,
         groups=groups,
+        missing=missing,
     )
 
 
@@ -289,6 +305,7 @@ def summarize_names(
     tolerance_mm: float = TOLERANCE_MM,
     match_iou: float | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    missing: Sequence[str] = (),
 ) -> Summary:
     """Do what `summarize` does where only the names of the labels or regions are known."""
     if not cases:
@@ -314,6 +331,7 @@ def summarize_names(
         tolerance_mm=tolerance_mm,
         match_iou=match_iou,
         groups={group: tuple(members) for group, members in (groups or {}).items()},
+        missing=tuple(missing),
     )
 
 

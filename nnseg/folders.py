@@ -16,9 +16,11 @@ from nnseg.volume import map_ending, split_ending
 
 DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>[^/\\]+)")
 FOLDER_NAME = re.compile(r"[^\W_](?:[\w .()+-]*[\w)])?")
-FOLD_FOLDER = re.compile(r"fold_(?P<fold>[^_]+)(?:_seed(?P<seed>\d+))?")
+FOLD_FOLDER = re.compile(r"fold_(?P<fold>all|\d+)(?:_seed(?P<seed>\d+))?")
 CHOICE = "choice.json"  # which models predict a dataset
+CHOOSING = "choosing.json"  # what was found out where one was chosen
 PROOF = ".proof.json"  # behind the name of a predicted label map
+APPLIED = ".postprocessed.json"  # behind that of a postprocessed one
 COMPACT = (".probabilities.b2nd", ".probabilities.json")  # behind the name of a case
 FOLDER_NAME_RULE = (
     "it must begin with a letter or digit, hold only letters, digits, blanks and _ . - + ( ), not "
@@ -112,7 +114,7 @@ class Folders:
         return self.models_folder(dataset) / CHOICE
 
     def choosing_file(self, dataset: str) -> Path:
-        return self.models_folder(dataset) / "choosing.json"
+        return self.models_folder(dataset) / CHOOSING
 
     def suspects_file(self, dataset: str) -> Path:
         return self.models_folder(dataset) / "suspects.json"
@@ -127,6 +129,11 @@ class Folders:
         _checked("fold", fold)
         name = f"fold_{fold}" if seed == 0 else f"fold_{fold}_seed{seed}"
         return self.model(dataset, plan, configuration) / name
+
+
+def choosing_beside(choice: Path) -> Path:
+    """Give the record of how the content of a choice.json was found."""
+    return choice.with_name(CHOOSING)
 
 
 def fold_folder(models: Path, configuration: str, fold: str) -> Path:
@@ -152,7 +159,12 @@ def validation_folder(fold: Path) -> Path:
 
 def validated_file(fold: Path) -> Path:
     """Give the record of the weights that the predictions of `validation_folder` are of."""
-    return validation_folder(fold) / "validated.json"
+    return validated_record(validation_folder(fold))
+
+
+def validated_record(predictions: Path) -> Path:
+    """Give what a folder of predictions has in it if they are those of a fold's validation."""
+    return predictions / "validated.json"
 
 
 def next_stage_folder(fold: Path, configuration: str) -> Path:
@@ -205,6 +217,11 @@ def summary_file(predictions: Path) -> Path:
     return predictions / "summary.json"
 
 
+def evaluation_record(predictions: Path) -> Path:
+    """Give the record of what was scored into a folder's summary.json."""
+    return predictions / "run_evaluate.json"
+
+
 def confidence_file(validation: Path) -> Path:
     """Give what a model's confidence is worth, by its validation cases."""
     return validation / "confidence.json"
@@ -242,7 +259,12 @@ def proof_files(predictions: Path) -> tuple[Path, ...]:
 
 def applied_file(label_map: Path) -> Path:
     """Give the record of what a postprocessed label map was made from, which lies beside it."""
-    return label_map.with_name(f"{label_map.name}.postprocessed.json")
+    return label_map.with_name(f"{label_map.name}{APPLIED}")
+
+
+def applied_files(folder: Path) -> tuple[Path, ...]:
+    """List the records of the postprocessed label maps in a folder."""
+    return tuple(sorted(folder.glob(f"[!.]*{APPLIED}")))
 
 
 def running_folder(predictions: Path, run: str) -> Path:

@@ -1,24 +1,22 @@
 """What a report is about, read from the files that there are; what is missing is said."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from nnseg import record
-from nnseg.choose import Choosing
 from nnseg.comparison import compare
 from nnseg.confidence import Confidence
 from nnseg.dataset import Case, DatasetSpec, find_cases, find_training_cases, read_spec
-from nnseg.errors import DataError, MissingError, NnsegError
-from nnseg.evaluate import Summary, summarize
+from nnseg.errors import DataError, NnsegError, StoppedError
+from nnseg.evaluate import Summary
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import (
     Folders,
     checkpoint_file,
     confidence_file,
-    folds_by_seed,
     metrics_file,
     predicted_spec_file,
     run_record,
@@ -32,13 +30,26 @@ from nnseg.plan import Plan
 from nnseg.planning import load_plan
 from nnseg.prepare import examine
 from nnseg.report import rows
-from nnseg.report.facts import CaseRow, Curve, Facts, FindingRow, Missing, RunFacts, Trust
+from nnseg.report.facts import CaseRow, Curve, Facts, FindingRow, RunFacts, Trust
+from nnseg.report.preview import REFERENCE
 from nnseg.runlog import RunReport
-from nnseg.scoring import read_summary, spec_for_evaluation
+from nnseg.scoring import spec_for_evaluation
+from nnseg.sources import (
+    DAMAGED,
+    Sources,
+    folds_of_choice,
+    groups_of,
+    most_scored,
+    read_choice,
+    read_scores,
+    still_true,
+    together,
+    why_not_scored,
+)
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+STOPPED = "stopped; the report that was there stays, the same command makes it anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +58,8 @@ class ShownCase:
 
     case_id: str
     images: tuple[Path, ...]  # may be none
-    maps: dict[str, Path]  # such as "reference" and "prediction"
+    reference: Path | None
+    maps: dict[str, Path]  # predictions by name
     mark: tuple[int, int, int] | None = None  # voxel (z, y, x) to look at first
 
 
@@ -60,55 +72,41 @@ class Gathered:
     channels: tuple[str, ...]
     shown: tuple[ShownCase, ...]
     inputs: tuple[Path, ...]  # records that were read
+    names: dict[str, str]  # of folders, by their paths: what the report calls them
 
 
-class Sources:
-    """Reads what a report may have, and keeps account of what it did not get."""
-
-    def __init__(self) -> None:
-        self.missing: list[Missing] = []
-        self.read: list[Path] = []
-
-    def get(self, section: str, path: Path, read: Callable[[Path], T]) -> T | None:
-        """Give what `read` makes of a file, None where it is not there or not what it should be."""
-        try:
-            found = read(path)
-        except NnsegError as error:
-            self.lacks(section, str(error))
-            return None
-        except (OSError, ValueError, KeyError) as error:
-            self.lacks(section, f"{path}: cannot be read ({error})")
-            return None
-        self.read.append(path)
-        return found
-
-    def lacks(self, section: str, reason: str) -> None:
-        """Note that the report has no such section, and why."""
-        self.missing.append(Missing(section=section, reason=reason))
+class _StopNowError(Exception):
+    """Ends the work on all cases, as an error of one of them would not."""
 
 
 def gather_predictions(folders: Folders, folder: Path, dataset_json: Path | None) -> Gathered:
     """Gather what there is about a trained fold, or about a folder of scored predictions.
 
+    A fold whose scores are not of its final weights is reported without them.
+
     Raises:
-        MissingError: There is no summary.json, or nothing that names the labels.
+        MissingError: Predictions have no summary.json, or nothing names the labels.
         DataError: They cannot be read.
     """
     sources = Sources()
-    predictions = (
-        validation_folder(folder) if checkpoint_file(folder, "final").is_file() else folder
-    )
-    is_fold = predictions != folder
+    is_fold = checkpoint_file(folder, "final").is_file()
+    predictions = validation_folder(folder) if is_fold else folder
     plan = _plan_of(sources, folder) if is_fold else None
+    reason = why_not_scored(folder) if is_fold else None
     labels, spec = _labels_of(predictions, plan, dataset_json)
-    summary = _summary_of(predictions, labels)
-    sources.read.append(summary_file(predictions))
-    foreground, labelled = rows.label_rows(summary)
+    scored = None if reason else read_scores(predictions, labels)
+    summary = scored
+    if reason:
+        sources.lacks("scores", reason)
+    elif scored is not None:
+        sources.read.append(summary_file(predictions))
+        summary = still_true(sources, predictions, scored, labels)
+    name = "/".join(folder.resolve().parts[-2:]) if is_fold else predictions.name
     if plan is not None:
-        name = "/".join(folder.resolve().parts[-2:])
         title = f"{plan.dataset}, {name}"
     else:
-        name, title = predictions.name, f"Predictions in {predictions.resolve().name}"
+        title = f"Predictions in {predictions.resolve().name}"
+    foreground, labelled = (None, ()) if summary is None else rows.label_rows(summary)
     facts = Facts(
         kind="fold" if is_fold else "predictions",
         title=title,
@@ -116,16 +114,19 @@ def gather_predictions(folders: Folders, folder: Path, dataset_json: Path | None
         made="",
         foreground=foreground,
         labels=labelled,
-        tolerance_mm=summary.tolerance_mm,
-        cases=rows.case_rows(summary),
+        tolerance_mm=summary.tolerance_mm if summary else None,
+        cases=_case_rows(summary, scored),
         curves=_curves(sources, {name: folder}) if is_fold else (),
         plan=None if plan is None else rows.plan_facts(plan),
-        trust=_trust(sources, {name: predictions}) if is_fold else (),
+        trust=_trust(sources, {name: predictions}) if is_fold and not reason else (),
         runs=_runs(sources, [folder]),
     )
-    images = _images(sources, folders, plan, spec, summary)
-    shown = _shown({"prediction": summary}, images, facts.cases)
-    return _gathered(facts, labels, spec, plan, shown, sources)
+    shown: tuple[ShownCase, ...] = ()
+    if scored is not None:
+        images = _images(sources, folders, plan, spec, scored)
+        shown = _shown({"prediction": scored}, images, facts.cases)
+    names = _names(folders, [folder], scored)
+    return _gathered(facts, labels, spec, plan, shown, sources, names)
 
 
 def gather_comparison(
@@ -135,19 +136,28 @@ def gather_comparison(
 
     Raises:
         MissingError: One has no summary.json, or nothing names the labels.
-        DataError: They cannot be read or compared.
+        DataError: They cannot be read or compared, or are not of what is there.
     """
     sources = Sources()
-    places = [
-        validation_folder(folder) if checkpoint_file(folder, "final").is_file() else folder
-        for folder in (first, second)
-    ]
-    plan = _plan_of(sources, first) if places[0] != first else None
+    is_fold = {folder: checkpoint_file(folder, "final").is_file() for folder in (first, second)}
+    for folder in (first, second):
+        if is_fold[folder] and (reason := why_not_scored(folder)):
+            raise DataError(f"{folder}: its scores cannot be compared: {reason}")
+    places = [validation_folder(f) if is_fold[f] else f for f in (first, second)]
+    plan = _plan_of(sources, first) if is_fold[first] else None
     labels, spec = _labels_of(places[0], plan, dataset_json)
-    summaries = [_summary_of(place, labels) for place in places]
+    scored = [read_scores(place, labels) for place in places]
     sources.read += [summary_file(place) for place in places]
+    summaries = []
+    for place, found in zip(places, scored, strict=True):
+        kept = still_true(sources, place, found, labels)
+        if kept is None:
+            raise DataError(
+                f"{place}: all its label maps were replaced since they were scored; evaluate again"
+            )
+        summaries.append(kept)
     names = _short_names(first, second)
-    found = compare(*summaries)
+    compared = compare(*summaries)
     foreground, labelled = rows.label_rows(summaries[0])
     facts = Facts(
         kind="comparison",
@@ -157,13 +167,14 @@ def gather_comparison(
         foreground=foreground,
         labels=labelled,
         tolerance_mm=summaries[0].tolerance_mm,
-        cases=rows.with_second(rows.case_rows(summaries[0]), summaries[1]),
-        comparison=rows.comparison_facts(found, *names),
+        cases=rows.with_second(_case_rows(summaries[0], scored[0]), summaries[1]),
+        comparison=rows.comparison_facts(compared, *names),
         runs=_runs(sources, [first, second]),
     )
-    images = _images(sources, folders, plan, spec, summaries[0])
-    shown = _shown(dict(zip(names, summaries, strict=True)), images, facts.cases)
-    return _gathered(facts, labels, spec, plan, shown, sources)
+    images = _images(sources, folders, plan, spec, scored[0])
+    shown = _shown(dict(zip(names, scored, strict=True)), images, facts.cases)
+    called = _names(folders, [first, second], scored[0])
+    return _gathered(facts, labels, spec, plan, shown, sources, called)
 
 
 def gather_dataset(
@@ -171,14 +182,28 @@ def gather_dataset(
     dataset: str,
     plan_name: str,
     *,
+    doctor: bool = True,
     workers: int | None = None,
     on_progress: OnProgress | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Gathered:
     """Gather what there is about a dataset: raw data, plan, trainings, and what was chosen.
+
+    Where something was chosen, the folds, the seed and the plan are those of the choice.
+
+    Args:
+        folders: The data roots.
+        dataset: Its folder's name.
+        plan_name: The plan whose models are shown where none was chosen.
+        doctor: Whether the raw data are examined, which reads all of them.
+        workers: Cases at once that are examined.
+        on_progress: Called after each of them.
+        stop: Asked as often.
 
     Raises:
         MissingError: The raw dataset is not there.
         DataError: Its dataset.json cannot be used.
+        StoppedError: `stop` said True.
     """
     sources = Sources()
     spec = read_spec(folders.spec_file(dataset))
@@ -188,36 +213,45 @@ def gather_dataset(
         folders.fingerprint_file(dataset),
         lambda path: record.load(Fingerprint, path, f"nnseg plan -d {dataset}"),
     )
-    plan = sources.get(
-        "plan",
-        folders.plan_file(dataset, plan_name),
-        lambda _: load_plan(folders, dataset, plan_name),
-    )
-    choosing = _chosen(sources, folders, dataset)
+    choosing = read_choice(sources, folders, dataset)
     suspects = _suspects(sources, folders, dataset)
-    model = _model_shown(folders, dataset, plan_name, choosing, sources)
-    folds = _validated(model) if model is not None else {}
-    summary = _together(spec.labels, folds)
+    home = folders.models_folder(dataset)
+    if choosing is not None:
+        folds = folds_of_choice(sources, home, spec.labels, choosing)
+        plan = _plan_of(sources, folds[0].folder) if folds else None
+    else:
+        folds = most_scored(sources, folders.plan_models(dataset, plan_name), spec.labels)
+        plan = sources.get(
+            "plan",
+            folders.plan_file(dataset, plan_name),
+            lambda _: load_plan(folders, dataset, plan_name),
+        )
+    if not folds:
+        text = f"no fold's are of its weights; `nnseg train {dataset} 3d_fullres 0` trains one"
+        sources.lacks("scores", text)
+    summary = together(spec.labels, folds)
     scored = rows.label_rows(summary) if summary is not None else None
     facts = Facts(
         kind="choice" if choosing is not None else "dataset",
         title=dataset,
-        subject=str(folders.models_folder(dataset) if folds else folders.raw_folder(dataset)),
+        subject=str(home if folds else folders.raw_folder(dataset)),
         made="",
         foreground=scored[0] if scored else None,
         labels=scored[1] if scored else (),
         tolerance_mm=summary.tolerance_mm if summary else None,
-        cases=rows.case_rows(summary, _groups(folds))
+        cases=rows.case_rows(summary, groups_of(folds))
         if summary
         else tuple(CaseRow(case_id=case.case_id) for case in cases),
-        curves=_curves(sources, {name: folder for name, (folder, _) in folds.items()}),
+        curves=_curves(sources, {fold.name: fold.folder for fold in folds}),
         data=rows.data_facts(len(cases), spec.channels, tuple(spec.labels.foreground), measured),
         plan=None if plan is None else rows.plan_facts(plan),
         choosing=None if choosing is None else rows.choosing_facts(choosing),
-        trust=_trust(sources, {n: validation_folder(f) for n, (f, _) in folds.items()}),
+        trust=_trust(sources, {fold.name: validation_folder(fold.folder) for fold in folds}),
         suspects=None if suspects is None else rows.suspect_rows(suspects),
-        findings=_findings(sources, folders, dataset, workers, on_progress),
-        runs=_runs(sources, [folder for folder, _ in folds.values()]),
+        findings=_findings(sources, folders, dataset, workers, on_progress, stop)
+        if doctor
+        else None,
+        runs=_runs(sources, [fold.folder for fold in folds]),
     )
     marks = {row.case_id: row.where for row in suspects.suspects} if suspects else {}
     images = {case.case_id: case for case in cases}
@@ -225,7 +259,7 @@ def gather_dataset(
         shown = tuple(_labelled(case, marks) for case in cases)
     else:
         shown = _shown({"prediction": summary}, images, facts.cases, marks)
-    return _gathered(facts, spec.labels, spec, plan, shown, sources)
+    return _gathered(facts, spec.labels, spec, plan, shown, sources, _names(folders))
 
 
 def _gathered(
@@ -235,6 +269,7 @@ def _gathered(
     plan: Plan | None,
     shown: Sequence[ShownCase],
     sources: Sources,
+    names: dict[str, str],
 ) -> Gathered:
     channels = plan.channels if plan is not None else spec.channels if spec is not None else ()
     return Gathered(
@@ -243,7 +278,34 @@ def _gathered(
         channels=channels,
         shown=tuple(shown),
         inputs=tuple(dict.fromkeys(sources.read)),
+        names=names,
     )
+
+
+def _names(
+    folders: Folders, given: Iterable[Path] = (), scored: Summary | None = None
+) -> dict[str, str]:
+    """Give what a report calls the data roots and other folders, by their absolute paths."""
+    called = {folders.raw: "raw", folders.preprocessed: "preprocessed", folders.results: "results"}
+    if scored is not None:
+        case = scored.cases[0]
+        for file in (case.reference_file, case.prediction_file):
+            called.setdefault(Path(file).parent, Path(file).parent.name)
+    for folder in given:
+        called.setdefault(folder, folder.resolve().name)
+    names: dict[str, str] = {}
+    for folder, name in called.items():
+        for path in (folder.absolute(), folder.resolve()):
+            names.setdefault(str(path), name)
+    return {path: name for path, name in names.items() if name}
+
+
+def _case_rows(summary: Summary | None, scored: Summary | None) -> tuple[CaseRow, ...]:
+    """Give the cases with their scores, and last those whose scores are not of what is there."""
+    found = () if summary is None else rows.case_rows(summary)
+    have = {row.case_id for row in found}
+    rest = () if scored is None else scored.cases
+    return (*found, *(CaseRow(case_id=c.case_id) for c in rest if c.case_id not in have))
 
 
 def _plan_of(sources: Sources, fold: Path) -> Plan | None:
@@ -263,21 +325,12 @@ def _labels_of(
 ) -> tuple[Labels, DatasetSpec | None]:
     if plan is not None:
         return plan.labels, None
-    found = record.read_json(summary_file(predictions), "nnseg evaluate")
     where = predictions
-    if isinstance(found, dict) and found.get("metric_per_case"):
-        where = Path(str(found["metric_per_case"][0].get("reference_file", ""))).parent
+    found = record.read_json(summary_file(predictions), "nnseg evaluate")
+    with suppress(*DAMAGED):
+        where = Path(str(found["metric_per_case"][0]["reference_file"])).parent
     spec = spec_for_evaluation(where, predictions, dataset_json)
     return spec.labels, spec
-
-
-def _summary_of(predictions: Path, labels: Labels) -> Summary:
-    if not summary_file(predictions).is_file():
-        raise MissingError(
-            f"{summary_file(predictions)} does not exist; `nnseg evaluate REFERENCES "
-            f"{predictions}` writes it, and `nnseg train ... --val` that of a fold"
-        )
-    return read_summary(predictions, labels)
 
 
 def _images(
@@ -312,11 +365,12 @@ def _shown(
     marks: Mapping[str, tuple[int, int, int] | None] | None = None,
 ) -> tuple[ShownCase, ...]:
     """Give the files of each scored case, in the order of the rows."""
+    references: dict[str, Path] = {}
     maps: dict[str, dict[str, Path]] = {}
     for name, summary in summaries.items():
         for case in summary.cases:
-            files = maps.setdefault(case.case_id, {"reference": Path(case.reference_file)})
-            files[name] = Path(case.prediction_file)
+            references.setdefault(case.case_id, Path(case.reference_file))
+            maps.setdefault(case.case_id, {})[name] = Path(case.prediction_file)
     shown = []
     for row in order:
         found = images.get(row.case_id)
@@ -324,6 +378,7 @@ def _shown(
             ShownCase(
                 case_id=row.case_id,
                 images=() if found is None else found.images,
+                reference=references[row.case_id],
                 maps=maps[row.case_id],
                 mark=(marks or {}).get(row.case_id),
             )
@@ -332,9 +387,12 @@ def _shown(
 
 
 def _labelled(case: Case, marks: Mapping[str, tuple[int, int, int] | None]) -> ShownCase:
-    maps = {} if case.label is None else {"reference": case.label}
     return ShownCase(
-        case_id=case.case_id, images=case.images, maps=maps, mark=marks.get(case.case_id)
+        case_id=case.case_id,
+        images=case.images,
+        reference=case.label,
+        maps={},
+        mark=marks.get(case.case_id),
     )
 
 
@@ -373,16 +431,21 @@ def _runs(sources: Sources, folders: Sequence[Path]) -> tuple[RunFacts, ...]:
                 continue
             run = sources.get("a run", path, lambda path: record.load(RunReport, path))
             if run is not None:
-                found.append(rows.run_facts(run))
+                found.append(_whole(folder, rows.run_facts(run)))
     return tuple(found)
 
 
-def _chosen(sources: Sources, folders: Folders, dataset: str) -> Choosing | None:
-    path = folders.choosing_file(dataset)
-    if not path.is_file():
-        sources.lacks("choice", f"nothing was chosen; `nnseg find-best {dataset}` does it")
-        return None
-    return sources.get("choice", path, lambda path: record.load(Choosing, path))
+def _whole(fold: Path, run: RunFacts) -> RunFacts:
+    """Give a training the time and epochs of all its sessions; run.json has those of the last."""
+    if run.command == "train":
+        with suppress(NnsegError, *DAMAGED):
+            state = record.read_json(checkpoint_file(fold, "latest"))
+            return replace(
+                run,
+                seconds=round(float(state["seconds"]), 3),
+                facts=run.facts | {"epochs": int(state["epoch"])},
+            )
+    return run
 
 
 def _suspects(sources: Sources, folders: Folders, dataset: str) -> Suspects | None:
@@ -402,78 +465,24 @@ def _findings(
     dataset: str,
     workers: int | None,
     on_progress: OnProgress | None,
+    stop: Callable[[], bool],
 ) -> tuple[FindingRow, ...] | None:
+    def tell(what: str, done: int, total: int) -> None:
+        if on_progress:
+            on_progress(what, done, total)
+        if stop():
+            raise _StopNowError
+
     try:
-        found = examine(folders, dataset, workers=workers, on_progress=on_progress)
+        found = examine(folders, dataset, workers=workers, on_progress=tell)
+    except _StopNowError:
+        raise StoppedError(STOPPED) from None
     except NnsegError as error:
         sources.lacks("doctor", str(error))
         return None
     return tuple(
         FindingRow(severity=f.severity, file=f.file, found=f.found, remedy=f.remedy) for f in found
     )
-
-
-def _model_shown(
-    folders: Folders, dataset: str, plan_name: str, choosing: Choosing | None, sources: Sources
-) -> Path | None:
-    """Give the folder of the configuration whose predictions are shown case by case.
-
-    It is the chosen one; of several that predict together the best of them alone, whose label maps
-    are on the disk; where nothing was chosen, the one with the most validated cases.
-    """
-    home = folders.models_folder(dataset)
-    if choosing is not None:
-        chosen = {member.folder for member in choosing.best.members}
-        for candidate in choosing.candidates:  # best first
-            (first, *others) = candidate.members
-            if not others and first.folder in chosen:
-                if len(chosen) > 1:
-                    text = (
-                        f"scores and pictures of single cases are those of {candidate.name} alone"
-                    )
-                    sources.lacks("cases of the ensemble", text)
-                return home / first.folder
-    models = home / plan_name
-    found = [
-        (sum(len(summary_cases) for _, summary_cases in _validated(path).values()), path.name, path)
-        for path in (sorted(models.iterdir()) if models.is_dir() else ())
-        if path.is_dir()
-    ]
-    found = [each for each in found if each[0]]
-    if not found:
-        sources.lacks("scores", f"no fold is trained; `nnseg train {dataset} 3d_fullres 0` does it")
-        return None
-    return max(found)[2]
-
-
-def _validated(model: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Give the validated folds of a configuration's folder by name, with the ids of their cases."""
-    found = {}
-    for fold, folder in folds_by_seed(model).get(0, {}).items():
-        path = summary_file(validation_folder(folder))
-        if fold != "all" and path.is_file():
-            data = record.read_json(path)
-            ids = tuple(str(case["case_id"]) for case in data.get("metric_per_case", ()))
-            found[f"{model.name} fold {fold}"] = (folder, ids)
-    return found
-
-
-def _together(labels: Labels, folds: Mapping[str, tuple[Path, tuple[str, ...]]]) -> Summary | None:
-    """Join the scores of folds: each case by the model that did not see it."""
-    found = [read_summary(validation_folder(folder), labels) for folder, _ in folds.values()]
-    if not found:
-        return None
-    cases = [case for summary in found for case in summary.cases]
-    return summarize(cases, labels, tolerance_mm=found[0].tolerance_mm)
-
-
-def _groups(folds: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, str]:
-    several = len(folds) > 1
-    return {
-        case: f"fold {name.rpartition(' ')[2]}" if several else ""
-        for name, (_, cases) in folds.items()
-        for case in cases
-    }
 
 
 def _short_names(first: Path, second: Path) -> tuple[str, str]:
@@ -483,4 +492,5 @@ def _short_names(first: Path, second: Path) -> tuple[str, str]:
     while common < min(len(a), len(b)) and a[common] == b[common]:
         common += 1
     names = "/".join(a[common:]) or first.name, "/".join(b[common:]) or second.name
-    return names if names[0] != names[1] else ("first", "second")
+    one, other = (f"predicted {name}" if name.lower() == REFERENCE else name for name in names)
+    return (one, other) if one != other else ("first", "second")

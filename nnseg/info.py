@@ -24,6 +24,7 @@ from nnseg.folders import (
     summary_file,
     validation_folder,
 )
+from nnseg.validated import is_validated
 from nnseg.volume import ENDINGS, LABEL_ENDINGS
 
 PACKAGES = (
@@ -103,6 +104,7 @@ class ModelFound:
     configuration: str
     folds: tuple[str, ...]  # as they are called: "0", "1_seed2", "all"
     validated: tuple[str, ...]  # those among them whose validation cases are scored
+    outdated: tuple[str, ...]  # those whose scores are of other weights
     dice: float | None  # the mean over the validated folds of their foreground means
 
 
@@ -200,6 +202,8 @@ def describe(found: Info) -> str:
         dice = "not scored" if model.dice is None else f"Dice {model.dice:.3f}"
         if model.dice is not None and model.validated != model.folds:
             dice += f" of {', '.join(model.validated)}"
+        if model.outdated:
+            dice += f"; scores of {', '.join(model.outdated)} are of other weights"
         lines.append(
             f"  {model.dataset} {model.plan}/{model.configuration}: folds "
             f"{', '.join(model.folds)}; {dice}"
@@ -307,7 +311,8 @@ def _models(folders: Folders) -> Iterator[ModelFound]:
         if FOLD_FOLDER.fullmatch(path.parent.name):
             grouped.setdefault(path.parents[1], []).append(path.parent)
     for model, folds in grouped.items():
-        scored = {fold: dice for fold in folds if (dice := _dice(fold)) is not None}
+        known = {fold: dice for fold in folds if (dice := _dice(fold)) is not None}
+        scored = {fold: dice for fold, dice in known.items() if is_validated(fold)}
         mean = sum(scored.values()) / len(scored) if scored else None
         yield ModelFound(
             dataset=model.parents[1].name,
@@ -315,6 +320,7 @@ def _models(folders: Folders) -> Iterator[ModelFound]:
             configuration=model.name,
             folds=tuple(_called(fold) for fold in folds),
             validated=tuple(_called(fold) for fold in scored),
+            outdated=tuple(_called(fold) for fold in known if fold not in scored),
             dice=mean,
         )
 

@@ -4,11 +4,13 @@ Cases are drawn, never voxels or labels: a mean is wanted for the cases to come.
 follows from a seed, so that the same values have the same interval each time.
 """
 
-import functools
 import math
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ LEVEL = 0.95  # of the intervals
 FLIPS = 10_000  # of signs, where there are too many to try them all
 ALL_FLIPS = 13  # cases up to which they are all tried
 _AT_ONCE = 2**20  # drawn numbers that are held at once
-_KEPT = 2**20  # and that are kept for the next metric of the same cases
+_KEPT_BYTES = 2**24  # of draws that are kept for the next label or metric of as many cases
 
 Rows = Sequence[Sequence[float | None]]
 
@@ -93,8 +95,52 @@ def table_interval(
     mean = float(_mean_of_means(np.ones((1, count)), table)[0])
     if count == 1:
         return Interval(mean=mean, low=None, high=None, count=1)
-    drawn = np.sort(_drawn_means(table, seed, draws))
+    drawn = np.sort(
+        _drawn_means(lambda weights: _mean_of_means(weights, table), count, seed, draws)
+    )
     low, high = _bca_ends(mean, drawn, _means_without(table), level)
+    return Interval(mean=mean, low=low, high=high, count=count)
+
+
+def difference_interval(
+    first: Rows, second: Rows, *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+) -> Interval:
+    """Give by how much one mean of `table_interval` exceeds another, and its bootstrap interval.
+
+    Each of the two leaves out what has no value in its own rows, so the difference is that of the
+    two means as they are told by themselves. The same cases are drawn for both.
+
+    Args:
+        first: A row for each case, all of one length.
+        second: Likewise, of the same cases in the same order.
+        seed: Of the draws.
+        draws: How many samples of the cases are drawn.
+        level: Share of such intervals that hold the true difference.
+
+    Returns:
+        Of no value where one of the means has none. Cases are counted that either has a value of.
+
+    Raises:
+        DataError: A value is not finite.
+    """
+    table = _table([[*one, *other] for one, other in zip(first, second, strict=True)])
+    count = len(table)
+    if not count:
+        return Interval(mean=None, low=None, high=None, count=0)
+    width = len(first[0])
+
+    def apart(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _mean_of_means(weights, table[:, :width]) - _mean_of_means(weights, table[:, width:])
+
+    mean = float(apart(np.ones((1, count)))[0])
+    if math.isnan(mean):
+        return Interval(mean=None, low=None, high=None, count=count)
+    left_out = _means_without(table[:, :width]) - _means_without(table[:, width:])
+    drawn = _drawn_means(apart, count, seed, draws)
+    drawn, left_out = (np.sort(values[~np.isnan(values)]) for values in (drawn, left_out))
+    if count == 1 or not len(left_out):
+        return Interval(mean=mean, low=None, high=None, count=count)
+    low, high = _bca_ends(mean, drawn, left_out, level)
     return Interval(mean=mean, low=low, high=high, count=count)
 
 
@@ -127,11 +173,9 @@ def sign_flip_p(rows: Rows, *, seed: int = 0) -> float | None:
     if count <= ALL_FLIPS:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
         return float((np.abs((1 - 2 * bits) @ parts) >= bound).mean())
-    rng = np.random.default_rng(seed)
-    extreme, step = 0, max(1, _AT_ONCE // count)
-    for start in range(0, FLIPS, step):
-        signs = 1.0 - 2 * rng.integers(0, 2, (min(step, FLIPS - start), count))
-        extreme += int((np.abs(signs @ parts) >= bound).sum())
+    extreme, whole = 0, parts.sum()
+    for flips in _drawn(_flips, count, seed, FLIPS):
+        extreme += int((np.abs(whole - 2 * (flips.astype(float) @ parts)) >= bound).sum())
     return (extreme + 1) / (FLIPS + 1)
 
 
@@ -144,31 +188,57 @@ def _table(rows: Rows) -> NDArray[np.float64]:
     return table[~np.isnan(table).all(axis=1)] if table.size else table
 
 
-def _drawn_means(table: NDArray[np.float64], seed: int, draws: int) -> NDArray[np.float64]:
-    """Give the mean of `draws` samples of the rows, (draw,)."""
-    count = len(table)
-    if count * draws <= _KEPT:
-        return _mean_of_means(_kept_times(count, seed, draws), table)
-    rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // count)
+def _drawn_means(
+    mean: Callable[[NDArray[np.float64]], NDArray[np.float64]], count: int, seed: int, draws: int
+) -> NDArray[np.float64]:
+    """Give the `mean` by weights (weights, row) of `draws` samples of `count` rows, (draw,)."""
     return np.concatenate(
-        [
-            _mean_of_means(_times(count, rng, min(step, draws - start)), table)
-            for start in range(0, draws, step)
-        ]
+        [mean(times.astype(float)) for times in _drawn(_times, count, seed, draws)]
     )
 
 
-@functools.lru_cache(maxsize=2)  # the metrics and labels of a result mostly have the same cases
-def _kept_times(count: int, seed: int, draws: int) -> NDArray[np.float64]:
-    return _times(count, np.random.default_rng(seed), draws)
+_Draw: TypeAlias = Callable[[int, np.random.Generator, int], NDArray[np.uint8]]
+_kept: OrderedDict[tuple[_Draw, int, int, int], tuple[NDArray[np.uint8], ...]] = OrderedDict()
+_keeping = threading.Lock()
 
 
-def _times(count: int, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
+def _drawn(draw: _Draw, count: int, seed: int, draws: int) -> Iterator[NDArray[np.uint8]]:
+    """Draw for `count` rows, some draws at a time, (draw, row); or give what was drawn before.
+
+    The labels and metrics of a result have the same cases, and drawing takes longer than counting.
+    """
+    key = (draw, count, seed, draws)
+    with _keeping:
+        found = _kept.get(key)
+        if found is not None:
+            _kept.move_to_end(key)
+    if found is not None:
+        yield from found
+        return
+    rng = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // count)
+    parts = (draw(count, rng, min(step, draws - start)) for start in range(0, draws, step))
+    if count * draws > _KEPT_BYTES:
+        yield from parts
+        return
+    whole = tuple(parts)
+    with _keeping:
+        _kept[key] = whole
+        while sum(its * many for _, its, _, many in _kept) > _KEPT_BYTES:
+            _kept.popitem(last=False)
+    yield from whole
+
+
+def _times(count: int, rng: np.random.Generator, draws: int) -> NDArray[np.uint8]:
     """Draw how often each of `count` rows is in a sample of as many, (draw, row)."""
     drawn = rng.integers(0, count, (draws, count)) + count * np.arange(draws)[:, None]
     times = np.bincount(drawn.ravel(), minlength=draws * count)
-    return times.reshape(draws, count).astype(float)
+    return times.reshape(draws, count).astype(np.uint8)  # over 255 times has odds of 1e-500
+
+
+def _flips(count: int, rng: np.random.Generator, draws: int) -> NDArray[np.uint8]:
+    """Draw for each of `count` rows whether its sign changes, 0 or 1, (draw, row)."""
+    return rng.integers(0, 2, (draws, count)).astype(np.uint8)
 
 
 def _mean_of_means(weights: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -176,15 +246,15 @@ def _mean_of_means(weights: NDArray[np.float64], table: NDArray[np.float64]) -> 
 
     Args:
         weights: How often each row counts, (weights, row).
-        table: (row, column), nan where there is no value; each row has one. A column without a
-            value under some weights is left out of their mean.
+        table: (row, column), nan where there is no value. A column without a value under some
+            weights is left out of their mean; nan where no column has one.
     """
     there = ~np.isnan(table)
     sums = weights @ np.where(there, table, 0)
     counts = weights @ there.astype(float)
     used = (counts > 0).sum(axis=1)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-    return np.asarray(means.sum(axis=1) / used)
+    return _shared(means.sum(axis=1), used)
 
 
 def _means_without(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -193,7 +263,14 @@ def _means_without(table: NDArray[np.float64]) -> NDArray[np.float64]:
     values = np.where(there, table, 0)
     sums, counts = values.sum(axis=0) - values, there.sum(axis=0) - there
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-    return np.asarray(means.sum(axis=1) / (counts > 0).sum(axis=1))
+    return _shared(means.sum(axis=1), (counts > 0).sum(axis=1))
+
+
+def _shared(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Divide sums by counts; nan where that is 0."""
+    result = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=result, where=counts > 0)
+    return result
 
 
 def _bca_ends(

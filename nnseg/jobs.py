@@ -1,7 +1,6 @@
 """What there is to predict or to score: the files of each case and where its result goes."""
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from nnseg.dataset import (
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import predicted_spec_file, proof_file, proof_files
 from nnseg.volume import channel_counts, label_ending, split_ending
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +122,8 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
     """Pair the label maps of two folders, or two files, sorted by case.
 
     Predictions end as `ending` says, in .png where that is JPEG's; references as label maps can.
-    What a proof lists beside its label map, such as a map of entropy, is no prediction. A reference
-    without a prediction is passed over, aloud.
+    What a proof lists beside its label map, such as a map of entropy, is no prediction. References
+    without a prediction are passed over; `find_unpredicted` names them.
 
     Raises:
         MissingError: `reference` or `prediction` does not exist.
@@ -160,11 +157,22 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
         jobs.append(ScoringJob(case_id=case_id, reference=truth, prediction=path))
     if not jobs:
         raise DataError(f"{prediction}: no file ends in {ending}; nothing to score")
-    missing = references.keys() - {job.case_id for job in jobs}
-    if missing:
-        first = references[min(missing)][0].name
-        logger.warning("%d references have no prediction, such as %s", len(missing), first)
     return tuple(jobs)
+
+
+def find_unpredicted(reference: Path, jobs: Sequence[ScoringJob], ending: str) -> tuple[str, ...]:
+    """Name the cases of a folder of references that no job scores, sorted; of a file, none.
+
+    Args:
+        reference: As of `find_scoring_jobs`.
+        jobs: What it gave.
+        ending: As of it.
+    """
+    if not reference.is_dir():
+        return ()
+    taken = {job.reference for job in jobs}
+    found = find_label_maps(reference, label_ending(ending))
+    return tuple(sorted(case for case, files in found.items() if not taken & set(files)))
 
 
 def _files_beside_label_maps(predictions: Path) -> set[str]:

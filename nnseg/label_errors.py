@@ -12,6 +12,7 @@ import numpy as np
 
 from nnseg.corrections import Correction, Evidence, Place
 
+FEWEST = 3  # cases; of two nobody can tell which one is odd
 ENOUGH = 8  # cases of which a spread is taken as it is
 MAD = 1.4826  # standard deviation of a normal distribution in median absolute deviations
 FLOOR, FLOOR_OF_FEW = 0.02, 0.05  # of the spread of Dice
@@ -61,6 +62,11 @@ class Suspects:
     cases: int  # that were looked at
     model: str = ""  # whose predictions they were compared with: PLAN/CONFIGURATION
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether there were cases enough to tell what is usual."""
+        return self.cases >= FEWEST
+
     def of_case(self, case_id: str) -> Suspect | None:
         """Give the suspicion of a case, None where there is none."""
         return next((one for one in self.suspects if one.case_id == case_id), None)
@@ -79,7 +85,7 @@ def rank(cases: Sequence[Evidence], *, least: float = SUSPICIOUS, model: str = "
 
     Each figure is held against its median over the cases, in robust standard deviations (1.4826
     times the median absolute deviation, but at least a floor, a higher one below 8 cases). Medians
-    bear errors in fewer than half of the cases.
+    bear errors in fewer than half of the cases. Of fewer than 3 cases none can be listed.
 
     Args:
         cases: What `corrections.gather` gave, of predictions that never saw the label maps.
@@ -108,6 +114,12 @@ def rank(cases: Sequence[Evidence], *, least: float = SUSPICIOUS, model: str = "
 
 def describe(found: Suspects) -> str:
     """Give the suspects as lines for people."""
+    if not found.is_judged:
+        maps = f"{found.cases} label map{'' if found.cases == 1 else 's'}"
+        return (
+            f"{maps} beside predictions: too few to judge, as nobody can tell what is usual; have "
+            f"at least {FEWEST} cases predicted out of fold"
+        )
     if not found.suspects:
         return f"none of {found.cases} label maps looks wrong beside its prediction"
     lines = [f"{len(found.suspects)} of {found.cases} label maps look wrong, worst first:"]

@@ -85,7 +85,7 @@ class Holder:
 
 def lock_file(folder: Path) -> Path:
     """Give the file that locks `folder`; it lies beside it, so that the folder can be renamed."""
-    return folder.with_name(f".{folder.name}.lock")
+    return _beside(folder, "lock")
 
 
 @contextmanager
@@ -215,7 +215,13 @@ def _alone_on_this_host(folder: Path) -> Iterator[None]:
 
 
 def _stand_in(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.held")
+    return _beside(folder, "held")
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """Name a file beside a folder; "." and ".." have names only once they are resolved."""
+    whole = folder.resolve() if folder.name in {"", ".."} else folder
+    return whole.parent / f".{whole.name}.{ending}"
 
 
 def _say_taken_over(folder: Path, before: Holder) -> None:

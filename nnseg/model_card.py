@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nnseg.axes import by
+from nnseg.choose import Choice, Choosing
 from nnseg.evaluate import Summary
 from nnseg.plan import Plan
 from nnseg.runlog import RunReport
@@ -26,12 +27,30 @@ class CardFold:
     """A trained fold as its card knows it."""
 
     configuration: str
-    fold: str
+    fold: str  # as it is called: "0", "all", "0_seed1"
     epochs: int
+    seconds: float | None  # of its training, all sessions together; None is not known
     weights_file: str  # its name in what is handed on
     weights_sha256: str
-    run: RunReport | None  # of its training
+    run: RunReport | None  # of the last session of its training
     summary: Summary | None  # of its validation cases
+    plan: Plan | None = None  # where folds are of several; None is that of the card
+
+    @property
+    def model(self) -> str:
+        """What its configuration is called beside the others, whose seeds are models, too."""
+        before = "" if self.plan is None else f"{self.plan.name}/"
+        _, seed, number = self.fold.partition("_seed")
+        return f"{before}{self.configuration}{' seed ' if seed else ''}{number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardChoice:
+    """Models that predict together, as their card knows them."""
+
+    choice: Choice
+    folds: dict[str, tuple[str, ...]]  # by folder of each member, as they are called
+    choosing: Choosing | None  # how good they are together; None is not known of these weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +61,28 @@ class DataNotes:
     texts: Mapping[str, str]  # name, description, reference, licence, ... as somebody wrote them
 
 
-def model_card(plan: Plan, folds: Sequence[CardFold], data: DataNotes | None, version: str) -> str:
-    """Write the card of trained folds of one plan, as Markdown.
+def model_card(
+    plan: Plan,
+    folds: Sequence[CardFold],
+    data: DataNotes | None,
+    version: str,
+    choice: CardChoice | None = None,
+) -> str:
+    """Write the card of trained folds, as Markdown.
 
     Args:
-        plan: That they were trained from.
+        plan: That they were trained from; of several plans the first.
         folds: At least one.
         data: Of the dataset; None where its dataset.json is not there.
         version: Of the nnseg that writes it.
+        choice: By which they predict together; None if they are simply models of one plan.
     """
     parts = [
         f"# {_plain(plan.dataset)}: segmentation by nnseg",
         NO_DEVICE,
-        _use(plan, folds),
+        _use(plan, "choice.json" if choice else folds[0].configuration),
         _data(plan, data),
+        "" if choice is None else _together(choice),
         _network(plan, folds),
         _training(folds),
         _scores(folds),
@@ -64,8 +91,7 @@ def model_card(plan: Plan, folds: Sequence[CardFold], data: DataNotes | None, ve
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _use(plan: Plan, folds: Sequence[CardFold]) -> str:
-    configuration = folds[0].configuration
+def _use(plan: Plan, model: str) -> str:
     labels = ", ".join(f"{_plain(name)} ({value})" for name, value in _integers(plan))
     return (
         "## What it is for\n\n"
@@ -76,7 +102,7 @@ def _use(plan: Plan, folds: Sequence[CardFold]) -> str:
         "before you use them.\n\n"
         "```bash\n"
         "nnseg import MODEL.zip -o model\n"
-        f"nnseg predict -m model/{configuration} -i IN -o OUT\n"
+        f"nnseg predict -m model/{model} -i IN -o OUT\n"
         "```"
     )
 
@@ -107,10 +133,58 @@ def _data(plan: Plan, data: DataNotes | None) -> str:
     return "\n".join(lines)
 
 
-def _network(plan: Plan, folds: Sequence[CardFold]) -> str:
+def _together(together: CardChoice) -> str:
+    """Tell which models predict together, and what was found out about them as they do."""
+    choice, found = together.choice, together.choosing
     rows = [
-        "## Networks",
+        "## What predicts together",
         "",
+        "The mean of the probabilities of these models, each with its weight, is decided on.",
+        "",
+        "| model | folds | weight |",
+        "| --- | --- | --- |",
+    ]
+    rows += [
+        f"| {_plain(one.folder)} | {', '.join(together.folds[one.folder])} | {one.weight:g} |"
+        for one in choice.members
+    ]
+    rules = [str(rule) for rule in choice.postprocessing.rules]
+    rows += ["", "Rules for its label maps: " + (_plain("; then ".join(rules)) or "none") + "."]
+    if found is None:
+        return "\n".join([*rows, "", "How good they are together is not known of these weights."])
+    best = found.best
+    if found.expected_dice is None:
+        rows += ["", "What to expect of new cases takes two folds to be estimated."]
+    else:
+        rows += [
+            "",
+            f"Expected of new cases like its own: Dice {found.expected_dice:.3f}, as chosen "
+            "without the fold that is scored.",
+        ]
+    bounds = "" if best.low is None else f" (95 %: {best.low:.3f} to {best.high:.3f})"
+    rows.append(
+        f"In the {found.cases} cases by which they were chosen, each predicted without having "
+        f"trained on it: {_dice(best.dice)}{bounds}, with the rules "
+        f"{_dice(best.dice_postprocessed)}. That flatters: they are the best of "
+        f"{len(found.candidates)} candidates."
+    )
+    return "\n".join(rows)
+
+
+def _dice(value: float | None) -> str:
+    return "no value" if value is None else f"Dice {value:.3f}"
+
+
+def _network(plan: Plan, folds: Sequence[CardFold]) -> str:
+    plans = {of.name: of for of in (fold.plan or plan for fold in folds)}
+    rows = ["## Networks"]
+    for name, of in plans.items():
+        rows += ["", _networks_of(of, [one for one in folds if (one.plan or plan).name == name])]
+    return "\n".join(rows)
+
+
+def _networks_of(plan: Plan, folds: Sequence[CardFold]) -> str:
+    rows = [
         f"Plan `{plan.name}` of the planner `{plan.planner}`, for {plan.memory_gb:g} GB.",
         "",
         "| configuration | spacing, mm | patch, voxels | batch | network | normalization |",
@@ -131,9 +205,11 @@ def _training(folds: Sequence[CardFold]) -> str:
     rows = ["## Training", "", "| fold | epochs | hours | when | by | settings |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     for fold in folds:
-        called = f"{fold.configuration} {fold.fold}"
+        place = "" if fold.plan is None else f"{fold.plan.name}/"
+        called = f"{place}{fold.configuration} {fold.fold}"
+        hours = "not recorded" if fold.seconds is None else f"{fold.seconds / 3600:.2f}"
         if fold.run is None:
-            rows.append(f"| {called} | {fold.epochs} | not recorded | | | |")
+            rows.append(f"| {called} | {fold.epochs} | {hours} | | | |")
             continue
         arguments, versions = fold.run.arguments, fold.run.versions
         settings = ", ".join(
@@ -146,7 +222,7 @@ def _training(folds: Sequence[CardFold]) -> str:
         named = [name for name in ("nnseg", "torch", "python") if name in versions]
         made_by = ", ".join(f"{name} {versions[name]}" for name in named)
         rows.append(
-            f"| {called} | {fold.epochs} | {fold.run.seconds / 3600:.2f} | "
+            f"| {called} | {fold.epochs} | {hours} | "
             f"{fold.run.started[:10]} | {_plain(made_by)} | {settings} |"
         )
     return "\n".join(rows)
@@ -154,10 +230,10 @@ def _training(folds: Sequence[CardFold]) -> str:
 
 def _scores(folds: Sequence[CardFold]) -> str:
     rows = ["## How good it is", ""]
-    named = dict.fromkeys(fold.configuration for fold in folds)
+    named = dict.fromkeys(fold.model for fold in folds)
     listed: list[str] = []
     for configuration in named:
-        found = [f.summary for f in folds if f.configuration == configuration and f.summary]
+        found = [f.summary for f in folds if f.model == configuration and f.summary]
         if not found:
             continue
         count = len({case.case_id for summary in found for case in summary.cases})

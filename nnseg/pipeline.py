@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg import commit, store
+from nnseg.applying import apply_postprocessing
 from nnseg.choosing import find_best
+from nnseg.comparing import compare_results
 from nnseg.doctor.mend import Mending
 from nnseg.doctor.mend import mend as write_mended
 from nnseg.ensembling import ensemble
@@ -35,7 +37,7 @@ from nnseg.planning import (
     plan_as_nnunet,
 )
 from nnseg.porting import export_model, import_model
-from nnseg.postprocessing import apply_postprocessing, decide_postprocessing
+from nnseg.postprocessing import decide_postprocessing
 from nnseg.predicting import predict
 from nnseg.prepare import (
     check,
@@ -46,11 +48,16 @@ from nnseg.prepare import (
     preprocess,
     up_to_date_fingerprint,
 )
-from nnseg.reporting import report_on, report_on_predictions
+from nnseg.reporting import (
+    outline_report,
+    outline_report_on_predictions,
+    report_on,
+    report_on_predictions,
+)
 from nnseg.scoring import (
-    compare_results,
     evaluate,
     evaluate_test_set,
+    find_evaluation,
     read_summary,
     spec_for_evaluation,
     spec_of_labels,
@@ -78,6 +85,7 @@ __all__ = [
     "examine",
     "export_model",
     "find_best",
+    "find_evaluation",
     "fingerprint",
     "folds",
     "foretell",
@@ -88,6 +96,8 @@ __all__ = [
     "init",
     "load_plan",
     "mend",
+    "outline_report",
+    "outline_report_on_predictions",
     "plan",
     "plan_and_preprocess",
     "plan_as_nnunet",

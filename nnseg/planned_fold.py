@@ -15,6 +15,7 @@ from nnseg.plan import Configuration, Plan
 from nnseg.planning import check_spec, load_plan
 from nnseg.preprocess import preprocessing_hash
 from nnseg.splits import folds
+from nnseg.validated import hash_of_split
 
 MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 
@@ -40,7 +41,7 @@ class PlannedFold:
     @property
     def split_hash(self) -> str:
         """Of which cases are to train on and which to validate with."""
-        return _hash(self.split)
+        return hash_of_split(self.split)
 
     @property
     def data_hash(self) -> str:

@@ -101,7 +101,8 @@ def export_model(
     Args:
         source: The folder of a fold, of a configuration (all its numbered folds), or of a plan's
             models (all of them; not to ONNX). A cascade takes the stage before it along, but not
-            to ONNX.
+            to ONNX. To "zip" also a choice.json, or the folder that it lies in: all that predicts
+            by it.
         target: A folder that must not be there, or be empty; of "zip" a file that must not be.
         to: A name of EXPORTERS.
         kind: The checkpoint to take: "final" or "best".
@@ -113,17 +114,18 @@ def export_model(
         MissingError: There is no trained fold, or none of the stage before a cascade.
         DataError: A file is damaged, or the folds are of different plans.
         PlanError: There is no such exporter, or it has nothing for a part of the plan.
-        UsageError: `target` holds something, `source` holds more than `to` has room for, or a
-            package is not installed.
+        UsageError: `target` holds something, `source` holds more than `to` has room for, such as
+            a choice, or a package is not installed.
         MachineError: The disk is full, or `target` cannot be written.
     """
     write = EXPORTERS[to]
     _check_free(target)
     if to == "zip" and target.is_dir():
         raise UsageError(f"{target} is a folder; name the zip file to write")
-    folds = _folds_of(source, kind)
+    choice = _choice_of(source, kind, to)
+    folds = _folds_of(source, kind) if choice is None else ()
     with _new_folder(target) as new:
-        written = write(folds, new, kind)
+        written = _choice_to_zip(choice, new, kind) if choice else write(folds, new, kind)
     return tuple(target.absolute() / path.relative_to(new) for path in written)
 
 
@@ -167,6 +169,14 @@ def _to_zip(folds: Sequence[Path], target: Path, kind: "Kind") -> tuple[Path, ..
     return pack_models(_with_stages_before(folds, kind), target, kind, _raw_spec(folds[0], kind))
 
 
+def _choice_to_zip(choice: Path, target: Path, kind: "Kind") -> tuple[Path, ...]:
+    from nnseg.exchange.chosen import chosen_folds
+    from nnseg.exchange.model_zip import pack_models
+
+    folds = chosen_folds(choice, kind)
+    return pack_models(folds, target, kind, _raw_spec(folds[0], kind), choice)
+
+
 EXPORTERS = Registry[Exporter](
     "format to export models to", nnunet=_to_nnunet, onnx=_to_onnx, zip=_to_zip
 )
@@ -208,6 +218,23 @@ def _check_free(target: Path) -> None:
         sweep_orphans(target)  # what is left of an import or export that was killed
     if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} is there already; name a folder that is not, or an empty one")
+
+
+def _choice_of(source: Path, kind: "Kind", to: str) -> Path | None:
+    """Give the choice.json that is to be exported, None where models are.
+
+    Raises:
+        UsageError: It is one, and `to` knows no models that predict together.
+    """
+    from nnseg.exchange.chosen import find_choice_file, members_of
+
+    choice = find_choice_file(source, kind, wanted=to == "zip")
+    if choice is not None and to != "zip":
+        raise UsageError(
+            f"{choice}: is a choice, whose weights and rules {to} has no place for; export it --to "
+            f"zip, or each member by itself: {members_of(choice)}"
+        )
+    return choice
 
 
 def _folds_of(source: Path, kind: "Kind") -> tuple[Path, ...]:

@@ -1,5 +1,6 @@
 """The folder that a prediction writes: what goes there, and who may write it now."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING
 from nnseg import commit
 from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.errors import MachineError, UsageError
-from nnseg.folders import map_file, predicted_spec_file, proof_file, proof_files, running_folder
+from nnseg.folders import (
+    map_file,
+    predicted_spec_file,
+    proof_file,
+    proof_files,
+    running_folder,
+    summary_file,
+)
 from nnseg.jobs import PredictionJob, find_prediction_jobs
 from nnseg.labels import Labels
 from nnseg.lock import in_use, locked
@@ -18,6 +26,8 @@ from nnseg.volume import side_files
 
 if TYPE_CHECKING:
     from nnseg.ensemble import Map
+
+logger = logging.getLogger(__name__)
 
 PROBE_BYTES = 2**20  # that an output folder must take before anything is computed
 
@@ -104,6 +114,18 @@ def alone(folder: Path, run: str, command: str) -> Iterator[None]:
             if holder is not None and holder.command != command:
                 raise MachineError(f"{folder} is in use by {holder}; wait for it")
         yield
+
+
+def withdraw_scores(folder: Path, jobs: Sequence[PredictionJob]) -> None:
+    """Remove the scores of label maps that are about to be replaced; nothing if none is there.
+
+    Raises:
+        MachineError: They cannot be removed.
+    """
+    scores = summary_file(folder)
+    if scores.is_file() and any(job.target.exists() for job in jobs):
+        logger.warning("%s is of label maps that are made anew, and goes; evaluate again", scores)
+        commit.remove(scores)
 
 
 def probe(folder: Path) -> None:

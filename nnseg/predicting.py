@@ -35,7 +35,7 @@ from nnseg.folders import (
 from nnseg.jobs import PredictionJob
 from nnseg.labels import Labels
 from nnseg.parallel import OnProgress, raise_together
-from nnseg.predicted_folder import LABELS_ONLY, Wanted, alone, find_jobs, probe
+from nnseg.predicted_folder import LABELS_ONLY, Wanted, alone, find_jobs, probe, withdraw_scores
 from nnseg.probabilities import writing
 from nnseg.proof import (
     Making,
@@ -159,6 +159,7 @@ def predict(
         if proofs:
             logger.info("%d of %d cases are done", len(proofs), len(jobs))
         left = [job for job in jobs if job.case_id not in known]
+        withdraw_scores(folder, left)
         for job, outcome in _predict_each(predictor, left, wanted, making, stop):
             settle(job, outcome)
             if on_progress:

@@ -22,7 +22,7 @@ from nnseg.axes import (
 )
 from nnseg.checkpoint import Kind
 from nnseg.choose import Choice
-from nnseg.confidence import Confidence
+from nnseg.confidence import read_confidence
 from nnseg.dataset import DatasetSpec
 from nnseg.ensemble import Map, Member, Prediction, TakePlanes, check_members, predict_image
 from nnseg.errors import MachineError, MissingError, NnsegError, StoppedError, UsageError
@@ -38,7 +38,6 @@ from nnseg.folders import (
     CHOICE,
     confidence_file,
     is_of_nnunet,
-    postprocessing_file,
     trained_folds,
     validation_folder,
 )
@@ -49,6 +48,7 @@ from nnseg.postprocess import Postprocessing, apply
 from nnseg.predict import OnTile, Sweep, bytes_of_sweep, never
 from nnseg.preprocess import Placement, planned_spacing
 from nnseg.registry import Registry
+from nnseg.stored_rules import stored_rules
 from nnseg.volume import Opened, check_writable, files_of, open_image, write
 
 PROGRAM_BYTES = 4 * 10**8  # of the program with torch and without an image
@@ -351,6 +351,7 @@ def load(
     paths = [Path(one) for one in ([model] if isinstance(model, Path | str) else model)]
     names = tuple(map(str, folds))
     members, rules = [], Postprocessing()
+    stored: Path | None = None
     choice = _choice_file(paths[0]) if len(paths) == 1 else None
     if choice is not None:
         if names or weights:
@@ -366,24 +367,22 @@ def load(
             for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)
         ]
         if len(paths) == 1:
-            rules = _stored_rules(paths[0])
+            stored = paths[0]
     most = None if names else chosen.folds  # who names folds means them
     for folder, wanted, weight in entries:
         found = _folds_of(folder, wanted, checkpoint)[:most]
-        members.append(
-            Member(
-                model=load_model(
-                    found,
-                    checkpoint,
-                    device=device,
-                    precision=precision or chosen.precision,
-                    folds_before=wanted,
-                    most_before=most,
-                ),
-                weight=weight,
-                temperature=_temperature(found) if calibrated else 1.0,
-            )
+        loaded = load_model(
+            found,
+            checkpoint,
+            device=device,
+            precision=precision or chosen.precision,
+            folds_before=wanted,
+            most_before=most,
         )
+        temperature = _temperature(found, loaded.weights_sha256) if calibrated else 1.0
+        members.append(Member(model=loaded, weight=weight, temperature=temperature))
+    if stored is not None:
+        rules = stored_rules(stored, members[0].model.plan.labels)
     return Predictor(
         members=tuple(members), postprocessing=rules, step=chosen.step, mirror=chosen.mirror
     )
@@ -399,15 +398,19 @@ def _folds_of(folder: Path, names: Sequence[str], checkpoint: Kind) -> tuple[Pat
     return trained_folds(folder, names, checkpoint)
 
 
-def _temperature(folds: Sequence[Path]) -> float:
-    """Give the mean temperature, as a factor, of the folds that have one."""
+def _temperature(folds: Sequence[Path], weights: Sequence[str]) -> float:
+    """Give the mean temperature, as a factor, of the folds that have one of their weights."""
     found = []
-    for fold in folds:
-        path = confidence_file(validation_folder(fold))
-        if path.is_file():
-            calibration = record.load(Confidence, path).calibration
-            found += [] if calibration is None else [calibration.temperature]
+    for fold, digest in zip(folds, weights, strict=True):
+        confidence = read_confidence(fold, digest)
+        if confidence is not None and confidence.calibration is not None:
+            found.append(confidence.calibration.temperature)
     if not found:
+        if any(confidence_file(validation_folder(fold)).is_file() for fold in folds):
+            raise MissingError(
+                f"{folds[0]} has a calibration that is not proven to be of its weights, as after a "
+                "training that went on; `nnseg train ... --val` validates it, which calibrates it"
+            )
         raise MissingError(
             f"{folds[0]} has not been calibrated; `nnseg train ... --val` validates it, which does"
         )
@@ -419,12 +422,3 @@ def _choice_file(path: Path) -> Path | None:
     if path.is_dir() and (path / CHOICE).is_file():
         return path / CHOICE
     return path if path.name.endswith(".json") else None
-
-
-def _stored_rules(folder: Path) -> Postprocessing:
-    """Give the rules beside a configuration's folds, whichever of the two folders it is."""
-    for place in (folder, folder.parent):
-        file = postprocessing_file(place)
-        if file.is_file():
-            return record.load(Postprocessing, file)
-    return Postprocessing()

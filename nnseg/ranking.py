@@ -4,10 +4,9 @@ Read `choose` first. What candidates found in cases that they were not trained o
 counts, so that nothing here reads a file or an image.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,11 @@ from nnseg.axes import Spacing
 from nnseg.choose import Candidate, CandidateScore, Choosing, Gain
 from nnseg.errors import StoppedError
 from nnseg.evaluate import score_table
-from nnseg.intervals import Interval, table_interval
+from nnseg.intervals import difference_interval, table_interval
 from nnseg.labels import Labels
 from nnseg.parallel import OnProgress
-from nnseg.postprocess.decide import Decided, decide, decide_as_nnunet
+from nnseg.postprocess.cohort import make_cohort
+from nnseg.postprocess.decide import decide_as_nnunet, decide_each
 from nnseg.postprocess.rules import Postprocessing, Unit
 from nnseg.postprocess.table import ComponentTable, score_after
 
@@ -56,7 +56,7 @@ def choose(
         dataset: Its folder's name.
         candidates: At least one; what `combine` gave.
         evidence: Has a table of every candidate and case.
-        on_progress: Called after each candidate, the choices of the estimate included.
+        on_progress: Called after each candidate.
         stop: Asked before each of them.
 
     Raises:
@@ -64,16 +64,19 @@ def choose(
     """
     folds = tuple(dict.fromkeys(sorted(evidence.folds.values(), key=_by_number)))
     cases = sorted(evidence.folds)
-    rounds = 1 + (len(folds) if len(folds) > 1 else 0)
-    tick = _counter(rounds * len(candidates), on_progress, stop)
-    ranked = [
-        _scored(candidate, evidence, cases, decided.postprocessing)
-        for candidate, decided in _rank(candidates, evidence, cases, tick)
-    ]
+    decided = []
+    for number, candidate in enumerate(candidates, 1):
+        if stop():
+            raise StoppedError("stopped while choosing; the same command does it anew")
+        decided.append(_decide(candidate, evidence, cases, folds))
+        if on_progress:
+            on_progress("choosing", number, len(candidates))
+    ranked = _rank([of_all for of_all, _ in decided])
     best = ranked[0]
     expected = None
     if len(folds) > 1:
-        expected = _number(foreground(_left_out(candidates, evidence, folds, tick)))
+        rounds = zip(*(without for _, without in decided), strict=True)
+        expected = _number(foreground(np.concatenate([_rank(tried)[0].after for tried in rounds])))
     after = _number(foreground(best.after))
     scores = tuple(_score(each, evidence.labels) for each in ranked)
     return Choosing(
@@ -106,61 +109,53 @@ class _Ranked:
 
     candidate: Candidate
     rules: Postprocessing
+    chosen_by: float | None  # the Dice after the rules of the cases that they were chosen by
     before: NDArray[np.float64]
     after: NDArray[np.float64]
 
 
-def _scored(
-    candidate: Candidate, evidence: Evidence, cases: Sequence[str], rules: Postprocessing
-) -> _Ranked:
-    return _Ranked(
-        candidate=candidate,
-        rules=rules,
-        before=_dice(candidate, evidence, cases, Postprocessing()),
-        after=_dice(candidate, evidence, cases, rules),
-    )
+def _decide(
+    candidate: Candidate, evidence: Evidence, cases: Sequence[str], folds: Sequence[str]
+) -> tuple[_Ranked, list[_Ranked]]:
+    """Decide on a candidate's rules by all cases, and without those of each fold, which they score.
 
+    Args:
+        candidate: Of the evidence.
+        evidence: What was found.
+        cases: All, sorted.
+        folds: All.
 
-def _rank(
-    candidates: Sequence[Candidate],
-    evidence: Evidence,
-    cases: Sequence[str],
-    tick: Callable[[], None],
-) -> list[tuple[Candidate, Decided]]:
-    """Decide on the rules of each candidate by some cases, and order them, best first."""
-    found = []
-    for candidate in candidates:
-        tick()
-        decided = decide(
-            {case: evidence.tables[candidate.name][case] for case in cases},
-            evidence.labels,
-            {case: evidence.spacings[case] for case in cases},
-            folds={case: evidence.folds[case] for case in cases},
-            unit=evidence.unit,
+    Returns:
+        The Dice of all cases; and, for each of two folds or more, of the cases of that fold.
+    """
+    cohort = make_cohort(evidence.tables[candidate.name], evidence.labels, evidence.spacings)
+    everyone = np.ones(len(cases), np.bool_)
+    held_out = [np.array([evidence.folds[case] == fold for case in cases]) for fold in folds]
+    scored = [everyone, *held_out] if len(folds) > 1 else [everyone]
+    parts = [everyone, *(~inside for inside in scored[1:])]
+    of_all, *without = (
+        _Ranked(
+            candidate=candidate,
+            rules=found.decided.postprocessing,
+            chosen_by=found.decided.dice_after.foreground,
+            before=found.dice_before[inside],
+            after=found.dice_after[inside],
         )
-        found.append((candidate, decided))
-
-    def place(each: tuple[Candidate, Decided]) -> tuple[float, int]:
-        dice = each[1].dice_after.foreground
-        return (math.inf if dice is None else -dice), len(each[0].members)
-
-    return sorted(found, key=place)  # it keeps the order of equals
+        for found, inside in zip(
+            decide_each(cohort, parts, evidence.folds, unit=evidence.unit), scored, strict=True
+        )
+    )
+    return of_all, without
 
 
-def _left_out(
-    candidates: Sequence[Candidate],
-    evidence: Evidence,
-    folds: Sequence[str],
-    tick: Callable[[], None],
-) -> NDArray[np.float64]:
-    """Give the Dice (case, label) of each case by what is chosen without all cases of its fold."""
-    found = []
-    for fold in folds:
-        rest = [case for case in sorted(evidence.folds) if evidence.folds[case] != fold]
-        inside = [case for case in sorted(evidence.folds) if evidence.folds[case] == fold]
-        best, decided = _rank(candidates, evidence, rest, tick)[0]
-        found.append(_dice(best, evidence, inside, decided.postprocessing))
-    return np.concatenate(found)
+def _rank(tried: Sequence[_Ranked]) -> list[_Ranked]:
+    """Order candidates, best first."""
+
+    def place(each: _Ranked) -> tuple[float, int]:
+        dice = each.chosen_by
+        return (math.inf if dice is None else -dice), len(each.candidate.members)
+
+    return sorted(tried, key=place)  # it keeps the order of equals
 
 
 def _as_nnunet(
@@ -179,7 +174,8 @@ def _as_nnunet(
     best = max(eligible, key=lambda each: np.nan_to_num(foreground(each.before), nan=-1.0))
     tables = {case: evidence.tables[best.candidate.name][case] for case in cases}
     rules = decide_as_nnunet(tables, evidence.labels).postprocessing
-    return _score(_scored(best.candidate, evidence, cases, rules), evidence.labels)
+    after = _dice(best.candidate, evidence, cases, rules)
+    return _score(replace(best, rules=rules, after=after), evidence.labels)
 
 
 def _dice(
@@ -196,7 +192,7 @@ def _dice(
 
 
 def _score(ranked: _Ranked, labels: Labels) -> CandidateScore:
-    bounds = _interval(ranked.before)
+    bounds = table_interval(_rows(ranked.before))
     return CandidateScore(
         name=ranked.candidate.name,
         members=ranked.candidate.members,
@@ -216,12 +212,13 @@ def _gain(ranked: Sequence[_Ranked]) -> Gain | None:
     single = next(each for each in ranked if len(each.candidate.members) == 1)
     if single is first:
         return None
-    return Gain(over=single.candidate.name, difference=_interval(first.after - single.after))
+    difference = difference_interval(_rows(first.after), _rows(single.after))
+    return Gain(over=single.candidate.name, difference=difference)
 
 
-def _interval(dice: NDArray[np.float64]) -> Interval:
-    """Give the foreground mean of Dice (case, label), or of differences, with its interval."""
-    return table_interval([[_number(value) for value in row] for row in dice.tolist()])
+def _rows(dice: NDArray[np.float64]) -> list[list[float | None]]:
+    """Give Dice (case, label) as rows in which what has no value is None."""
+    return [[_number(value) for value in row] for row in dice.tolist()]
 
 
 def _label_means(dice: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -243,18 +240,3 @@ def _number(value: float) -> float | None:
 
 def _by_number(fold: str) -> tuple[int, str]:
     return (int(fold), "") if fold.isdecimal() else (-1, fold)
-
-
-def _counter(
-    total: int, on_progress: OnProgress | None, stop: Callable[[], bool]
-) -> Callable[[], None]:
-    """Give what is called before each step: it asks whether to stop, and tells of the progress."""
-    steps = itertools.count(1)
-
-    def tick() -> None:
-        if stop():
-            raise StoppedError("stopped while choosing; the same command does it anew")
-        if on_progress:
-            on_progress("choosing", next(steps), total)
-
-    return tick

@@ -2,19 +2,23 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from numpy.typing import NDArray
 
 from nnseg import commit, record
 from nnseg.axes import Segmentation
-from nnseg.errors import DataError, NnsegError, StoppedError
+from nnseg.errors import DataError, NnsegError, StoppedError, UsageError
+from nnseg.estimate import bytes_to_read, room_for, workers_for
 from nnseg.folders import Folders, comparison_folder, report_file, report_folder
 from nnseg.gathering import (
+    STOPPED,
     Gathered,
     ShownCase,
     gather_comparison,
@@ -24,20 +28,29 @@ from nnseg.gathering import (
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress, for_each
 from nnseg.planning import DEFAULT_PLAN
-from nnseg.report.facts import CaseRow, Facts, Missing, Pick
+from nnseg.report.facts import CaseRow, Facts, Kind, Missing, Pick
 from nnseg.report.page import niivue, page
+from nnseg.report.places import without_places
 from nnseg.report.preview import Preview, make_preview, to_script
 from nnseg.report.sheets import contact_sheet
 from nnseg.report.wording import number, verdict
 from nnseg.runlog import logged_run
 from nnseg.statistics import measure
-from nnseg.volume import Geometry, grid_fault, read_segmentation, read_stored
+from nnseg.volume import (
+    Geometry,
+    grid_fault,
+    knows_directions,
+    read_segmentation,
+    read_stored,
+)
 
 logger = logging.getLogger(__name__)
 
 MOST_CASES = 200  # that can be looked at
 FILES = "files-"  # and a hash of all in it: the folder of what the page loads
+OLD_FILES = re.compile(r"files-[0-9a-f]{16}")
 NEXT = "files.next"
+LEFT_BY_US = {NEXT, "run_report.json", "run_report.log"}  # what a first try may leave
 PICKS: tuple[Pick, ...] = ("worst", "median", "best")
 
 Stop: TypeAlias = Callable[[], bool]
@@ -62,6 +75,30 @@ class _Drawn:
     unit: str = ""  # of these sizes
     preview: Preview | None = None  # of cases for the contact sheets
     fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What a report would have in it, and where it would be."""
+
+    page: str
+    kind: Kind
+    title: str
+    cases: int
+    pictures: int  # cases that could be looked at
+    missing: tuple[Missing, ...]  # sections that there is nothing for
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.page} would be a report on {self.title}: {self.cases} cases, {self.pictures} "
+            "of them with pictures"
+        ]
+        lines += [f"  without {row.section}: {row.reason}" for row in self.missing]
+        return "\n".join(lines)
+
+
+class _StopNowError(Exception):
+    """Ends the work on all cases, as an error of one of them would not."""
 
 
 def report_on(
@@ -93,15 +130,18 @@ def report_on(
     Raises:
         MissingError: The raw dataset is not there.
         DataError: Its dataset.json cannot be used.
+        UsageError: The folder holds something else than a report.
         MachineError: The folder cannot be written, or another run writes it.
         StoppedError: `stop` said True; the report that was there stays.
     """
-    target = output or report_folder(folders.models_folder(dataset))
+    target = report_target(folders, dataset, output)
     arguments = {"dataset": dataset, "plan_name": plan_name, "most_cases": most_cases}
     work = _Work(most_cases=most_cases, workers=workers, on_progress=on_progress, stop=stop)
 
     def gather() -> Gathered:
-        return gather_dataset(folders, dataset, plan_name, workers=workers, on_progress=on_progress)
+        return gather_dataset(
+            folders, dataset, plan_name, workers=workers, on_progress=on_progress, stop=stop
+        )
 
     return _write(target, arguments, gather, work)
 
@@ -138,11 +178,11 @@ def report_on_predictions(
     Raises:
         MissingError: There are no scores, or nothing names the labels.
         DataError: They cannot be read, or not be compared.
+        UsageError: The folder holds something else than a report.
         MachineError: The folder cannot be written, or another run writes it.
         StoppedError: `stop` said True; the report that was there stays.
     """
-    beside = report_folder(predictions) if second is None else comparison_folder(second)
-    target = output or beside
+    target = predictions_report_target(predictions, second, output)
     arguments = {
         "predictions": str(predictions),
         "second": None if second is None else str(second),
@@ -151,11 +191,112 @@ def report_on_predictions(
     work = _Work(most_cases=most_cases, workers=workers, on_progress=on_progress, stop=stop)
 
     def gather() -> Gathered:
-        if second is None:
-            return gather_predictions(folders, predictions, dataset_json)
-        return gather_comparison(folders, predictions, second, dataset_json)
+        return _gather_predictions(folders, predictions, second, dataset_json)
 
     return _write(target, arguments, gather, work)
+
+
+def outline_report(
+    folders: Folders,
+    dataset: str,
+    *,
+    plan_name: str = DEFAULT_PLAN,
+    output: Path | None = None,
+    most_cases: int = MOST_CASES,
+) -> Outline:
+    """Say what `report_on` would write; nothing is written, and no image is read.
+
+    The arguments and errors are those of `report_on`.
+    """
+    target = report_target(folders, dataset, output)
+    _check_target(target)
+    return _outline(target, gather_dataset(folders, dataset, plan_name, doctor=False), most_cases)
+
+
+def outline_report_on_predictions(
+    folders: Folders,
+    predictions: Path,
+    second: Path | None = None,
+    *,
+    dataset_json: Path | None = None,
+    output: Path | None = None,
+    most_cases: int = MOST_CASES,
+) -> Outline:
+    """Say what `report_on_predictions` would write; nothing is written, and no image is read.
+
+    The arguments and errors are those of `report_on_predictions`.
+    """
+    target = predictions_report_target(predictions, second, output)
+    _check_target(target)
+    gathered = _gather_predictions(folders, predictions, second, dataset_json)
+    return _outline(target, gathered, most_cases)
+
+
+def report_target(folders: Folders, dataset: str, output: Path | None) -> Path:
+    """Give the folder of the report on a dataset."""
+    return output or report_folder(folders.models_folder(dataset))
+
+
+def predictions_report_target(predictions: Path, second: Path | None, output: Path | None) -> Path:
+    """Give the folder of the report on predictions: beside them, or beside the second ones."""
+    return output or (report_folder(predictions) if second is None else comparison_folder(second))
+
+
+def _gather_predictions(
+    folders: Folders, predictions: Path, second: Path | None, dataset_json: Path | None
+) -> Gathered:
+    if second is None:
+        return gather_predictions(folders, predictions, dataset_json)
+    return gather_comparison(folders, predictions, second, dataset_json)
+
+
+def _outline(target: Path, gathered: Gathered, most_cases: int) -> Outline:
+    facts = without_places(gathered.facts, gathered.names)
+    return Outline(
+        page=str(report_file(target)),
+        kind=facts.kind,
+        title=facts.title,
+        cases=len(facts.cases),
+        pictures=min(most_cases, len(gathered.shown)),
+        missing=facts.missing,
+    )
+
+
+def _check_target(target: Path) -> None:
+    """Refuse a folder with something in it that is no report.
+
+    Raises:
+        UsageError: It is such a folder, or a file.
+    """
+    try:
+        there = {path.name for path in target.iterdir()} if target.exists() else set()
+    except OSError as error:
+        raise UsageError(
+            f"{target}: cannot be listed ({error.strerror}); give a folder for the report by -o"
+        ) from None
+    others = {
+        name
+        for name in there - LEFT_BY_US
+        if not name.startswith(".") and not OLD_FILES.fullmatch(name)
+    }
+    if others and not _is_report(target):
+        raise UsageError(
+            f"{target}: holds {min(others)} and no report; give a folder of its own by -o, a new "
+            "or an empty one"
+        )
+
+
+def _is_report(target: Path) -> bool:
+    """Say whether a folder has a report of ours: its facts, or the record of the run."""
+    for name, key, values in (
+        ("report.json", "kind", get_args(Kind)),
+        ("run_report.json", "command", ("report",)),
+    ):
+        with suppress(NnsegError):
+            found = record.read_json(target / name)
+            if isinstance(found, dict) and found.get(key) in values:
+                return True
+    return False
 
 
 def _write(
@@ -166,11 +307,14 @@ def _write(
     What the page loads lies in a folder named for what it holds, so that a page never loads the
     files of another.
     """
+    _check_target(target)
     with (
         locked(target, "nnseg report"),
         logged_run(target, "report", arguments, stop=work.stop) as run,
     ):
         gathered = gather()
+        if work.stop():
+            raise StoppedError(STOPPED)
         run.inputs += gathered.inputs
         commit.sweep(target)
         commit.remove(target / NEXT)
@@ -187,14 +331,14 @@ def _write(
             (target / NEXT).rename(files)
             commit.sync_folder(target)
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        facts = replace(facts, made=made)
+        facts = without_places(replace(facts, made=made), gathered.names)
         facts = replace(facts, verdict=verdict(facts))
         text = page(facts, gathered.labels, name, has_niivue=bool(extras))
         index = report_file(target)
         record.save(facts, target / "report.json")
         commit.write_whole(index, text.encode("utf-8"))
-        for old in target.glob(f"{FILES}*"):
-            if old != files:
+        for old in target.iterdir():
+            if OLD_FILES.fullmatch(old.name) and old != files:
                 commit.remove(old)
         run.outputs += [index, target / "report.json"]
     return index
@@ -218,7 +362,7 @@ def _draw(folder: Path, gathered: Gathered, work: _Work) -> Facts:
 
     def draw(number: int) -> _Drawn:
         if work.stop():
-            raise StoppedError("stopped; the report that was there stays")
+            raise _StopNowError
         shown = gathered.shown[number]
         keep = picks.get(shown.case_id) is not None
         return _draw_case(folder, shown, at[shown.case_id], gathered, keep)
@@ -226,7 +370,19 @@ def _draw(folder: Path, gathered: Gathered, work: _Work) -> Facts:
     def name_of(number: int) -> str:
         return gathered.shown[number].case_id
 
-    drawn = for_each(draw, numbers, name_of, work.workers, "drawing", work.on_progress)
+    needs = {name_of(number): _bytes_of(gathered.shown[number]) for number in numbers}
+    try:
+        drawn = for_each(
+            draw,
+            numbers,
+            name_of,
+            workers_for(needs, work.workers),
+            "drawing",
+            work.on_progress,
+            room_for(needs),
+        )
+    except _StopNowError:
+        raise StoppedError(STOPPED) from None
     rows = tuple(
         replace(row, file=drawn[row.case_id].file, label_size=drawn[row.case_id].label_size)
         if row.case_id in drawn
@@ -248,20 +404,26 @@ def _draw(folder: Path, gathered: Gathered, work: _Work) -> Facts:
     return replace(facts, cases=rows, missing=missing, sheets=sheets, data=data)
 
 
+def _bytes_of(shown: ShownCase) -> int:
+    """Foretell the most bytes that drawing a case takes."""
+    maps = (*(() if shown.reference is None else (shown.reference,)), *shown.maps.values())
+    return bytes_to_read([*shown.images, *maps])
+
+
 def _draw_case(
     folder: Path, shown: ShownCase, number: int, gathered: Gathered, keep: bool
 ) -> _Drawn:
     """Write the file of a case; one that cannot be read costs its picture, not the report."""
     try:
-        preview, geometry, maps = _read(shown, gathered)
+        preview, geometry, reference = _read(shown, gathered)
     except NnsegError as error:
         logger.warning("case %s is not shown: %s", shown.case_id, error)
         return _Drawn(file=None, label_size={}, fault=str(error))
     name = f"case-{number + 1:04d}.js"
     commit.write_whole(folder / name, to_script(preview, number))
     sizes: dict[str, float] = {}
-    if gathered.facts.foreground is None and "reference" in maps:
-        measured = measure(maps["reference"], gathered.labels, geometry)
+    if gathered.facts.foreground is None and reference is not None:
+        measured = measure(reference, gathered.labels, geometry)
         for label, found in measured.items():
             size = found.area_mm2 if found.volume_ml is None else found.volume_ml
             if found.voxels and size is not None:
@@ -274,26 +436,37 @@ def _draw_case(
     )
 
 
-def _read(
-    shown: ShownCase, gathered: Gathered
-) -> tuple[Preview, Geometry, dict[str, Segmentation]]:
-    """Read a case and give what is shown of it, where it lies, and its label maps."""
-    geometry: Geometry | None = None
+def _read(shown: ShownCase, gathered: Gathered) -> tuple[Preview, Geometry, Segmentation | None]:
+    """Read a case and give what is shown of it, where it lies, and its reference."""
     channels: dict[str, NDArray[Any]] = {}
-    maps: dict[str, Segmentation] = {}
+    grids: list[tuple[Path, Geometry]] = []
     if shown.images:
         arrays, geometry = read_stored(shown.images, len(gathered.channels) or None)
         names = gathered.channels or tuple(f"channel {i}" for i in range(len(arrays)))
         channels = dict(zip(names, arrays, strict=True))
-    for name, path in shown.maps.items():
-        maps[name], grid = read_segmentation(path)
-        if geometry is not None and (fault := grid_fault(geometry, grid)):
+        grids.append((shown.images[0], geometry))
+
+    def label_map(path: Path) -> Segmentation:
+        found, grid = read_segmentation(path)
+        if grids and (fault := grid_fault(grids[0][1], grid)):
             raise DataError(f"{path}: lies on another grid than the rest of its case: {fault}")
-        geometry = geometry or grid
-    if geometry is None:
+        grids.append((path, grid))
+        return found
+
+    reference = None if shown.reference is None else label_map(shown.reference)
+    maps = {name: label_map(path) for name, path in shown.maps.items()}
+    if not grids:
         raise DataError(f"case {shown.case_id}: has neither an image nor a label map; restore them")
-    preview = make_preview(channels, maps, gathered.labels, geometry, mark=shown.mark)
-    return preview, geometry, maps
+    preview = make_preview(
+        channels,
+        maps,
+        gathered.labels,
+        grids[0][1],
+        reference=reference,
+        anatomical=knows_directions(*grids[0]),
+        mark=shown.mark,
+    )
+    return preview, grids[0][1], reference
 
 
 def _sheets(folder: Path, cases: Sequence[CaseRow], drawn: "dict[str, _Drawn]") -> tuple[str, ...]:

@@ -66,6 +66,7 @@ class RunRecord:
     weights_sha256: str
     finished: bool = False
     data_hash: str = ""  # of the preprocessed cases
+    train_cases: tuple[str, ...] = ()  # their ids; none where an older version wrote it
     loss_scale: tuple[float, int] | None = None  # of fp16, and the steps since it last changed
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
@@ -173,7 +174,8 @@ def find_run(
         given: Names of the settings that somebody chose for this call; None are all. Where `resume`
             is True the others are those of the run, which its record has.
         overwrite: Start anew whatever is there; `set_aside` makes room for it.
-        device: Asked for; None is that of the run.
+        device: Asked for, of the kind that the run has; None is the run's own. Nothing that a run
+            goes on from depends on which of the GPUs it was.
         precision: Asked for; None is that of the run.
 
     Raises:
@@ -201,11 +203,11 @@ def find_run(
             f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same "
             "settings to go on, or --overwrite to start anew"
         )
-    for option, wish, was in (
-        ("--device", device, found.execution.device),
-        ("--precision", precision, found.execution.precision),
+    for option, wish, was, kind in (
+        ("--device", device, found.execution.device, _kind),
+        ("--precision", precision, found.execution.precision, str),
     ):
-        if wish is not None and wish != was and not found.finished:
+        if wish is not None and kind(wish) != kind(was) and not found.finished:
             raise UsageError(f"{folder} holds a run with {option} {was}; give that, or --overwrite")
     if found.split_hash != split_hash:
         raise DataError(
@@ -223,6 +225,11 @@ def find_run(
             "restore them, or --overwrite to start anew"
         )
     return found
+
+
+def _kind(device: str) -> str:
+    """Give the kind of a device, of which there may be several: "cuda" of "cuda:1"."""
+    return device.partition(":")[0]
 
 
 def set_aside(folder: Path) -> Path | None:

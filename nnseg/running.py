@@ -5,19 +5,23 @@ step of it can be killed and begun again, and so can all of it: the same call go
 """
 
 import logging
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from nnseg import pipeline, record, report
-from nnseg.agenda import Agenda, Order, Training, describe, draw_up
+from nnseg.agenda import PLAIN, Agenda, Order, Rehearsed, Training, describe, draw_up, wanted
 from nnseg.choose import Choosing, describe_choosing
+from nnseg.commit import cannot_write
 from nnseg.elsewhere import train_elsewhere
 from nnseg.errors import (
+    DataError,
     DiskFullError,
+    MachineError,
     MissingError,
     NnsegError,
     PartlyDoneError,
@@ -25,9 +29,11 @@ from nnseg.errors import (
     UsageError,
 )
 from nnseg.folders import Folders
-from nnseg.lock import locked
+from nnseg.lock import in_use, locked
 from nnseg.parallel import OnProgress
+from nnseg.planned_fold import find_fold
 from nnseg.runlog import logged_run
+from nnseg.splits import planned_folds
 
 if TYPE_CHECKING:
     from nnseg.plan import Plan
@@ -73,8 +79,8 @@ def run(
         folders: The data roots.
         dataset: Its folder's name.
         order: What is wanted.
-        devices: Where to train; several of them train at the same time, a fold each. None is the
-            best there is.
+        devices: Where to train; several of them, of one kind, train at the same time, a fold each.
+            None is the best there is.
         precision: As for `pipeline.train`.
         overwrite: Begin anew; the trainings that are there are kept aside.
         workers: Cases prepared or scored at once; None is one a core.
@@ -84,12 +90,16 @@ def run(
         stop: Asked often; True ends the job with everything saved.
 
     Raises:
-        UsageError: The job that is there was ordered otherwise.
+        UsageError: The job that is there was ordered otherwise, or a training that is there has
+            other settings than the job's; or nothing is left of the budget.
+        MachineError: Another run holds the job or one of its trainings.
         StoppedError: It stopped; the same call goes on.
-        PartlyDoneError: Some trainings failed; the others were chosen from.
+        PartlyDoneError: Some trainings failed; the others were chosen from as far as they allow.
         NnsegError: As the verbs for each step.
     """
     started = time.monotonic()
+    _check_devices(devices)
+    asking = _asking(on_progress, stop)
     folder = folders.run_folder(dataset)
     with ExitStack() as held:
         held.enter_context(locked(folder, f"nnseg run {dataset}"))
@@ -97,16 +107,22 @@ def run(
         log = held.enter_context(logged_run(folder, "run", asdict(order), name="run", stop=stop))
         if agenda is None:
             say(f"1/{STEPS} examining, planning and preprocessing")
-            plan = _prepare(folders, dataset, order, workers, on_progress, say)
+            plan = _prepare(folders, dataset, order, workers, asking, say)
+            _raise_if(stop)
             say(f"2/{STEPS} measuring what a training step takes")
-            agenda = _draw_up(folders, plan, order, devices, precision, started)
+            count = len(pipeline.folds(folders, dataset))
+            agenda = _draw_up(folders, plan, order, count, devices, precision, started, stop)
+            _check(folders, agenda, devices, precision, begun_anew=overwrite)
             if overwrite:
                 _set_aside(folders, agenda)
             record.save(agenda, folders.agenda_file(dataset))
+            held.enter_context(_goes_on(overwrite))
         else:
             say(f"going on with the job of {folders.agenda_file(dataset)}")
+            _check(folders, agenda, devices, precision)
         _raise_if(stop)
-        say(f"3/{STEPS} training {len(agenda.trainings)} networks\n{describe(agenda)}")
+        costs = describe(agenda, max(1, len(devices)))
+        say(f"3/{STEPS} training {len(agenda.trainings)} networks\n{costs}")
         if order.budget_seconds is not None:
             say(f"    all of it is to be done in {report.duration(order.budget_seconds)}")
         log.outputs.append(folders.agenda_file(dataset))
@@ -118,8 +134,10 @@ def run(
             if fault is not None:
                 failed[training.name] = fault
                 logger.warning("%s: %s", training.name, fault)
+        listed = "".join(f"\n  {name}: {fault}" for name, fault in failed.items())
         if len(failed) == len(agenda.trainings):
-            raise next(iter(failed.values()))
+            first = next(iter(failed.values()))
+            raise type(first)(f"all {len(failed)} trainings failed:{listed}")
         say(f"4/{STEPS} choosing")
         choosing = _choose(folders, agenda, set(failed), workers, on_progress, say, stop)
         say(f"5/{STEPS} looking for label errors, writing the report")
@@ -149,9 +167,8 @@ def run(
             report_file=report_file,
             failed={name: str(fault) for name, fault in failed.items()},
         )
-        say(_what_now(result, time.monotonic() - started))
+        say(_what_now(folders, result, time.monotonic() - started))
         if failed:
-            listed = "".join(f"\n  {name}: {fault}" for name, fault in failed.items())
             raise PartlyDoneError(
                 f"{len(failed)} of {len(agenda.trainings)} trainings failed; the same command "
                 f"tries them again:{listed}"
@@ -164,25 +181,59 @@ def foresee(
     dataset: str,
     order: Order,
     *,
-    device: str | None = None,
+    devices: Sequence[str] = (),
     precision: str | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+    say: Say = lambda text: None,
+    stop: Stop = lambda: False,
 ) -> Agenda:
     """Say what `run` would train, without writing anything.
 
-    The seconds of a step are measured where the dataset is preprocessed, by ten steps of each
-    network; else they are unknown, and a budget is shared as if they did not matter.
+    What a training takes is measured where the dataset is preprocessed, by ten steps of each
+    network; else it is unknown, and a budget is shared as if it did not matter. A dataset that is
+    not planned is examined and planned. The arguments are those of `run`.
 
     Raises:
-        MissingError: There is no plan.
+        UsageError: As `run`.
+        MissingError: The dataset is not there.
+        DataError: Its cases cannot be used.
+        StoppedError: `stop` said True.
     """
+    started = time.monotonic()
+    _check_devices(devices)
     if (kept := _kept(folders, dataset, order)) is not None:
         return kept
-    plan = pipeline.load_plan(folders, dataset, order.plan)
-    devices = () if device is None else (device,)
+    count, measured = len(planned_folds(folders, dataset)), None
     try:
-        return _draw_up(folders, plan, order, devices, precision, time.monotonic())
+        plan = pipeline.load_plan(folders, dataset, order.plan)
+        with suppress(MissingError):  # a case that is not preprocessed
+            return _draw_up(folders, plan, order, count, devices, precision, started, stop)
     except MissingError:
-        return _draw(folders, plan, order, {}, None)
+        measured = pipeline.up_to_date_fingerprint(
+            folders,
+            dataset,
+            save=False,
+            workers=workers,
+            on_progress=_asking(on_progress, stop),
+        )
+        plan = pipeline.plan(folders, dataset, name=order.plan, measured=measured, save=False)
+    foretold = pipeline.foretell(folders, plan, measured=measured, workers=workers)
+    say(f"preprocessing would take {foretold}; what training takes is known after it")
+    return _draw(plan, order, count, {}, None, len(devices))
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    """Refuse devices of several kinds: a training goes on on whichever is free.
+
+    Raises:
+        UsageError: They are.
+    """
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise UsageError(
+            f"{', '.join(devices)} are devices of several kinds, and a training cannot change from "
+            "one to the other; give those of one kind"
+        )
 
 
 def _kept(folders: Folders, dataset: str, order: Order) -> Agenda | None:
@@ -233,49 +284,63 @@ def _draw_up(
     folders: Folders,
     plan: "Plan",
     order: Order,
+    fold_count: int,
     devices: Sequence[str],
     precision: str | None,
     started: float,
+    stop: Stop,
 ) -> Agenda:
-    """Measure a few steps of each network that does not wait for another, and share the budget."""
-    fold = "0" if pipeline.folds(folders, plan.dataset) else "all"
-    seconds = {}
-    for name, configuration in plan.configurations.items():
-        if configuration.previous or name not in (order.configurations or plan.configurations):
-            continue
-        rehearsed = pipeline.rehearse(
+    """Measure a few steps of each network, and share the budget.
+
+    The quickest step counts: others may have waited for what else the machine did meanwhile.
+    """
+    rehearsed = {}
+    for name in wanted(order, _builds_on(plan)):
+        found = pipeline.rehearse(
             folders,
             plan.dataset,
             name,
-            fold,
+            "0" if fold_count else "all",
             settings=_settings(order, None),
             plan_name=order.plan,
             device=devices[0] if devices else None,
             precision=precision,
+            stop=stop,
         )
-        seconds[name] = rehearsed.step_seconds
+        rehearsed[name] = Rehearsed(
+            epochs=found.epochs,
+            iterations=found.iterations,
+            step_seconds=found.quickest_seconds,
+            bytes=found.bytes,
+        )
     left = None
     if order.budget_seconds is not None:
         left = order.budget_seconds - (time.monotonic() - started)
-        left *= max(1, len(devices))
-    return _draw(folders, plan, order, seconds, left)
+    return _draw(plan, order, fold_count, rehearsed, left, len(devices))
 
 
 def _draw(
-    folders: Folders,
     plan: "Plan",
     order: Order,
-    step_seconds: Mapping[str, float],
+    fold_count: int,
+    rehearsed: Mapping[str, Rehearsed],
     left: float | None,
+    devices: int,
 ) -> Agenda:
     return draw_up(
         plan.dataset,
         order,
-        {name: one.previous for name, one in plan.configurations.items()},
-        len(pipeline.folds(folders, plan.dataset)),
-        step_seconds=step_seconds,
+        _builds_on(plan),
+        fold_count,
+        rehearsed=rehearsed,
         left=left,
+        devices=max(1, devices),
     )
+
+
+def _builds_on(plan: "Plan") -> dict[str, str | None]:
+    """Give the configurations of a plan, each with the one that it builds on, if any."""
+    return {name: one.previous for name, one in plan.configurations.items()}
 
 
 def _settings(order: Order, budget_seconds: float | None) -> "TrainSettings":
@@ -288,14 +353,76 @@ def _settings(order: Order, budget_seconds: float | None) -> "TrainSettings":
     return replace(PRESETS[preset], seed=order.seed, budget_seconds=budget_seconds)
 
 
-def _set_aside(folders: Folders, agenda: Agenda) -> None:
-    """Keep the trainings aside that a job begun anew would go on with."""
-    from nnseg.resume import set_aside
+def _fold(folders: Folders, agenda: Agenda, one: Training) -> Path:
+    """Give the folder of a training."""
+    order = agenda.order
+    return folders.fold(agenda.dataset, order.plan, one.configuration, one.fold, order.seed)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to begin a training that another command is at.
+
+    Raises:
+        MachineError: It is.
+    """
+    if (holder := in_use(folder)) is not None:
+        raise MachineError(f"{folder} is in use by {holder}; wait for it")
+
+
+def _check(
+    folders: Folders,
+    agenda: Agenda,
+    devices: Sequence[str],
+    precision: str | None,
+    *,
+    begun_anew: bool = False,
+) -> None:
+    """Make sure that every training of a job can begin or go on, before the first one does.
+
+    Raises:
+        MachineError: Another command is at one.
+        UsageError: One that is there was begun with other settings, or on another kind of device.
+    """
+    from nnseg.resume import find_run
 
     order = agenda.order
     for one in agenda.trainings:
-        folder = folders.fold(agenda.dataset, order.plan, one.configuration, one.fold, order.seed)
-        with locked(folder, f"nnseg run {agenda.dataset} --overwrite"):
+        folder = _fold(folders, agenda, one)
+        _check_free(folder)
+        if begun_anew:
+            continue
+        about = find_fold(
+            folders, agenda.dataset, order.plan, one.configuration, one.fold, order.seed
+        )
+        with suppress(DataError):  # is for this training to say; the others can go on
+            find_run(
+                folder,
+                _settings(order, one.budget_seconds),
+                plan_hash=about.plan_hash,
+                split_hash=about.split_hash,
+                device=devices[0] if devices else None,
+                precision=precision,
+            )
+
+
+def _set_aside(folders: Folders, agenda: Agenda) -> None:
+    """Keep aside what a job begun anew would go on with, and the choice among what was there."""
+    from nnseg.resume import set_aside
+
+    command = f"nnseg run {agenda.dataset} --overwrite"
+    with locked(folders.models_folder(agenda.dataset), command):
+        for file in (folders.choice_file(agenda.dataset), folders.choosing_file(agenda.dataset)):
+            number = 1
+            while (aside := file.with_name(f"{file.name}.old{number}")).exists():
+                number += 1
+            try:
+                with suppress(FileNotFoundError):
+                    file.rename(aside)
+            except OSError as error:
+                raise cannot_write(file, error) from error
+    for one in agenda.trainings:
+        folder = _fold(folders, agenda, one)
+        with locked(folder, command):
             set_aside(folder)
 
 
@@ -312,10 +439,19 @@ def _trained(
     """Train one network after the other, or one on each device; give each with what went wrong."""
     order = agenda.order
     if len(devices) > 1:
-        yield from train_elsewhere(folders, agenda, devices, precision, say, stop)
+        yield from train_elsewhere(
+            folders,
+            agenda,
+            devices,
+            precision,
+            say,
+            stop,
+            lambda one: _check_free(_fold(folders, agenda, one)),
+        )
         return
     for number, one in enumerate(agenda.trainings, 1):
         _raise_if(stop)
+        _check_free(_fold(folders, agenda, one))
         say(f"    {number}/{len(agenda.trainings)} {one.name}")
         try:
             folder = pipeline.train(
@@ -346,42 +482,63 @@ def _trained(
 def _choose(
     folders: Folders,
     agenda: Agenda,
-    failed: set[str],
+    failed: Collection[str],
     workers: int | None,
     on_progress: OnProgress | None,
     say: Say,
     stop: Stop,
 ) -> Choosing | None:
-    """Choose among the configurations whose trainings all succeeded, as far as folds allow."""
-    if agenda.folds == ("all",):
-        say("    no fold was held out: there is nothing to choose by")
+    """Choose among what was trained; None where there is nothing to choose by.
+
+    Raises:
+        NnsegError: As `pipeline.find_best`, but where trainings failed, which is then the reason
+            that counts.
+    """
+    names, folds = _comparable(agenda, failed)
+    if not folds:
+        why = "no fold is done of all configurations" if failed else "no fold was held out"
+        say(f"    {why}: there is nothing to choose by")
         return None
-    whole = [
-        name
-        for name in agenda.configurations
-        if not any(one.name in failed for one in agenda.trainings if one.configuration == name)
-    ]
-    names = whole or list(
-        dict.fromkeys(one.configuration for one in agenda.trainings if one.name not in failed)
-    )
-    choosing = pipeline.find_best(
-        folders,
-        agenda.dataset,
-        plans=(agenda.order.plan,),
-        configurations=tuple(names),
-        folds=tuple(fold for fold in agenda.folds if fold != "all"),
-        most_members=agenda.order.most_members,
-        workers=workers,
-        on_progress=on_progress,
-        stop=stop,
-    )
+    try:
+        choosing = pipeline.find_best(
+            folders,
+            agenda.dataset,
+            plans=(agenda.order.plan,),
+            configurations=names,
+            folds=folds,
+            seeds=(agenda.order.seed,),
+            most_members=agenda.order.most_members,
+            workers=workers,
+            on_progress=on_progress,
+            stop=stop,
+        )
+    except (MissingError, DataError) as error:
+        if not failed:
+            raise
+        logger.warning("nothing was chosen: %s", error)
+        return None
     say(describe_choosing(choosing))
     return choosing
 
 
-def _what_now(finished: Finished, seconds: float) -> str:
+def _comparable(agenda: Agenda, failed: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the configurations to choose among, and the folds that all of them have.
+
+    They are those of which no training failed; where there is none, those of which some did not.
+    """
+    done: dict[str, set[str]] = {}
+    for one in agenda.trainings:
+        if one.name not in failed:
+            done.setdefault(one.configuration, set()).add(one.fold)
+    broken = {one.configuration for one in agenda.trainings if one.name in failed}
+    names = tuple(name for name in done if name not in broken) or tuple(done)
+    folds = (fold for fold in agenda.folds if fold != "all")
+    return names, tuple(fold for fold in folds if all(fold in done[name] for name in names))
+
+
+def _what_now(folders: Folders, finished: Finished, seconds: float) -> str:
     """Say what there is and what to do with it."""
-    where = finished.choice_file or "MODEL"
+    where = shlex.quote(str(finished.choice_file or _model(folders, finished)))
     return (
         f"done in {report.duration(seconds)}\n"
         "what now:\n"
@@ -389,6 +546,41 @@ def _what_now(finished: Finished, seconds: float) -> str:
         f"  predict       nnseg predict -i IN -o OUT -m {where}\n"
         f"  hand it on    nnseg export {where} --to zip -o MODEL.zip"
     )
+
+
+def _model(folders: Folders, finished: Finished) -> Path:
+    """Give the folder of the model to predict with where none was chosen."""
+    agenda, order = finished.agenda, finished.agenda.order
+    done = [one for one in agenda.trainings if one.name not in finished.failed]
+    best = min(done, key=lambda one: (*PLAIN, one.configuration).index(one.configuration))
+    if order.seed:  # which a model's folder cannot tell from those of other seeds
+        return _fold(folders, agenda, best)
+    return folders.model(agenda.dataset, order.plan, best.configuration)
+
+
+@contextmanager
+def _goes_on(overwrite: bool) -> Iterator[None]:
+    """Say of a job that is stopped what goes on with it, now that it is begun."""
+    try:
+        yield
+    except StoppedError as error:
+        if overwrite and "without --overwrite" not in str(error):
+            raise StoppedError(f"{error} (without --overwrite)") from None
+        raise
+
+
+def _asking(on_progress: OnProgress | None, stop: Stop) -> OnProgress:
+    """Give what is called after each case of work that cannot be asked to stop, and ends it then.
+
+    Whatever such work has written is whole.
+    """
+
+    def tell(what: str, done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(what, done, total)
+        _raise_if(stop)
+
+    return tell
 
 
 def _raise_if(stop: Stop) -> None:

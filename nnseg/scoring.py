@@ -1,36 +1,44 @@
-"""Stage 6 with its files: folders of label maps scored and compared, and their summary.json."""
+"""Stage 6 with its files: folders of label maps scored, and their summary.json."""
 
-import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nnseg import commit, record
 from nnseg.axes import Segmentation
-from nnseg.dataset import DatasetSpec, find_label_maps, read_spec, visible_files
+from nnseg.dataset import DatasetSpec, read_spec, visible_files
 from nnseg.dataset.groups import GroupRule
-from nnseg.errors import DataError, MachineError, MissingError, UsageError
-from nnseg.evaluate import TOLERANCE_MM, CaseScores, Confidence, Summary, score_case, summarize
+from nnseg.errors import DataError, MachineError, MissingError, NnsegError, UsageError
+from nnseg.estimate import bytes_to_score, room_for
+from nnseg.evaluate import (
+    TOLERANCE_MM,
+    CaseScores,
+    Confidence,
+    Summary,
+    check_tolerance,
+    score_case,
+    summarize,
+)
 from nnseg.folders import (
     Folders,
     checkpoint_file,
     predicted_spec_file,
     summary_file,
+    validated_record,
     validation_folder,
 )
-from nnseg.jobs import ScoringJob, find_scoring_jobs
+from nnseg.jobs import ScoringJob, find_scoring_jobs, find_unpredicted
 from nnseg.labels import BACKGROUND, Labels
-from nnseg.metrics import METRICS
-from nnseg.parallel import OnProgress, for_each
+from nnseg.parallel import OnProgress, for_each, some
+from nnseg.predicted_folder import alone
 from nnseg.runlog import logged_run
 from nnseg.summary_json import from_nnunet, to_nnunet
 from nnseg.volume import grid_fault, label_ending, read_segmentation, split_ending
 
-if TYPE_CHECKING:
-    from nnseg.comparison import Comparison
+logger = logging.getLogger(__name__)
 
 SMALL_FILE = 2**16  # bytes on average up to which threads would wait for each other
 
@@ -49,8 +57,7 @@ class Wanted:
     group_regex: str | None = None  # its first group, found in a case's id, names the case's group
 
     def __post_init__(self) -> None:
-        if not self.tolerance_mm >= 0:
-            raise UsageError(f"tolerance_mm is {self.tolerance_mm}; give a distance of 0 or more")
+        check_tolerance(self.tolerance_mm)
         if self.match_iou is not None and not 0 < self.match_iou <= 1:
             raise UsageError(f"match_iou is {self.match_iou}; give a share over 0 and at most 1")
         if self.group_regex is not None:
@@ -60,6 +67,67 @@ class Wanted:
 PLAIN = Wanted()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation would score, and the file that takes the scores."""
+
+    jobs: tuple[ScoringJob, ...]
+    missing: tuple[str, ...]  # references without a prediction
+    groups: dict[str, tuple[str, ...]]
+    labels: Labels
+    target: Path | None  # None: nothing is written
+
+    def __str__(self) -> str:
+        lines = [f"scores {some(job.case_id for job in self.jobs)}"]
+        if self.missing:
+            lines.append(f"not predicted: {some(self.missing)}")
+        lines.append(f"labels: {', '.join(self.labels.foreground)}")
+        if self.groups:
+            lines.append(f"groups: {', '.join(self.groups)}")
+        lines.append(f"writes {self.target or 'nothing; -o names a file'}")
+        return "\n".join(lines)
+
+
+def find_evaluation(
+    reference: Path,
+    prediction: Path,
+    labels: Labels,
+    file_ending: str,
+    *,
+    wanted: Wanted = PLAIN,
+    output: Path | None = None,
+) -> Evaluation:
+    """Say what `evaluate` would score, and where its scores would go; nothing is written.
+
+    Raises:
+        UsageError: The scores would replace those of a fold's validation.
+        DataError: A prediction lacks its reference, or there is none.
+    """
+    jobs = find_scoring_jobs(reference, prediction, file_ending)
+    target = None if prediction.is_file() else summary_file(prediction)
+    if output is not None:
+        target = output if output.suffix == ".json" else summary_file(output)
+    if (
+        target is not None
+        and target == summary_file(target.parent)
+        and validated_record(target.parent).is_file()
+    ):
+        raise UsageError(
+            f"{target} has the scores of a fold's validation, which find-best and the report need; "
+            "give another file or folder by -o"
+        )
+    groups = {}
+    if wanted.group_regex is not None:
+        groups = group_cases([job.case_id for job in jobs], wanted.group_regex)
+    return Evaluation(
+        jobs=jobs,
+        missing=find_unpredicted(reference, jobs, file_ending),
+        groups=groups,
+        labels=labels,
+        target=target,
+    )
+
+
 def evaluate(
     reference: Path,
     prediction: Path,
@@ -67,13 +135,15 @@ def evaluate(
     file_ending: str,
     *,
     wanted: Wanted = PLAIN,
+    output: Path | None = None,
     workers: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Summary:
-    """Stage 6: score the label maps of a folder, or one; write summary.json beside them.
+    """Stage 6: score the label maps of a folder and write summary.json there, or score one.
 
     Where probabilities lie beside a prediction, as a fold's validation leaves them or
     `nnseg predict --save_probabilities chunks`, the components that are looked at have confidences.
+    References without a prediction are in no mean; `Summary.missing` and summary.json name them.
 
     Args:
         reference: The true label maps: a folder, or one.
@@ -81,24 +151,38 @@ def evaluate(
         labels: What their integers mean.
         file_ending: How the predictions end, as dataset.json says.
         wanted: What is measured besides overlap, and how cases are grouped.
+        output: What takes the scores: a .json file, or the folder of summary.json. None is the
+            folder of the predictions; the scores of a single file are written nowhere then.
         workers: Cases at once; None is one a core, and one alone where cases are quickly done.
         on_progress: Called after each case.
 
     Raises:
-        UsageError: Something of what is wanted cannot be meant.
+        UsageError: Something of what is wanted cannot be meant, or the scores would replace those
+            of a fold's validation.
         DataError: A prediction lacks its reference, lies on another grid, or cannot be read.
-        MachineError: The folder of the predictions cannot be written.
+        MachineError: The folder of the scores cannot be written, or another run is at work there.
     """
-    jobs = find_scoring_jobs(reference, prediction, file_ending)
-    folder = prediction if prediction.is_dir() else prediction.parent
-    if not os.access(folder, os.W_OK):
-        raise MachineError(f"{folder} cannot be written; its summary.json goes there: copy it")
+    found = find_evaluation(
+        reference, prediction, labels, file_ending, wanted=wanted, output=output
+    )
+    target = found.target
+    if target is None:
+        return score_jobs(found, wanted, workers, on_progress)
     arguments = {"reference": str(reference), "prediction": str(prediction)}
-    with logged_run(folder, "evaluate", arguments | asdict(wanted)) as run:
-        result = _score(jobs, labels, wanted, workers, on_progress)
-        write_summary(folder, result, labels)
-        run.inputs += [path for job in jobs for path in (job.reference, job.prediction)]
-        run.outputs.append(summary_file(folder))
+    folder = target.parent
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise MachineError(f"{folder} cannot be written; give a place for the scores by -o")
+    with (
+        alone(folder, "evaluate", f"nnseg evaluate {reference} {prediction} -o {target}"),
+        logged_run(folder, "evaluate", arguments | asdict(wanted)) as run,
+    ):
+        result = score_jobs(found, wanted, workers, on_progress)
+        commit.write_whole(target, record.json_text(to_nnunet(result, labels)).encode())
+        files = [path for job in found.jobs for path in (job.reference, job.prediction)]
+        run.inputs += [path.absolute() for path in files]
+        run.outputs.append(target.absolute())
+        run.cases |= dict.fromkeys((job.case_id for job in found.jobs), "done")
+        run.cases |= dict.fromkeys(found.missing, "not predicted")
     return result
 
 
@@ -108,22 +192,45 @@ def evaluate_test_set(
     prediction: Path | None = None,
     *,
     wanted: Wanted = PLAIN,
+    output: Path | None = None,
     workers: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Summary:
-    """Score predictions of a dataset's imagesTs against its labelsTs, all of them.
+    """Score predictions of a dataset's imagesTs against its labelsTs.
 
     Args:
         folders: The data roots.
         dataset: Its folder's name.
         prediction: The folder of the predictions; None is `folders.test_predictions`.
         wanted: As of `evaluate`.
+        output: Likewise.
         workers: Likewise.
         on_progress: Likewise.
 
     Raises:
         MissingError: The dataset has no labelsTs, or there are no predictions.
-        DataError: A labelled test case was not predicted, or as of `evaluate`.
+        DataError: As of `evaluate`.
+    """
+    truth, prediction, spec = find_test_set(folders, dataset, prediction)
+    return evaluate(
+        truth,
+        prediction,
+        spec.labels,
+        spec.file_ending,
+        wanted=wanted,
+        output=output,
+        workers=workers,
+        on_progress=on_progress,
+    )
+
+
+def find_test_set(
+    folders: Folders, dataset: str, prediction: Path | None = None
+) -> tuple[Path, Path, DatasetSpec]:
+    """Give the true label maps of a dataset's test set, the predictions, and what names them.
+
+    Raises:
+        MissingError: The dataset has no labelsTs, or there are no predictions.
     """
     truth = folders.test_labels(dataset)
     prediction = prediction or folders.test_predictions(dataset)
@@ -138,95 +245,43 @@ def evaluate_test_set(
             f"{prediction} does not exist; `nnseg predict -i {folders.test_images(dataset)} "
             f"-o {prediction} -d {dataset}` writes it"
         )
-    jobs = find_scoring_jobs(truth, prediction, spec.file_ending)
-    missing = find_label_maps(truth, spec.label_ending).keys() - {job.case_id for job in jobs}
-    if missing:
-        raise DataError(
-            f"{prediction}: {len(missing)} test cases were not predicted, such as {min(missing)}; "
-            "predict them, or give the two folders to score those that are there"
-        )
-    return evaluate(
-        truth,
-        prediction,
-        spec.labels,
-        spec.file_ending,
-        wanted=wanted,
-        workers=workers,
-        on_progress=on_progress,
-    )
-
-
-def compare_results(
-    a: Path,
-    b: Path,
-    *,
-    reference: Path | None = None,
-    spec: DatasetSpec | None = None,
-    metrics: Sequence[str] = (),
-    wanted: Wanted = PLAIN,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> "tuple[Comparison, ...]":
-    """Compare two results over the cases that both have, metric by metric; nothing is written.
-
-    Args:
-        a: A folder with a summary.json, ours or nnU-Net's, or such a file. With a `reference`, a
-            folder of predictions, which is scored now.
-        b: The other one.
-        reference: The folder of the true label maps.
-        spec: Names the labels where predictions are scored; None finds a dataset.json.
-        metrics: Names of METRICS; none are all of which both results have a value.
-        wanted: As of `evaluate`, where predictions are scored.
-        workers: Likewise.
-        on_progress: Likewise.
-
-    Raises:
-        MissingError: There is no summary.json, and no reference was given.
-        DataError: The results are not of the same labels, references or cases.
-    """
-    from nnseg.comparison import compare  # of no use to who scores one result
-
-    if reference is None:
-        data = [_summary_data(path) for path in (a, b)]
-        first, second = (
-            from_nnunet(_named_as(its, data), None, str(path))
-            for its, path in zip(data, (a, b), strict=True)
-        )
-    else:
-        found = []
-        for path in (a, b):
-            its = spec or spec_for_evaluation(reference, path, None)
-            jobs = find_scoring_jobs(reference, path, its.file_ending)
-            found.append(_score(jobs, its.labels, wanted, workers, on_progress))
-        first, second = found
-    there = [
-        name
-        for name, metric in METRICS.items()
-        if all(metric.of_mean(each.foreground_mean) is not None for each in (first, second))
-    ]
-    if first.tolerance_mm != second.tolerance_mm and "nsd" in (metrics or there):
-        raise DataError(
-            f"NSD has a tolerance of {first.tolerance_mm} mm in {a} and of {second.tolerance_mm} "
-            f"mm in {b}; evaluate one of them again"
-        )
-    return tuple(compare(first, second, metric=name) for name in metrics or there)
+    return truth, prediction, spec
 
 
 def spec_for_evaluation(
     reference: Path, prediction: Path, dataset_json: Path | None
 ) -> DatasetSpec:
-    """Find the dataset.json that names the labels of two folders, or two files."""
+    """Find the dataset.json that names the labels of two folders, or two files.
+
+    Raises:
+        DataError: Those of the predictions and of the references contradict each other.
+        MissingError: There is none.
+    """
     if dataset_json is not None:
         return read_spec(dataset_json)
     here = prediction if prediction.is_dir() else prediction.parent
     above = (reference if reference.is_dir() else reference.parent).parent
-    for path in (predicted_spec_file(here), predicted_spec_file(above)):
-        if path.is_file():
-            return read_spec(path)
-    raise MissingError(
-        f"neither {here} nor {above} has a dataset.json that names the labels; give one by "
-        "--dataset-json, or the labels by --labels"
-    )
+    own, other = predicted_spec_file(here), predicted_spec_file(above)
+    if not (own.is_file() or other.is_file()):
+        raise MissingError(
+            f"neither {here} nor {above} has a dataset.json that names the labels; give one by "
+            "--dataset-json, or the labels by --labels"
+        )
+    if not own.is_file():
+        return read_spec(other)
+    spec = read_spec(own)
+    if other.is_file() and not other.samefile(own):
+        try:
+            labels = read_spec(other).labels
+        except NnsegError as error:
+            logger.warning("%s; the labels are those of %s alone", error, own)
+        else:
+            if labels != spec.labels:
+                raise DataError(
+                    f"{own} says that the labels are {spec.labels.labels}, and {other} "
+                    f"{labels.labels}; name them by --dataset-json or --labels"
+                )
+    return spec
 
 
 def spec_of_labels(
@@ -280,16 +335,17 @@ def validation_summary(fold_folder: Path) -> Summary:
     return read_summary(validation_folder(fold_folder), checkpoint.plan.labels)
 
 
-def _score(
-    jobs: Sequence[ScoringJob],
-    labels: Labels,
+def score_jobs(
+    found: Evaluation,
     wanted: Wanted,
-    workers: int | None,
-    on_progress: OnProgress | None,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Summary:
-    """Score pairs of label maps."""
-    case_ids = [job.case_id for job in jobs]
-    groups = None if wanted.group_regex is None else group_cases(case_ids, wanted.group_regex)
+    """Score what `find_evaluation` found; nothing is written."""
+    jobs, labels = found.jobs, found.labels
+    if found.missing:
+        total = len(jobs) + len(found.missing)
+        logger.warning("not predicted, of %d references: %s", total, some(found.missing))
 
     def score(job: ScoringJob) -> CaseScores:
         truth, geometry = read_segmentation(job.reference)
@@ -316,16 +372,24 @@ def _score(
             ),
         )
 
-    if workers is None and not wanted.surface and wanted.match_iou is None:
+    overlap = not wanted.surface and wanted.match_iou is None
+    if workers is None and overlap:
         size = sum(job.prediction.stat().st_size for job in jobs)
         workers = 1 if size < SMALL_FILE * len(jobs) else None
-    scored = for_each(score, jobs, lambda job: job.case_id, workers, "scoring", on_progress)
+    room = room_for(
+        {
+            job.case_id: bytes_to_score(job.reference, job.prediction, overlap=overlap)
+            for job in jobs
+        }
+    )
+    scored = for_each(score, jobs, lambda job: job.case_id, workers, "scoring", on_progress, room)
     return summarize(
-        [scored[case_id] for case_id in case_ids],
+        [scored[job.case_id] for job in jobs],
         labels,
         tolerance_mm=wanted.tolerance_mm,
         match_iou=wanted.match_iou,
-        groups=groups,
+        groups=found.groups,
+        missing=found.missing,
     )
 
 
@@ -333,13 +397,12 @@ def _confidence(job: ScoringJob, predicted: Segmentation, labels: Labels) -> Con
     """Give what the probabilities beside a prediction say of it; None where there are none."""
     from nnseg.certainty import certainty, open_beside  # slow to import, and few ask for it
 
-    opened = open_beside(job.prediction)
-    if opened is None:
-        return None
     try:
-        return certainty(opened, predicted, labels).__getitem__
+        opened = open_beside(job.prediction)
+        return None if opened is None else certainty(opened, predicted, labels).__getitem__
     except DataError as error:
-        raise DataError(f"{job.prediction}: {error}") from None
+        logger.warning("%s: %s; it is scored without confidences", job.prediction, error)
+        return None
 
 
 def group_cases(case_ids: Sequence[str], regex: str) -> dict[str, tuple[str, ...]]:
@@ -361,31 +424,3 @@ def group_cases(case_ids: Sequence[str], regex: str) -> dict[str, tuple[str, ...
         if match:
             groups.setdefault(match[1], []).append(case_id)
     return {name: tuple(groups[name]) for name in sorted(groups)}
-
-
-def _summary_data(path: Path) -> Any:
-    """Read a summary.json, ours or nnU-Net's, given its folder or itself; NaN becomes None."""
-    file = summary_file(path) if path.is_dir() else path
-    if not file.is_file():
-        raise MissingError(
-            f"{file} does not exist; `nnseg evaluate GT {path}` writes it, or give the true label "
-            "maps by --reference"
-        )
-    try:
-        return record.read_json(file)
-    except DataError as error:
-        try:
-            return json.loads(file.read_text("utf-8"), parse_constant=lambda _: None)
-        except (OSError, ValueError, RecursionError):
-            raise error from None
-
-
-def _named_as(data: Any, others: Sequence[Any]) -> Any:
-    """Give nnU-Net's summary the names that another one has for the same keys."""
-    if not isinstance(data, dict) or "names" in data:
-        return data
-    for other in others:
-        names = other.get("names") if isinstance(other, dict) else None
-        if isinstance(names, dict) and set(names.values()) <= set(data.get("mean", ())):
-            return data | {"names": names}
-    return data

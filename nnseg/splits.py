@@ -87,6 +87,15 @@ def folds(folders: Folders, dataset: str, rule: GroupRule | None = None) -> tupl
         return _keep(folders, dataset, wanted)
 
 
+def planned_folds(folders: Folders, dataset: str) -> tuple[Fold, ...]:
+    """Give what `folds` would give, without writing anything.
+
+    Raises:
+        DataError: As `folds`.
+    """
+    return _wanted(folders, dataset, None).folds
+
+
 def plan_folds(folders: Folders, dataset: str, rule: GroupRule | None = None) -> tuple[Fold, ...]:
     """Do what `folds` does, for a caller who holds the lock of the preprocessed dataset.
 

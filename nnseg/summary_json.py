@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from nnseg import record
-from nnseg.detection import Detection
+from nnseg.detection import Detection, Froc
 from nnseg.errors import DataError
 from nnseg.evaluate import (
     TOLERANCE_MM,
@@ -23,7 +23,8 @@ from nnseg.evaluate import (
 )
 from nnseg.intervals import DRAWS, LEVEL
 from nnseg.labels import Labels
-from nnseg.metrics import foreground_interval, label_intervals
+from nnseg.metrics import foreground_interval, label_interval
+from nnseg.parallel import one_blas_thread
 from nnseg.volume import split_ending
 
 INTERVALS = {"Dice": "dice", "IoU": "iou", "HD95": "hd95", "ASSD": "assd", "NSD": "nsd"}
@@ -36,14 +37,16 @@ def to_nnunet(summary: Summary, labels: Labels) -> dict[str, Any]:
     and ASSD in mm, NSD and VolumeError among the metrics; `case_id` of a case; `names`, which leads
     from a label's name to its key; `cases_counted` and `labels_counted`, over how many values the
     means of Dice (and IoU), HD95 (and ASSD), NSD and VolumeError are; `intervals` of the means;
-    `nsd_tolerance_mm`; and, where they were asked for, `detection` and `groups`. A metric without a
-    value is null, where nnU-Net writes NaN, which is not JSON. `from_nnunet` is the way back.
+    `nsd_tolerance_mm`; `missing_predictions`, the ids of references that were not predicted; and,
+    where they were asked for, `detection` and `groups`. A metric without a value is null, where
+    nnU-Net writes NaN, which is not JSON. `from_nnunet` is the way back.
     """
     keys = _keys(labels)
     data = {
         **_means(summary, keys),
         "names": keys,
         "nsd_tolerance_mm": summary.tolerance_mm,
+        "missing_predictions": list(summary.missing),
         "intervals": _intervals(summary, keys),
     }
     if summary.match_iou is not None:
@@ -92,6 +95,7 @@ def from_nnunet(data: Any, labels: Labels | None, where: str) -> Summary:
             tolerance_mm=saved.nsd_tolerance_mm,
             match_iou=saved.detection.match_iou if saved.detection else None,
             groups={name: group.case_ids for name, group in saved.groups.items()},
+            missing=saved.missing_predictions,
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
@@ -173,6 +177,7 @@ class _SummaryJson:
     metric_per_case: tuple[_CaseJson, ...]
     names: dict[str, str]
     nsd_tolerance_mm: float
+    missing_predictions: tuple[str, ...] = ()
     foreground_mean: Any = None
     mean: Any = None
     labels_counted: Any = None
@@ -325,10 +330,11 @@ def _components(detection: Detection) -> dict[str, Any]:
     return data
 
 
-def _mean_detection(mean: MeanScore) -> dict[str, float | None] | None:
+def _mean_detection(mean: MeanScore) -> dict[str, Any] | None:
     found = mean.detection
     if found is None:
         return None
+    curve = found.curve
     return {
         "F1": found.f1,
         "Sensitivity": found.sensitivity,
@@ -338,9 +344,19 @@ def _mean_detection(mean: MeanScore) -> dict[str, float | None] | None:
         "SQ": found.segmentation_quality,
         "MeanCaseF1": found.case_f1,
         "FROC": found.froc,
+        **({} if curve is None else {"FROCCurve": _curve(curve)}),
     }
 
 
+def _curve(curve: Froc) -> dict[str, Any]:
+    return {
+        "FalsePositivesPerCase": list(curve.false_positives),
+        "Sensitivity": list(curve.sensitivities),
+        "Threshold": list(curve.thresholds),
+    }
+
+
+@one_blas_thread()  # the products are small, and threads would wait for each other
 def _intervals(summary: Summary, keys: Mapping[str, str]) -> dict[str, Any]:
     """Give the bootstrap intervals of the means, [low, high], null where there is none."""
     found: dict[str, Any] = {
@@ -351,9 +367,10 @@ def _intervals(summary: Summary, keys: Mapping[str, str]) -> dict[str, Any]:
     }
     for title, metric in INTERVALS.items():
         whole = foreground_interval(summary, metric)
-        if not whole.count:
-            continue
-        found["foreground_mean"][title] = [whole.low, whole.high]
-        for name, interval in label_intervals(summary, metric).items():
-            found["mean"][keys[name]][title] = [interval.low, interval.high]
+        if whole.count:
+            found["foreground_mean"][title] = [whole.low, whole.high]
+    for name, key in keys.items():  # a label's metrics together: mostly they have the same cases
+        for title in found["foreground_mean"]:
+            interval = label_interval(summary, name, INTERVALS[title])
+            found["mean"][key][title] = [interval.low, interval.high]
     return found

@@ -3,7 +3,7 @@
 Read `survey` first. No image is read here: what is missing is said before the work begins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.folders import (
     Folders,
     checkpoint_file,
-    compact_files,
     folds_by_seed,
     trained_configurations,
     validation_folder,
@@ -25,7 +24,13 @@ from nnseg.parallel import some
 from nnseg.plan import Plan, differing_key
 from nnseg.planning import DEFAULT_PLAN
 from nnseg.splits import folds as folds_of
-from nnseg.validating import is_validated
+from nnseg.validated import (
+    is_known,
+    is_validated,
+    prediction_fault,
+    retrain,
+    why_not_held_out,
+)
 
 NAMED = 8  # folds that a message names; more are counted
 
@@ -115,6 +120,7 @@ def survey(
     plans: Sequence[str] = (DEFAULT_PLAN,),
     configurations: Sequence[str] = (),
     folds: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     most_members: int = 2,
     weights: bool = False,
 ) -> Survey:
@@ -131,12 +137,14 @@ def survey(
         plans: Whose models are compared.
         configurations: Of these plans; none are all that are trained.
         folds: Numbers of folds; none are all that every configuration has.
+        seeds: Of the trainings that are compared; none are all that are there.
         most_members: How many models may predict together; 1 compares them one by one.
         weights: Whether one of several models may count twice.
 
     Raises:
-        MissingError: A model is not trained, or its validation or probabilities are missing or of
-            other weights; the commands that make them are named.
+        MissingError: A model is not trained, or its validation or probabilities are missing, of
+            other weights, or of cases that it was trained on before the folds changed; the commands
+            that make them are named.
         DataError: A model is of another dataset.json than today's.
         UsageError: An argument cannot be meant.
     """
@@ -150,7 +158,7 @@ def survey(
         if case.label is not None
     }
     splits = folds_of(folders, dataset)
-    trained = _trained(folders, dataset, plans, configurations, len(splits))
+    trained = _trained(folders, dataset, plans, configurations, seeds, len(splits))
     common, chosen, notes = _comparable(trained, asked)
     models = _named(chosen)
     orders = {name: _order(name, model, common, spec) for name, model in models.items()}
@@ -161,6 +169,7 @@ def survey(
     cases, again = _held_out(splits, common)
     if again:
         notes.append(f"{some(again)}: held out by several folds, of which the first one counts")
+    notes += _unknown(models, common)
     result = Survey(
         dataset=dataset,
         spec=spec,
@@ -176,7 +185,7 @@ def survey(
         references={case_id: maps[case_id] for case_id in cases},
         notes=tuple(notes),
     )
-    _check_predictions(result)
+    _check_predictions(result, splits)
     return result
 
 
@@ -204,9 +213,10 @@ def _trained(
     dataset: str,
     plans: Sequence[str],
     configurations: Sequence[str],
+    seeds: Sequence[int],
     count: int,
 ) -> list[TrainedModel]:
-    """List the models of some plans and configurations that have a numbered fold of `count`.
+    """List the models of some plans, configurations and seeds that have a numbered fold of `count`.
 
     Raises:
         MissingError: A plan or a configuration that was named has none.
@@ -216,6 +226,8 @@ def _trained(
         named = [folders.model(dataset, plan, name) for name in dict.fromkeys(configurations)]
         for place in named or trained_configurations(folders.plan_models(dataset, plan)):
             for seed, trained in folds_by_seed(place).items():
+                if seeds and seed not in seeds:
+                    continue
                 numbers = sorted(int(fold) for fold in trained if FOLD_NUMBER.fullmatch(fold))
                 folds = {str(n): trained[str(n)] for n in numbers if n < count}
                 if folds:
@@ -234,7 +246,9 @@ def _trained(
     untrained = [(plans[0], name) for name in configurations if name not in with_name]
     untrained += [(plan, any_of) for plan in plans if plan not in with_plan]
     for plan, name in untrained[:1]:
-        wanted = TrainedModel(dataset=dataset, plan=plan, configuration=name)
+        wanted = TrainedModel(
+            dataset=dataset, plan=plan, configuration=name, seed=next(iter(seeds), 0)
+        )
         raise MissingError(
             f"{folders.models_folder(dataset) / wanted.folder}: no fold there has held cases out "
             f"that models could be compared by; {wanted.command('0')} trains one"
@@ -352,8 +366,18 @@ def _held_out(
     return dict(sorted(cases.items())), tuple(sorted(again))
 
 
-def _check_predictions(found: Survey) -> None:
-    """Make sure that all predictions are there and of the models' final weights.
+def _unknown(models: Mapping[str, TrainedModel], common: Sequence[str]) -> Iterator[str]:
+    """Say of which models no record tells what they were trained on."""
+    for model in models.values():
+        if unknown := tuple(fold for fold in common if not is_known(model.folds[fold])):
+            yield (
+                f"{model.folder}: no record says which cases {_folds(unknown)} trained on; that "
+                "today's folds are those of then is taken for granted"
+            )
+
+
+def _check_predictions(found: Survey, splits: Sequence[Fold]) -> None:
+    """Make sure that all predictions are there, of the models' final weights and out of fold.
 
     Raises:
         MissingError: Some are not; the commands that make them are named.
@@ -369,7 +393,12 @@ def _check_predictions(found: Survey) -> None:
         for fold in found.folds:
             cases = [case_id for case_id, of in found.cases.items() if of == fold]
             maps = {case_id: found.map_file(name, case_id) for case_id in cases}
-            if fault := _fault(model.folds[fold], maps, compact=model.folder in averaged):
+            if fault := why_not_held_out(model.folds[fold], cases, splits[int(fold)]):
+                again = retrain(model.dataset, model.plan, model.configuration, fold, model.seed)
+                faults.append(f"{model.folds[fold]}: {fault}; {again}")
+            elif fault := prediction_fault(
+                model.folds[fold], maps, compact=model.folder in averaged
+            ):
                 command = model.command(fold, validate=True)
                 faults.append(f"{model.folds[fold]}: {fault}; {command} makes it up")
     if faults:
@@ -379,25 +408,6 @@ def _check_predictions(found: Survey) -> None:
             + "".join(f"\n  {one}" for one in faults[:NAMED])
             + more
         )
-
-
-def _fault(fold: Path, maps: Mapping[str, Path], *, compact: bool) -> str | None:
-    """Say what is wrong with what a fold predicted of the cases that it held out."""
-    if not is_validated(fold):
-        return "its validation is missing, unfinished, or of other weights than its final ones"
-    if missing := [case_id for case_id, path in maps.items() if not path.is_file()]:
-        return f"its validation lacks {some(missing)}"
-    without = [
-        case_id
-        for case_id, path in maps.items()
-        if compact and not all(file.is_file() for file in compact_files(path))
-    ]
-    if without:
-        return (
-            f"its validation has no probabilities of {some(without)}, by which models are averaged "
-            "(--disable_ensembling compares without)"
-        )
-    return None
 
 
 def _folds(folds: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnseg import record
 from nnseg.corrections import Evidence, gather
-from nnseg.dataset import Case, DatasetSpec, find_training_cases, read_spec
+from nnseg.dataset import Case, DatasetSpec, Fold, find_training_cases, read_spec
 from nnseg.errors import DataError, MissingError, NnsegError, StoppedError
 from nnseg.folders import Folders, folds_by_seed, validation_folder
 from nnseg.label_errors import Suspects, rank
@@ -17,8 +17,9 @@ from nnseg.parallel import OnProgress, for_each
 from nnseg.planning import DEFAULT_PLAN
 from nnseg.runlog import logged_run
 from nnseg.scoring import read_summary
+from nnseg.splits import folds as folds_of
 from nnseg.uncertainty import ExpectedDice
-from nnseg.validating import is_validated
+from nnseg.validated import is_known, is_validated, learnt_by, retrain, why_not_held_out
 from nnseg.volume import grid_fault, read_segmentation
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def suspect(
 
     Raises:
         MissingError: No fold is trained and validated, or the raw dataset is not there.
-        DataError: A label map cannot be read, or lies on another grid than its prediction.
+        DataError: A label map cannot be read, or lies on another grid than its prediction; or the
+            network that predicted it was trained on it, before the folds changed.
         MachineError: Another run holds the folder, or it cannot be written.
         StoppedError: `stop` said True; nothing was written.
     """
@@ -126,8 +128,17 @@ def _predicted(
         for number, fold in folds.items():
             if not number.isdecimal() or not is_validated(fold):  # `all` has seen every case
                 continue
+            if not is_known(fold):
+                logger.warning("%s: no record says which cases it was trained on", fold)
             where = validation_folder(fold)
-            for case in read_summary(where, labels).cases:
+            summary = read_summary(where, labels)
+            ids = [case.case_id for case in summary.cases]
+            if fault := why_not_held_out(fold, ids, _today(folders, dataset, fold, int(number))):
+                again = retrain(dataset, plan, name, number, seed)
+                raise DataError(
+                    f"{fold}: {fault}, and label maps are judged by cases held out; {again}"
+                )
+            for case in summary.cases:
                 path = where / Path(case.prediction_file).name
                 cases.setdefault(case.case_id, path)
                 scores += [score.dice for score in case.scores.values() if score.dice is not None]
@@ -141,6 +152,15 @@ def _predicted(
             f"`nnseg train {dataset} {wanted} 0` does both"
         )
     return max(found, key=lambda one: (len(one.cases), one.dice))
+
+
+def _today(folders: Folders, dataset: str, trained: Path, number: int) -> Fold | None:
+    """Give a fold as it is today, where that is needed to tell what its network was trained on."""
+    learnt = learnt_by(trained)
+    if learnt.cases is not None or learnt.split_hash is None:
+        return None
+    splits = folds_of(folders, dataset)
+    return splits[number] if number < len(splits) else None
 
 
 def _held_out(found: _Predicted, cases: Sequence[Case], spec: DatasetSpec) -> tuple[HeldOut, ...]:

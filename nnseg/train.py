@@ -360,28 +360,59 @@ def compiled_network(task: Task, state: TrainState, network: nn.Module) -> Any:
     return compile_network(network, image, task.execution, len(task.output_weights))
 
 
-def rehearse_steps(task: Task, steps: int) -> tuple[Course, float, int]:
-    """Do some steps that change nothing: the course, seconds a step, and the peak of memory, bytes.
+def rehearse_steps(
+    task: Task, steps: int, stop: Callable[[], bool] = lambda: False
+) -> tuple[Course, float, float, int]:
+    """Do some steps that change nothing.
 
-    The memory is that of the GPU, or of a CPU that of the process.
+    Returns:
+        The course, the seconds of the middle one and of the quickest of the steps, and the peak of
+        memory in bytes: that of the GPU, or of a CPU that of the process.
+
+    Raises:
+        StoppedError: `stop` said True between two steps.
     """
     state = new_state(task)
     network = compiled_network(task, state, state.network)
-    seconds = probe(task, state.course, network, steps)
+    times = time_steps(task, state.course, network, steps, stop)
+    seconds = middle(times)
     course = task.course(seconds)
-    seconds *= (course.batch_size or task.batch_size) / task.batch_size
+    share = (course.batch_size or task.batch_size) / task.batch_size
+    seconds, quickest = seconds * share, times[0] * share
     if task.settings.budget_seconds is not None:
         course = fit_budget(course, task.settings, seconds, task.settings.budget_seconds)
     device = task.execution.torch_device
     if device.type == "cuda":
-        return course, seconds, torch.cuda.max_memory_allocated(device)
-    return course, seconds, peak_memory()
+        return course, seconds, quickest, torch.cuda.max_memory_allocated(device)
+    return course, seconds, quickest, peak_memory()
 
 
 def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEPS) -> float:
     """Measure the seconds of a training step, data included, without changing the weights."""
+    return middle(time_steps(task, course, step_network, steps))
+
+
+def middle(times: Sequence[float]) -> float:
+    """Give the middle one of sorted times; of an even number, the quicker one."""
+    return times[(len(times) - 1) // 2]
+
+
+def time_steps(
+    task: Task,
+    course: Course,
+    step_network: Any,
+    steps: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[float]:
+    """Measure the seconds of several training steps, as `probe` does: the quickest first.
+
+    Raises:
+        StoppedError: `stop` said True between two steps.
+    """
     seconds = []
     for number in range(steps + 1):
+        if stop():
+            raise StoppedError("stopped while measuring steps; nothing was written")
         start = time.monotonic()
         image, segmentation, _ = make_batch(task.training(course), 0, number)
         loss = step_loss(task, step_network, image, segmentation)
@@ -390,7 +421,7 @@ def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEP
         seconds.append(time.monotonic() - start)
         for parameter in step_network.parameters():
             parameter.grad = None
-    return sorted(seconds[1:])[len(seconds) // 2 - 1]
+    return sorted(seconds[1:])
 
 
 def _batches(

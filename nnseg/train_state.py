@@ -115,6 +115,7 @@ def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunR
         weights_sha256="",
         finished=finished,
         data_hash=task.data_hash,
+        train_cases=tuple(sorted(case.case_id for case in task.train_cases)),
         loss_scale=(scaler["scale"], scaler["_growth_tracker"]) if scaler else None,
     )
     state.saved_at = time.monotonic()

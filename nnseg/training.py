@@ -197,7 +197,8 @@ class Rehearsal:
 
     epochs: int
     iterations: int  # steps an epoch
-    step_seconds: float
+    step_seconds: float  # of the middle one
+    quickest_seconds: float  # of a step that nothing else on the machine held up
     bytes: int  # peak of memory: the GPU's, or of a CPU the process's
     execution: "Execution"
 
@@ -223,10 +224,15 @@ def rehearse(
     precision: str | None = None,
     compiled: bool | None = None,
     loader_workers: int | None = None,
+    stop: Stop = lambda: False,
 ) -> Rehearsal:
     """Do ten steps of a training without writing anything, and say what all of it would take.
 
     The arguments are those of `train`.
+
+    Raises:
+        StoppedError: `stop` said True between two steps.
+        MachineError: There is not enough memory; a smaller plan is named.
     """
     from nnseg.model.ranks import ALONE
     from nnseg.recipe import TrainSettings
@@ -235,14 +241,14 @@ def rehearse(
     settings = settings or TrainSettings()
     about = find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
     execution = _choose_execution(settings, None, device, precision, compiled, ALONE)
-    task = _make_task(
-        about, settings, execution, ALONE, loader_workers, None, lambda: False, carried=False
-    )
-    course, seconds, peak = rehearse_steps(task, REHEARSED)
+    task = _make_task(about, settings, execution, ALONE, loader_workers, None, stop, carried=False)
+    with _enough_memory(about):
+        course, seconds, quickest, peak = rehearse_steps(task, REHEARSED, stop)
     return Rehearsal(
         epochs=course.epochs,
         iterations=course.iterations,
         step_seconds=seconds,
+        quickest_seconds=quickest,
         bytes=peak,
         execution=execution,
     )
@@ -329,7 +335,8 @@ def _choose_execution(
     from nnseg.recipe import pays_to_compile
 
     if earlier is not None:
-        device, precision = earlier.execution.device, earlier.execution.precision
+        device = device or earlier.execution.device  # another of its kind, if one was asked for
+        precision = earlier.execution.precision
     chosen = choose_execution(
         device_of(ranks, device), precision, compiled=pays_to_compile(settings, compiled)
     )

@@ -1,8 +1,9 @@
 """The end of stage 4, with its files: a fold's validation cases predicted whole and scored."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 from nnseg import record
 from nnseg.axes import Planes, Segmentation
 from nnseg.cascade import out_of_fold
-from nnseg.commit import remove
+from nnseg.commit import remove, sha256
 from nnseg.confidence import Observer
 from nnseg.dataset import Case, find_training_cases, read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
@@ -19,8 +20,10 @@ from nnseg.evaluate import TOLERANCE_MM, CaseScores, Summary, score_case, summar
 from nnseg.folders import (
     Folders,
     checkpoint_file,
+    compact_files,
     compact_records,
     confidence_file,
+    proof_file,
     summary_file,
     validated_file,
     validation_folder,
@@ -33,18 +36,22 @@ from nnseg.probabilities import writing_compact
 from nnseg.restore import axis_apart, restore
 from nnseg.runlog import logged_run
 from nnseg.scoring import write_summary
-from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, write
+from nnseg.validated import (
+    Validated,
+    is_known,
+    learnt_by,
+    read_validated,
+    retrain,
+    why_not_held_out,
+)
+from nnseg.validated import is_validated as is_validated
+from nnseg.volume import Volume, grid_fault, read_image, read_segmentation, side_files, write
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
     from nnseg.inference import Model
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
-    """Which weights the scores of a validation folder are of."""
-
-    weights_sha256: str
+logger = logging.getLogger(__name__)
 
 
 def validate(
@@ -65,7 +72,14 @@ def validate(
     """Predict a fold's validation cases whole, and score them: fold_N/validation/summary.json.
 
     Beside each label map are left the probabilities that it follows from, compact, on the network's
-    grid and without the temperature of a calibration.
+    grid and without the temperature of a calibration. What a validation before left of cases that
+    the fold does not hold out any more is removed.
+
+    Raises:
+        MissingError: The fold is not trained, or a file of the dataset is gone.
+        DataError: The folds have changed so that the network was trained on such a case; or a file
+            is damaged.
+        StoppedError: `stop` said so; the scores are gone, the same command does it anew.
     """
     from nnseg.inference import load_model
 
@@ -94,13 +108,10 @@ def validate_with(
 ) -> Summary:
     """Do the work of `validate`; the caller holds the lock of the fold's folder."""
     labels = model.plan.labels
-    out = validation_folder(about.folder)
-    out.mkdir(exist_ok=True)
-    of_before = (validated_file(about.folder), summary_file(out), confidence_file(out))
-    for path in (*of_before, *compact_records(out)):
-        remove(path)  # they would be of other predictions until the end
+    _check_held_out(about, seed)
+    out, members = validation_folder(about.folder), set(about.split.val)
+    _make_room(about.folder, members, model.spec.label_ending)
     spec = read_spec(about.folders.spec_file(about.dataset))
-    members = set(about.split.val)
     cases = [
         case
         for case in find_training_cases(about.folders, about.dataset, spec)
@@ -156,9 +167,71 @@ def validate_with(
     summary = summarize(scored, labels, tolerance_mm=tolerance_mm)
     write_summary(out, summary, labels)
     checkpoint = record.read_json(checkpoint_file(about.folder, kind))
-    weights = Validated(weights_sha256=checkpoint["weights_sha256"])
-    record.save(weights, validated_file(about.folder))
+    proof = Validated(
+        weights_sha256=checkpoint["weights_sha256"],
+        cases=tuple(sorted(case.case_id for case in cases)),
+        trained_on=_trained_on(about.folder),
+        summary_sha256=sha256(summary_file(out)),
+    )
+    record.save(proof, validated_file(about.folder))
     return summary
+
+
+def _check_held_out(about: PlannedFold, seed: int) -> None:
+    """Refuse to validate by cases that the network was trained on; fold `all` has no others.
+
+    Raises:
+        DataError: The folds have changed since the training, so that it was.
+    """
+    if about.fold == "all":
+        return
+    if fault := why_not_held_out(about.folder, about.split.val, about.split):
+        again = retrain(about.dataset, about.plan_name, about.configuration.name, about.fold, seed)
+        raise DataError(f"{about.folder}: {fault}, so that its scores would mean nothing; {again}")
+    if not is_known(about.folder):
+        logger.warning(
+            "%s: no record says which cases its network was trained on; that today's folds are "
+            "those of then is taken for granted",
+            about.folder,
+        )
+
+
+def _make_room(fold: Path, members: set[str], ending: str) -> None:
+    """Remove what a validation before left that is not of today's cases, and all of its records.
+
+    What was listed as ours then is listed on until the end, so that a kill forgets none of it.
+    """
+    out, before = validation_folder(fold), read_validated(fold)
+    listed = set[str]()
+    if before is not None:
+        listed = _scored_before(out, ending) if before.cases is None else set(before.cases)
+    out.mkdir(exist_ok=True)
+    under_way = Validated(
+        weights_sha256="", cases=tuple(sorted(listed | members)), trained_on=_trained_on(fold)
+    )
+    record.save(under_way, validated_file(fold))
+    for path in (summary_file(out), confidence_file(out), *compact_records(out)):
+        remove(path)  # they would be of other predictions until the end
+    for case_id in sorted(listed - members):
+        target = out / f"{case_id}{ending}"
+        for path in (*compact_files(target), proof_file(target), *side_files(target), target):
+            remove(path)
+
+
+def _trained_on(fold: Path) -> tuple[str, ...] | None:
+    learnt = learnt_by(fold).cases
+    return None if learnt is None else tuple(sorted(learnt))
+
+
+def _scored_before(out: Path, ending: str) -> set[str]:
+    """List the cases whose label maps in a folder its scores are of, as older versions left it."""
+    try:
+        summary = record.read_json(summary_file(out))
+        files = [Path(case["prediction_file"]) for case in summary["metric_per_case"]]
+    except (DataError, MissingError, KeyError, TypeError):
+        return set()
+    names = [path.name for path in files if path.parent.name == out.name]
+    return {name.removesuffix(ending) for name in names if name.endswith(ending)}
 
 
 def _predict(
@@ -178,6 +251,7 @@ def _predict(
         placement,
         resampling=configuration.resample_logits,
         axis_apart=axis_apart(placement, configuration),
+        weights_sha256=model.weights_sha256[0],
     ) as take:
         runs = _shown(model.logits(seen), look, take)
         segmentation = restore(runs, placement, labels, configuration)
@@ -191,18 +265,6 @@ def _shown(runs: Iterable[Planes], *looks: Callable[[Planes], None]) -> Iterator
         for look in looks:
             look(planes)
         yield planes
-
-
-def is_validated(fold: Path) -> bool:
-    """Say whether the scores that are there are those of the final weights."""
-    try:
-        proof = record.load(Validated, validated_file(fold))
-        final = record.read_json(checkpoint_file(fold, "final"))
-    except (DataError, MissingError):
-        return False
-    return summary_file(validation_folder(fold)).is_file() and (
-        isinstance(final, dict) and final.get("weights_sha256") == proof.weights_sha256
-    )
 
 
 def _preprocessed_reference(about: PlannedFold, case_id: str) -> Segmentation | None:

@@ -1,23 +1,36 @@
 """What can be proven of results: their files, their images and the models that made them.
 
-A predicted label map has a proof beside it (`nnseg.proof`). Each claim of it is held against what
-lies on the disk: it is proven, or something has changed, or it cannot be told because the file is
-not here.
+A predicted label map has a proof beside it (`nnseg.proof`), and so has one that was averaged
+(`nnseg.ensembling`) or postprocessed (`nnseg.applying`). Each claim of it is held against what lies
+on the disk: it is proven, or something has changed, or it cannot be told because the file is not
+here.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from nnseg import record
+from nnseg.applying import Applied
 from nnseg.commit import sha256
+from nnseg.ensembling import Averaged
 from nnseg.errors import DataError, MissingError, NnsegError
-from nnseg.folders import COMPACT, PROOF, Folders, checkpoint_file, proof_file, proof_files
+from nnseg.folders import (
+    APPLIED,
+    COMPACT,
+    PROOF,
+    Folders,
+    applied_file,
+    applied_files,
+    checkpoint_file,
+    proof_file,
+    proof_files,
+)
 from nnseg.fsck.proofs import run_records
 from nnseg.parallel import OnProgress
 from nnseg.proof import MakingModel, Proof
@@ -155,7 +168,7 @@ def raise_for_outcomes(found: Sequence[Verified]) -> None:
     if unknown:
         raise MissingError(
             f"{len(unknown)} of {len(found)} results have no proof, such as {unknown[0]}; "
-            "`nnseg predict` writes one beside each label map"
+            "`nnseg predict`, `ensemble` and `postprocess` write one beside each label map"
         )
 
 
@@ -172,14 +185,14 @@ def describe(found: Sequence[Verified]) -> str:
 
 def _results(path: Path) -> Iterator[Path]:
     """Give what stands for each result: its label map, or the array of its probabilities."""
-    if not path.exists() and not proof_file(path).exists():
+    if not path.exists() and not any(proof.exists() for proof in _proofs_of(path)):
         raise MissingError(f"{path} does not exist; name a result, or a folder of results")
     if not path.is_dir():
         yield _owner(path)
         return
-    proofs = proof_files(path)
-    proven = {name for proof in proofs for name in _named_in(proof)}
-    yield from (_map_of(proof) for proof in proofs)
+    proofs = (*proof_files(path), *applied_files(path))
+    proven = {name for proof in proofs for name in (proof.name, *_named_in(proof))}
+    yield from dict.fromkeys(_map_of(proof) for proof in proofs)
     others = [other for other in sorted(path.glob("[!.]*")) if other.name not in proven]
     arrays = [other for other in others if other.suffix == ARRAY]
     maps = [other for other in others if split_ending(other.name)[1] and other.is_file()]
@@ -188,20 +201,25 @@ def _results(path: Path) -> Iterator[Path]:
         raise MissingError(f"{path}: holds no result; name a folder of label maps")
 
 
+def _proofs_of(label_map: Path) -> tuple[Path, Path]:
+    """Name the records that may say how a label map was made."""
+    return proof_file(label_map), applied_file(label_map)
+
+
 def _owner(path: Path) -> Path:
     """Give the label map whose proof speaks of a file; the file itself where none does."""
-    if path.name.endswith(PROOF):
+    if path.name.endswith((PROOF, APPLIED)):
         return _map_of(path)
-    if proof_file(path).exists():
+    if any(proof.exists() for proof in _proofs_of(path)):
         return path
-    for proof in proof_files(path.parent):
+    for proof in (*proof_files(path.parent), *applied_files(path.parent)):
         if path.name in _named_in(proof):
             return _map_of(proof)
     return path
 
 
 def _map_of(proof: Path) -> Path:
-    return proof.with_name(proof.name.removesuffix(PROOF))
+    return proof.with_name(proof.name.removesuffix(PROOF).removesuffix(APPLIED))
 
 
 def _named_in(proof: Path) -> set[str]:
@@ -215,39 +233,66 @@ def _named_in(proof: Path) -> set[str]:
 
 
 def _verify_one(path: Path, images: Path | None, looked: _Looked) -> Verified:
-    record_file = proof_file(path)
-    if record_file.exists():
-        return _verify_proven(path, record_file, images, looked)
+    predicted, applied = _proofs_of(path)
+    if predicted.exists():
+        return _verify_proven(path, predicted, images, looked)
+    if applied.exists():
+        return _verify_proven(path, applied, images, looked)
     if path.suffix == ARRAY and path.with_suffix(".json").exists():
         return Verified(file=str(path), made_by=None, checks=_verify_array(path))
     told = "has no proof beside it, so nothing can be told of how it was made, or whether it is so"
-    check = Check(what="record", name=record_file.name, outcome="unknown", told=told)
+    check = Check(what="record", name=predicted.name, outcome="unknown", told=told)
     return Verified(file=str(path), made_by=None, checks=(check,))
 
 
 def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: _Looked) -> Verified:
+    """Hold the claims of a proof against what is there, whichever command wrote it."""
     try:
-        proof = record.load_sealed(Proof, record_file, remedy="predict again")
-        data = record.read_json(record_file)
+        proof, data = _read_proof(record_file)
     except NnsegError as error:
         told = str(error).removeprefix(f"{record_file}: ")
         check = Check(what="record", name=record_file.name, outcome="changed", told=told)
         return Verified(file=str(path), made_by=None, checks=(check,))
-    making = hashlib.sha256(record.json_text(data["making"]).encode()).hexdigest()
-    if making != proof.made_by or proof.label_map != path.name:
-        told = f"is of another result, {proof.label_map}" if making == proof.made_by else (
-            "contradicts itself: its hash of how the result was made is another"
-        )  # fmt: skip
-        checks = [Check(what="record", name=record_file.name, outcome="changed", told=told)]
+    if proof.label_map != path.name:
+        outcome: Outcome = "changed"
+        told = f"is of another result, {proof.label_map}"
+    elif isinstance(proof, Proof) and proof.made_by != _hash_of(data["making"]):
+        outcome = "changed"
+        told = "contradicts itself: its hash of how the result was made is another"
     else:
-        told = "is whole, by the SHA-256 of itself"
-        checks = [Check(what="record", name=record_file.name, outcome="proven", told=told)]
+        outcome, told = "proven", "is whole, by the SHA-256 of itself"
+    checks = [Check(what="record", name=record_file.name, outcome=outcome, told=told)]
     for name, digest in sorted(proof.outputs.items()):
         checks.append(_held("output", path.with_name(name), digest, looked))
-    checks += _inputs(path.parent, proof, images, looked)
+    if isinstance(proof, Averaged):
+        checks += _averaged_inputs(proof.inputs, looked)
+        return Verified(file=str(path), made_by=_averaged_by(proof), checks=tuple(checks))
+    if isinstance(proof, Applied):
+        checks += _inputs(path.parent, path.name, "label map", proof.inputs, images, looked)
+        rules = ", then ".join(map(str, proof.postprocessing.rules)) or "no rule"
+        return Verified(file=str(path), made_by=f"postprocessing: {rules}", checks=tuple(checks))
+    checks += _inputs(path.parent, proof.case_id, "image", proof.inputs, images, looked)
     for model in proof.making.models:
         checks += _model(model, looked)
     return Verified(file=str(path), made_by=_made_by(proof), checks=tuple(checks))
+
+
+def _read_proof(record_file: Path) -> tuple[Proof | Averaged | Applied, Any]:
+    """Read a proof as what it is, and the JSON of it.
+
+    Raises:
+        DataError: It is none, or damaged.
+    """
+    data = record.read_json(record_file)
+    if record_file.name.endswith(APPLIED):
+        return record.load_sealed(Applied, record_file, remedy="postprocess again"), data
+    if isinstance(data, dict) and "members" in data:
+        return record.load_sealed(Averaged, record_file, remedy="average again"), data
+    return record.load_sealed(Proof, record_file, remedy="predict again"), data
+
+
+def _hash_of(making: object) -> str:
+    return hashlib.sha256(record.json_text(making).encode()).hexdigest()
 
 
 def _verify_array(path: Path) -> tuple[Check, ...]:
@@ -267,40 +312,59 @@ def _verify_array(path: Path) -> tuple[Check, ...]:
     return (Check(what="output", name=path.name, outcome="proven", told=told),)
 
 
-def _held(what: str, path: Path, digest: str, looked: _Looked) -> Check:
-    """Hold a file that should be there against its hash."""
+def _held(what: str, path: Path, digest: str, looked: _Looked, *, given: bool = False) -> Check:
+    """Hold a file that should be there against its hash: one that was read, or one written."""
+    done = "averaged" if given else "written"
     if not path.exists():
         return Check(what=what, name=path.name, outcome="changed", told="is gone")
     found = looked.digest(path)
     if found is None:
         return Check(what=what, name=path.name, outcome="unknown", told="cannot be read")
     if found != digest:
-        told = "is another file than was written: its SHA-256 changed"
+        told = f"is another file than was {done}: its SHA-256 changed"
         return Check(what=what, name=path.name, outcome="changed", told=told)
-    return Check(what=what, name=path.name, outcome="proven", told="is what was written")
+    return Check(what=what, name=path.name, outcome="proven", told=f"is what was {done}")
 
 
-def _inputs(folder: Path, proof: Proof, images: Path | None, looked: _Looked) -> Iterator[Check]:
-    """Look for the images that a result was made from, by their names and hashes."""
-    if not proof.inputs:
-        told = "the proof names no image: they could not be read a second time"
-        yield Check(what="input", name=proof.case_id, outcome="unknown", told=told)
+def _inputs(
+    folder: Path,
+    name_of_result: str,
+    kind: str,
+    inputs: Mapping[str, str],
+    images: Path | None,
+    looked: _Looked,
+) -> Iterator[Check]:
+    """Look for what a result was made from, images or a label map, by names and hashes."""
+    if not inputs:
+        told = f"the proof names no {kind}: they could not be read a second time"
+        yield Check(what="input", name=name_of_result, outcome="unknown", told=told)
     told_paths = [] if images is not None else list(_read_by_runs(folder))
-    for name, digest in sorted(proof.inputs.items()):
+    for name, digest in sorted(inputs.items()):
         places = (
             [images / name] if images is not None else [p for p in told_paths if p.name == name]
         )
         there = [place for place in places if place.exists()]
         matching = [place for place in there if looked.digest(place) == digest]
         if matching:
-            told = f"is the image that was read ({matching[0]})"
+            told = f"is the {kind} that was read ({matching[0]})"
             yield Check(what="input", name=name, outcome="proven", told=told)
         elif there:
-            told = f"is another image than was read ({there[0]})"
+            told = f"is another {kind} than was read ({there[0]})"
             yield Check(what="input", name=name, outcome="changed", told=told)
         else:
-            told = "is not here; say by --images where the images lie"
+            told = f"is not here; say by --images where the {kind}s lie"
             yield Check(what="input", name=name, outcome="unknown", told=told)
+
+
+def _averaged_inputs(inputs: Mapping[str, str], looked: _Looked) -> Iterator[Check]:
+    """Hold the probabilities that were averaged against their hashes, where they still lie."""
+    for name, digest in sorted(inputs.items()):
+        path = Path(name)
+        if path.exists():
+            yield _held("input", path, digest, looked, given=True)
+        else:
+            told = f"is not where it was when it was averaged ({path})"
+            yield Check(what="input", name=path.name, outcome="unknown", told=told)
 
 
 def _read_by_runs(folder: Path) -> Iterator[Path]:
@@ -372,3 +436,9 @@ def _made_by(proof: Proof) -> str:
         for model in proof.making.models
     ]
     return f"nnseg {proof.making.version}: {' and '.join(models)}"
+
+
+def _averaged_by(proof: Averaged) -> str:
+    """Say in words how an average was made."""
+    shares = ", ".join(f"{weight:g}" for weight in proof.weights)
+    return f"nnseg {proof.version}: average of {len(proof.weights)} models, weights {shares}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import FLAT, draw, prepare, train
 
+from nnseg import console
 from nnseg.folders import Folders
 
 
@@ -38,3 +39,10 @@ def prepared(flat: Folders, tmp_path: Path) -> Folders:
     folders = Folders.of_root(tmp_path / "copy")
     shutil.rmtree(folders.results)
     return folders
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each test begin without the signal that another sent to the command line."""
+    monkeypatch.setattr(console.STOP, "signal", None)
+    monkeypatch.setattr(console.STOP, "_interrupted", False)

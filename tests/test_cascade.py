@@ -168,6 +168,19 @@ def test_a_case_that_no_fold_validates_on_is_named(copied: Folders) -> None:
         train(copied, CASCADE, "0")
 
 
+def test_a_cascade_does_not_learn_from_cases_that_the_stage_before_was_trained_on(
+    copied: Folders,
+) -> None:
+    folds = json.loads(copied.splits_file(DATASET).read_text())
+    moved = folds[0]["val"][0]
+    copied.user_splits_file(DATASET).write_text(json.dumps([folds[1], folds[0], *folds[2:]]))
+    with pytest.raises(DataError, match=rf"trained on case \w+, and a cascade .* {LOW} [01] -p"):
+        carried(copied)
+    assert list(copied.results.rglob("next_stage")) == []
+    with pytest.raises(DataError, match=rf"fold_1: its network was trained on case {moved}, so"):
+        pipeline.validate(copied, DATASET, LOW, "1", **CPU)
+
+
 def test_a_stop_keeps_what_was_predicted(copied: Folders) -> None:
     asked: list[bool] = []
 

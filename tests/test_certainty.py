@@ -51,6 +51,36 @@ def test_probabilities_of_another_image_or_other_labels_are_refused(tmp_path: Pa
     assert opened is not None
     with pytest.raises(DataError, match=r"an image of \(7, 11, 13\) voxels"):
         certainty(opened, np.zeros((7, 13, 11), np.uint8), LABELS)
-    others = Labels(labels={"background": 0, "edema": 1, "core": 2, "ignore": 3})
-    with pytest.raises(DataError, match="remove them, or predict again"):
+    with pytest.raises(DataError, match="name the same integers"):
+        certainty(opened, np.zeros(SHAPE, np.uint8), REGIONS)
+    others = Labels(labels={"background": 0, "edema": 1, "other": 7})
+    with pytest.raises(DataError, match="name the same integers"):
         certainty(opened, np.zeros(SHAPE, np.uint8), others)
+
+
+def test_labels_are_told_by_their_integers_and_not_by_their_names(tmp_path: Path) -> None:
+    found, _ = save(tmp_path, "chunks", placed(), LABELS)
+    prediction = in_image(found, placed(), LABELS).argmax(axis=0).astype(np.uint8)
+    opened = open_beside(tmp_path / "case.nii.gz")
+    assert opened is not None
+    known = certainty(opened, prediction, LABELS)
+    renamed = certainty(opened, prediction, Labels(labels={"background": 0, "a": 1, "b": 2}))
+    np.testing.assert_array_equal(renamed["b"], known["edema"])
+    some = certainty(opened, prediction, Labels(labels={"background": 0, "b": 2}))
+    np.testing.assert_array_equal(some["b"], known["edema"])
+
+
+def test_regions_are_told_by_their_integers_and_not_by_their_order(tmp_path: Path) -> None:
+    save(tmp_path, "chunks", placed(), REGIONS)
+    opened = open_beside(tmp_path / "case.nii.gz")
+    assert opened is not None
+    known = certainty(opened, np.zeros(SHAPE, np.uint8), REGIONS)
+    values = dict(reversed(REGIONS.foreground.items()))
+    turned = Labels(
+        labels={"background": 0, **{f"my {name}": its for name, its in values.items()}},
+        regions_class_order=tuple(its[0] for its in values.values()),
+    )
+    found = certainty(opened, np.zeros(SHAPE, np.uint8), turned)
+    assert list(found) == ["my core", "my whole"]
+    np.testing.assert_array_equal(found["my core"], known["core"])
+    np.testing.assert_array_equal(found["my whole"], known["whole"])

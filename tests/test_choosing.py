@@ -30,7 +30,8 @@ from nnseg.predictor import Predictor
 from nnseg.probabilities.compact import open_compact
 from nnseg.ranking import Evidence
 from nnseg.recipe import TrainSettings
-from nnseg.validating import Validated
+from nnseg.surveying import survey
+from nnseg.validated import Validated
 from nnseg.volume import read_segmentation, simple_geometry, write
 
 DATASET = "Dataset007_Few"
@@ -263,6 +264,22 @@ def test_predictions_that_change_meanwhile_choose_nothing(
     assert not copied.choosing_file(DATASET).exists()
 
 
+def test_folds_that_change_after_the_training_are_not_validated_and_chosen_by(
+    copied: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = json.loads(copied.splits_file(DATASET).read_text())
+    one, other = splits[0]["val"][0], splits[1]["val"][0]
+    text = json.dumps(splits[:2]).replace(one, "-").replace(other, one).replace("-", other)
+    copied.user_splits_file(DATASET).write_text(json.dumps([*json.loads(text), splits[2]]))
+    for words in (("find-best", "7"), ("train", "7", LOW, "0", "--val", "--device", "cpu")):
+        assert run(copied, *words, "-q") != 0
+        said = capsys.readouterr().err
+        assert f"fold_0: its network was trained on case {other}" in said
+        assert f"`nnseg train {DATASET} {LOW} 0 -p nnseg --overwrite`" in said
+        assert "--val`" not in said
+    assert not copied.choice_file(DATASET).exists()
+
+
 def test_sizes_of_pictures_are_in_voxels(
     flat: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +329,58 @@ def test_a_fold_that_was_trained_anew_since_then_is_named(
     assert entry.getMessage().startswith(f"nnseg/{LOW}/fold_1 was trained anew since ")
     copied.choosing_file(DATASET).unlink()
     assert choosing.find_choice(copied, DATASET).is_file()
+
+
+def test_a_run_that_was_cut_off_between_its_two_files_is_said(
+    copied: Folders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = pipeline.find_best(copied, DATASET, configurations=[LOW])
+    right = record.save
+
+    def cut_off(value: Any, path: Path) -> None:
+        if path == copied.choice_file(DATASET):
+            raise KeyboardInterrupt
+        right(value, path)
+
+    monkeypatch.setattr(record, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.find_best(copied, DATASET, configurations=[CASCADE])
+    monkeypatch.undo()
+    caplog.clear()
+    assert record.load(Choice, choosing.find_choice(copied, DATASET)) == first.choice
+    (entry,) = caplog.records
+    assert "is not the choice that" in entry.getMessage()
+    assert f"`nnseg find-best {DATASET}` makes both anew" in entry.getMessage()
+
+
+def test_a_checkpoint_that_is_gone_hides_no_other_that_was_trained_anew(
+    copied: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = pipeline.find_best(copied, DATASET)
+    first, *_, last = found.weights_sha256
+    checkpoint_file(copied.models_folder(DATASET) / first, "final").unlink()
+    path = checkpoint_file(copied.models_folder(DATASET) / last, "final")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "others"}))
+    caplog.clear()
+    choosing.find_choice(copied, DATASET)
+    (entry,) = caplog.records
+    assert entry.getMessage().startswith(f"{last} was trained anew")
+    copied.choosing_file(DATASET).write_text("{")
+    caplog.clear()
+    choosing.find_choice(copied, DATASET)
+    assert "is still right cannot be told" in caplog.text
+
+
+def test_counting_is_foretold_to_take_twenty_bytes_a_voxel(
+    trained: Folders, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.nii"
+    write(path, np.zeros((40, 50, 60), np.uint8), simple_geometry((40, 50, 60), (2.0, 1.0, 1.5)))
+    alone = survey(trained, DATASET, configurations=[LOW])
+    assert choosing._bytes_of(alone, path) == pytest.approx(20 * 40 * 50 * 60, rel=0.01)
+    both = survey(trained, DATASET)
+    logits = 4 * 3 * 2 * 40 * 50 * 60  # float32 of three heads of two models
+    assert choosing._bytes_of(both, path) == pytest.approx(20 * 40 * 50 * 60 + logits, rel=0.01)
 
 
 def test_members_and_no_ensembles_contradict_each_other(

@@ -123,6 +123,7 @@ def test_labels_are_named_where_no_dataset_json_is(
         (["evaluate", "-d", "2", "a", "b"], "give the predictions alone"),
         (["evaluate", "a", "b", "-il", "3"], "-il belongs to -l"),
         (["evaluate", "a", "b", "-l", "1", "-djfile", "d"], "give one of them"),
+        (["evaluate", ".", ".", "-l", "liver=1", "liver=2"], "-l names liver twice"),
         (["compare", "a", "b", "-l", "1"], "give --reference, too"),
     ],
 )
@@ -132,6 +133,47 @@ def test_what_cannot_be_meant_is_refused(
     code, _, err = run(capsys, *argv)
     assert code == 2
     assert message in err
+
+
+def test_what_was_not_predicted_is_a_failure_unless_it_does_not_matter(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, gone = results / "raw" / DATASET / "labelsTs", min((results / "a").iterdir())
+    gone.unlink()
+    case_id = gone.name.removesuffix(".nii.gz")
+    argv = ("evaluate", truth, results / "a", "-q", "--overlap")
+    code, out, err = run(capsys, *argv)
+    assert code == 6
+    assert f"not predicted: case {case_id}" in err
+    assert "3 of 4" in out
+    assert f"not predicted (1): {case_id}" in out
+    saved = json.loads((results / "a" / "summary.json").read_text())
+    assert saved["missing_predictions"] == [case_id]
+    code, out, err = run(capsys, *argv, "--json")
+    assert (code, json.loads(out)["missing_predictions"]) == (6, [case_id])
+    assert run(capsys, *argv, "--chill")[0] == 0
+    root = ("--root", results, "-q", "--overlap")
+    assert run(capsys, "evaluate", "-d", "2", results / "a", *root)[0] == 6
+    argv = ("compare", results / "a", results / "b", "-q", "--overlap", "--reference", truth)
+    code, out, _ = run(capsys, *argv)
+    assert code == 6
+    assert f"not predicted in A (1): {case_id}" in out
+    assert run(capsys, *argv, "--chill")[0] == 0
+
+
+def test_scores_go_where_they_are_wanted(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, place = results / "raw" / DATASET / "labelsTs", results / "scores" / "a.json"
+    name = min((results / "a").iterdir()).name
+    before = sorted(results.rglob("*"))
+    argv = ("evaluate", truth / name, results / "a" / name, "-q", "--overlap")
+    code, out, _ = run(capsys, *argv, "-o", place, "--dry-run")
+    assert (code, out.splitlines()[-1]) == (0, f"writes {place}")
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert "foreground mean" in out
+    assert sorted(results.rglob("*")) == before
+    assert run(capsys, *argv, "-o", place)[0] == 0
+    assert len(json.loads(place.read_text())["metric_per_case"]) == 1
 
 
 def test_two_results_are_compared(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,30 +10,46 @@ import pytest
 from boxed import GEOMETRY, LABELS, REGIONS, placed
 from scipy.ndimage import gaussian_filter
 
-from nnseg import record
+from nnseg import ensembling, record
 from nnseg.averaging import label_map
 from nnseg.cli.main import main
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.ensembling import Averaged, ensemble
+from nnseg.ensembling import Averaged, ensemble, foresee
 from nnseg.errors import DataError, MissingError, PartlyDoneError, StoppedError, UsageError
-from nnseg.folders import compact_files, predicted_spec_file, proof_file
+from nnseg.folders import (
+    checkpoint_file,
+    compact_files,
+    predicted_spec_file,
+    proof_file,
+    validated_file,
+    validation_folder,
+)
 from nnseg.fsck.examine import examine_results
 from nnseg.labels import Labels
+from nnseg.parallel import Room
 from nnseg.probabilities import open_compact, open_npz, open_probabilities, writing, writing_compact
+from nnseg.validated import Validated
 from nnseg.volume import read_segmentation, write
 
 CASES = ("brain_1", "brain_2", "brain_3")
 SHAPE = (4, 8, 9)
 
 
-def fill(folder: Path, seed: int, labels: Labels = LABELS, cases: tuple[str, ...] = CASES) -> Path:
+def fill(
+    folder: Path,
+    seed: int,
+    labels: Labels = LABELS,
+    cases: tuple[str, ...] = CASES,
+    weights: str | None = None,
+) -> Path:
     """A folder as the validation of a fold leaves it."""
     rng = np.random.default_rng(seed)
     placement = replace(placed(), shape_resampled=SHAPE)
     for case_id in cases:
         found = gaussian_filter(rng.normal(size=(*SHAPE, labels.heads)), (1, 1, 1, 0))
-        with writing_compact(folder / f"{case_id}.nii.gz", labels, GEOMETRY, placement) as take:
+        target = folder / f"{case_id}.nii.gz"
+        with writing_compact(target, labels, GEOMETRY, placement, weights_sha256=weights) as take:
             take((9 * found).astype(np.float32))
     return folder
 
@@ -216,3 +232,138 @@ def test_the_command_averages_and_says_how_many(
     assert main(argv) == 6
     assert "1 of 3 cases failed" in capsys.readouterr().err
     assert not (tmp_path / "out" / "brain_1.nii.gz").exists()  # it would be of what is gone
+
+
+def nnunets(folder: Path, seed: int) -> Path:
+    """A folder as nnU-Net's --save_probabilities leaves it."""
+    rng = np.random.default_rng(seed)
+    z, y, x = placed().shape_cropped
+    for case_id in CASES:
+        with writing(folder / f"{case_id}.nii.gz", "npz", LABELS, GEOMETRY) as writer:
+            found = LABELS.probabilities(rng.normal(size=(z, y, x, 3)).astype(np.float32))
+            writer.begin(placed())(found)
+        write(folder / f"{case_id}.nii.gz", np.zeros(GEOMETRY.shape, np.uint8), GEOMETRY)
+    declare(folder)
+    return folder
+
+
+def test_labels_are_compared_without_unpacking_a_case(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, other = nnunets(tmp_path / "peer", 3), nnunets(tmp_path / "other", 4)
+    declare(other, Labels(labels={"background": 0, "a": 1, "b": 2}))
+    for name in ("open_npz", "open_compact"):
+        monkeypatch.setattr(f"nnseg.probability_folders.{name}", None)
+    with pytest.raises(DataError, match="average models of the same labels"):
+        ensemble([two[0], peer, other], tmp_path / "out")
+
+
+def test_one_unreadable_npz_fails_its_case_alone(tmp_path: Path) -> None:
+    folders = [nnunets(tmp_path / "a", 1), nnunets(tmp_path / "b", 2)]
+    bad = bytearray((folders[1] / "brain_2.npz").read_bytes())
+    bad[6] |= 1
+    bad[bad.rfind(b"PK\1\2") + 8] |= 1  # says that it is encrypted
+    (folders[1] / "brain_2.npz").write_bytes(bad)
+    with pytest.raises(PartlyDoneError, match="1 of 3 cases failed"):
+        ensemble(folders, tmp_path / "out")
+    maps = [name for name in names(tmp_path / "out") if name.endswith(".nii.gz")]
+    assert maps == ["brain_1.nii.gz", "brain_3.nii.gz"]
+
+
+def test_cases_wait_for_memory_where_all_of_an_npz_must_be_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [nnunets(tmp_path / "a", 1), nnunets(tmp_path / "b", 2)]
+    rooms: list[Room] = []
+
+    def small_room(needs: dict[str, int]) -> Room:
+        rooms.append(Room(total=1, needs=needs))
+        return rooms[-1]
+
+    monkeypatch.setattr(ensembling, "room_for", small_room)
+    running, most = 0, 0
+    average = ensembling._average
+
+    def counted(*args: Any) -> Averaged:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return average(*args)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(ensembling, "_average", counted)
+    ensemble(folders, tmp_path / "out", workers=3)
+    assert most == 1
+    in_memory = 2 * 4 * LABELS.heads * int(np.prod(GEOMETRY.shape))
+    ((_, needs),) = [(room.total, room.needs) for room in rooms]
+    assert list(needs) == list(CASES)
+    assert all(in_memory < need < 5 * in_memory for need in needs.values())
+
+
+def validated(root: Path, of_case: str | None, of_folder: str, final: str) -> Path:
+    """A fold whose final weights may be others than its probabilities are of."""
+    fold = root / "fold_0"
+    folder = fill(validation_folder(fold), 3, weights=of_case)
+    record.save(Validated(weights_sha256=of_folder), validated_file(fold))
+    checkpoint_file(fold, "final").write_text(json.dumps({"weights_sha256": final}))
+    return folder
+
+
+def test_probabilities_of_weights_that_a_fold_has_no_more_are_refused(
+    two: list[Path], tmp_path: Path
+) -> None:
+    fine = validated(tmp_path / "1", "new", "new", "new")
+    assert len(ensemble([fine, two[0]], tmp_path / "out")) == 3
+    for number, told in enumerate([("old", "old", "new"), (None, "old", "new")]):
+        stale = validated(tmp_path / f"stale{number}", *told)
+        with pytest.raises(DataError, match=r"brain_3 of 3 are of weights that the fold has no m"):
+            ensemble([stale, two[0]], tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+    best = validated(tmp_path / "2", "best", "best", "new")
+    checkpoint_file(best.parent, "best").write_text(json.dumps({"weights_sha256": "best"}))
+    assert len(ensemble([best, two[0]], tmp_path / "of_best")) == 3
+
+
+def test_what_would_be_done_is_told_and_nothing_written(two: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    foreseen = foresee(two, out)
+    assert foreseen.states == dict.fromkeys(CASES, "to do")
+    assert foreseen.memory > 4 * LABELS.heads * int(np.prod(GEOMETRY.shape))
+    assert not out.exists()
+    written = ensemble(two, out)
+    written[CASES[0]].unlink()
+    write(written[CASES[1]], np.ones(GEOMETRY.shape, np.uint8), GEOMETRY)
+    before = names(out)
+    foreseen = foresee(two, out)
+    assert foreseen.states[CASES[0]] == "to do"
+    assert "was changed since it was made" in foreseen.states[CASES[1]]
+    assert foreseen.states[CASES[2]] == "done"
+    assert list(foreseen.failed) == [CASES[1]]
+    assert "case brain_2: " in str(foreseen)
+    assert foresee(two, out, overwrite=True).states == dict.fromkeys(CASES, "to do")
+    assert names(out) == before
+
+
+def test_the_command_tells_what_it_would_do_and_did_as_json(
+    two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["ensemble", "-i", *map(str, two), "-o", str(out), "--json"]
+    assert main([*argv, "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["cases"], told["written"]) == (dict.fromkeys(CASES, "to do"), False)
+    assert not out.exists()
+    assert main(argv) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["cases"], told["written"]) == (dict.fromkeys(CASES, "done"), True)
+    assert told["proofs"]["brain_1"]["label_map"] == "brain_1.nii.gz"
+    compact_files(two[0] / "brain_1.nii.gz")[0].unlink()
+    assert main([*argv, "--dry-run"]) == 6
+    assert "b2nd does not exist" in json.loads(capsys.readouterr().out)["cases"]["brain_1"]
+    assert (out / "brain_1.nii.gz").exists()
+    assert main(argv) == 6
+    told = json.loads(capsys.readouterr().out)
+    assert told["cases"]["brain_2"] == "done"
+    assert "b2nd does not exist" in told["cases"]["brain_1"]

@@ -14,6 +14,7 @@ from nnseg.estimate import (
     CaseSize,
     bytes_of_case,
     bytes_to_read,
+    bytes_to_score,
     check_disk,
     estimate,
     free_memory,
@@ -167,6 +168,16 @@ def test_a_gzip_over_4_gb_counts_as_more_than_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(bytes(996) + (3).to_bytes(4, "little"))
     assert bytes_to_read([path]) == 6 * (2**32 + 3)
+
+
+def test_scoring_takes_so_much_of_each_voxel_or_what_reading_takes(tmp_path: Path) -> None:
+    small, large = tmp_path / "a.nii", tmp_path / "b.nii"  # 8 and 64 bits a voxel
+    small.write_bytes(bytes(300))
+    large.write_bytes(bytes(2400))
+    assert bytes_to_score(small, small) == 24 * 300
+    assert bytes_to_score(small, small, overlap=True) == 6 * 600
+    assert bytes_to_score(small, large) == 6 * 2700
+    assert bytes_to_score(small, tmp_path / "gone.nii") == 6 * 300
 
 
 def test_work_is_risky_when_the_largest_cases_may_take_a_quarter_of_what_is_free(

@@ -207,7 +207,7 @@ def test_a_value_that_is_no_label_is_refused(value: int) -> None:
         score_case(good, wrong, ORGANS, SPACING)
 
 
-@pytest.mark.parametrize("tolerance", [-0.1, float("nan")])
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])
 def test_a_tolerance_that_is_no_distance_is_refused(tolerance: float) -> None:
     with pytest.raises(UsageError, match="tolerance_mm"):
         score_case(label_map(1, 2), label_map(2, 2), ORGANS, SPACING, tolerance_mm=tolerance)

@@ -1,11 +1,20 @@
 import tracemalloc
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from nnseg import intervals
 from nnseg.errors import DataError
-from nnseg.intervals import Interval, mean_interval, mean_of_means, sign_flip_p, table_interval
+from nnseg.intervals import (
+    Interval,
+    difference_interval,
+    mean_interval,
+    mean_of_means,
+    sign_flip_p,
+    table_interval,
+)
 
 
 def scores(count: int, seed: int = 0) -> list[float]:
@@ -99,6 +108,41 @@ def test_many_cases_take_little_memory() -> None:
     assert peak < 100 * 2**20  # a number for each two of them would be 275 MiB
 
 
+def test_what_is_drawn_is_kept_for_the_next_label_of_as_many_cases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = []
+    draw = np.random.default_rng
+
+    def counted(seed: int) -> np.random.Generator:
+        drawn.append(seed)
+        return draw(seed)
+
+    monkeypatch.setattr(intervals.np.random, "default_rng", counted)
+    monkeypatch.setattr(intervals, "_kept", OrderedDict())
+    one, other = draw(1).random(700).tolist(), draw(2).random(700).tolist()
+    first = mean_interval(one), sign_flip_p([[a - b] for a, b in zip(one, other, strict=True)])
+    assert drawn == [0, 0]  # samples, and signs
+    for values in (other, one):
+        last = (
+            mean_interval(values),
+            sign_flip_p([[a - b] for a, b in zip(one, other, strict=True)]),
+        )
+    assert drawn == [0, 0]
+    assert last == first
+    assert mean_interval(one[:-1]).count == 699
+    assert mean_interval(one, seed=1) != first[0]
+    assert drawn == [0, 0, 0, 1]
+
+
+def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "_kept", OrderedDict())
+    monkeypatch.setattr(intervals, "_KEPT_BYTES", 2000 * 40)
+    for count in (10, 20, 15, 41):
+        mean_interval(scores(count))
+    assert [count for _, count, _, _ in intervals._kept] == [20, 15]
+
+
 def test_a_column_that_repeats_another_changes_nothing() -> None:
     values = [*scores(20), None, None]
     twice = table_interval([[value, value] for value in values])
@@ -135,3 +179,34 @@ def test_signs_are_drawn_of_many_cases() -> None:
 def test_a_case_keeps_its_labels_together_when_its_sign_is_flipped() -> None:
     assert sign_flip_p([[1.0, 1.0], [1.0, 1.0]]) == 2 / 4  # not 2 / 16
     assert sign_flip_p([[1.0, -1.0], [2.0, -2.0]]) == 1
+
+
+def test_a_difference_is_that_of_the_two_means_each_with_its_own_gaps() -> None:
+    first = [[0.9, None], [0.7, 0.4], [None, None], [0.8, 0.6]]
+    second = [[0.5, 0.2], [0.6, None], [0.0, 0.0], [None, 0.3]]
+    found = difference_interval(first, second)
+    one, other = mean_of_means(first), mean_of_means(second)
+    assert one is not None
+    assert other is not None
+    assert found.mean == pytest.approx(one - other)
+    assert found.count == 4
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < one - other < found.high
+
+
+def test_a_difference_without_gaps_is_the_mean_of_the_differences() -> None:
+    one, other = scores(25), scores(25)[::-1]
+    apart = mean_interval([a - b for a, b in zip(one, other, strict=True)])
+    found = difference_interval([[a] for a in one], [[b] for b in other])
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (apart.mean, apart.low, apart.high), abs=1e-9
+    )
+
+
+def test_samples_without_a_value_of_one_mean_are_passed_over() -> None:
+    found = difference_interval([[0.9]] * 3, [[0.5], [None], [None]])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
+    assert difference_interval([[0.9]], [[0.5]]).low is None
+    assert difference_interval([[0.9], [0.8]], [[None], [None]]).mean is None
+    assert difference_interval([], []).count == 0

@@ -7,7 +7,7 @@ from PIL import Image
 
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MissingError, UsageError
-from nnseg.jobs import find_prediction_jobs, find_scoring_jobs
+from nnseg.jobs import find_prediction_jobs, find_scoring_jobs, find_unpredicted
 from nnseg.labels import Labels
 
 LABELS = Labels(labels={"background": 0, "lesion": 1})
@@ -148,22 +148,22 @@ def test_what_cannot_be_predicted_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- scoring
 
 
-def test_predictions_are_paired_with_their_references(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_predictions_are_paired_with_their_references(tmp_path: Path) -> None:
     truth = touch(tmp_path / "truth", "a.nii.gz", "b.nii.gz", "c.nii.gz")
     found = touch(tmp_path / "found", "c.nii.gz", "a.nii.gz", "._a.nii.gz", "run.json")
     jobs = find_scoring_jobs(truth, found, ".nii.gz")
     assert [job.case_id for job in jobs] == ["a", "c"]
     assert jobs[1].reference == truth / "c.nii.gz"
     assert jobs[1].prediction == found / "c.nii.gz"
-    assert "1 references have no prediction, such as b.nii.gz" in caplog.text
+    assert find_unpredicted(truth, jobs, ".nii.gz") == ("b",)
+    assert find_unpredicted(truth, jobs[:1], ".nii.gz") == ("b", "c")
 
 
 def test_two_files_are_one_pair_whatever_their_names(tmp_path: Path) -> None:
     folder = touch(tmp_path, "truth.nii.gz", "found.nii.gz")
     (job,) = find_scoring_jobs(folder / "truth.nii.gz", folder / "found.nii.gz", ".nii.gz")
     assert (job.case_id, job.reference.name) == ("found", "truth.nii.gz")
+    assert find_unpredicted(job.reference, [job], ".nii.gz") == ()
 
 
 def test_references_may_end_as_label_maps_can_and_predictions_as_the_dataset_says(
@@ -205,6 +205,7 @@ def test_a_prediction_finds_its_reference_though_its_name_is_composed_otherwise(
     made = touch(tmp_path / "made", "caf\xe9.nii.gz")
     (job,) = find_scoring_jobs(truth, made, ".nii.gz")
     assert (job.case_id, job.reference) == ("caf\xe9", truth / "cafe\u0301.nii.gz")
+    assert find_unpredicted(truth, [job], ".nii.gz") == ()
 
 
 def test_what_a_proof_lists_beside_its_label_map_is_not_scored(tmp_path: Path) -> None:

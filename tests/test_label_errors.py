@@ -199,3 +199,20 @@ def test_suspects_are_told_in_lines() -> None:
     text = describe(ranked({"case03": np.array([0, 2, 1], np.uint8)[drawn]}))
     assert "case03: agrees with the prediction far better with head and tail exchanged" in text
     assert "look at voxel (" in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_cases_are_called_so_and_not_right(count: int) -> None:
+    wrong = np.zeros_like(truth(np.random.default_rng(0)))
+    wrong[0, :3, :5] = 1
+    pairs = list(COHORT.values())[:count]
+    drawn = [wrong, *(drawn for drawn, _ in pairs[1:])]
+    cases = [
+        gather(str(number), predicted, reference, LABELS, SPACING)
+        for number, (reference, (_, predicted)) in enumerate(zip(drawn, pairs, strict=True))
+    ]
+    found = rank(cases)
+    assert (found.suspects, found.cases, found.is_judged) == ((), count, False)
+    assert "too few to judge" in describe(found)
+    assert "looks wrong" not in describe(found)
+    assert rank(cases * 3).is_judged

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnseg import cli, pipeline, record
+from nnseg import cli, pipeline, postprocessing, record
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.errors import DataError, MissingError, PartlyDoneError, UsageError
-from nnseg.folders import applied_file, postprocessing_file, predicted_spec_file
+from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.folders import postprocessing_file
 from nnseg.labels import Labels
-from nnseg.lock import locked
+from nnseg.parallel import Room
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
-from nnseg.postprocessing import Applied, apply_postprocessing, decide_postprocessing
+from nnseg.postprocess.rules import DecidedOn
+from nnseg.postprocessing import decide_postprocessing
 from nnseg.runlog import RunReport
 from nnseg.volume import flat_geometry, read_segmentation, simple_geometry, write
 
@@ -66,7 +67,9 @@ def test_rules_are_chosen_and_written_with_what_was_tried(tmp_path: Path, raw: P
     file = postprocessing_file(folder)
     decided = decide_postprocessing([folder], raw, SPEC, file)
     assert decided.postprocessing == KEEP
-    assert record.load(Postprocessing, file) == KEEP
+    stored = record.load(Postprocessing, file)
+    assert stored == KEEP
+    assert stored.decided_on == DecidedOn(labels=LABELS)  # of no fold's validation
     report = record.load(RunReport, folder / "run_postprocess.json")
     assert len(report.inputs) == 12
     assert list(report.outputs) == [str(file)]
@@ -109,7 +112,7 @@ def test_sizes_of_pictures_are_in_voxels(tmp_path: Path) -> None:
         ("value", r"prediction holds the values \[9\]"),
         ("alone", "a prediction needs its reference"),
         ("twice", "give it once"),
-        ("none", "give predicted label maps"),
+        ("none", "no file ends in"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -138,107 +141,35 @@ def test_references_without_a_prediction_are_told(
     folder = predicted(tmp_path / "predicted", 0, 1)
     with caplog.at_level(logging.WARNING, "nnseg"):
         decide_postprocessing([folder], raw, SPEC, tmp_path / "rules.json")
-    assert "4 of 6 references have no prediction, such as c2.nii.gz" in caplog.text
+    assert "4 of 6 references have no prediction, such as c2;" in caplog.text
 
 
-# ---------------------------------------------------------------- carrying out
+@pytest.mark.parametrize("content", ['{"labels": {"background": 0}}', "no JSON"])
+def test_a_file_that_holds_no_rules_is_not_replaced(
+    tmp_path: Path, raw: Path, content: str
+) -> None:
+    folder = predicted(tmp_path / "predicted", *range(6))
+    target = folder / "dataset.json"
+    target.write_text(content)
+    with pytest.raises(UsageError, match=r"dataset\.json is there and holds no postprocessing"):
+        decide_postprocessing([folder], raw, SPEC, target)
+    assert target.read_text() == content
+    decide_postprocessing([folder], raw, SPEC, folder / "rules.json")
+    decide_postprocessing([folder], raw, SPEC, folder / "rules.json")  # its own it may replace
 
 
-def test_rules_are_carried_out_on_a_folder(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0, 1), tmp_path / "out"
-    written = apply_postprocessing(source, target, KEEP, SPEC)
-    assert written == {"c0": target / "c0.nii.gz", "c1": target / "c1.nii.gz"}
-    assert np.array_equal(read(target / "c0.nii.gz"), TRUTH)
-    assert np.array_equal(read(source / "c0.nii.gz"), SPECK)
-    assert predicted_spec_file(target).is_file()
-    applied = record.load_sealed(Applied, applied_file(target / "c0.nii.gz"))
-    assert (applied.voxels, applied.postprocessing) == (1, KEEP)
-    assert record.load(RunReport, target / "run_postprocess.json").cases == dict.fromkeys(
-        ["c0", "c1"], "done"
+def test_cases_that_do_not_fit_into_memory_together_wait(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = predicted(tmp_path / "predicted", 0, 1)
+    voxels, given = int(np.prod(SHAPE)), dict[str, int]()
+    monkeypatch.setattr(
+        postprocessing, "room_for", lambda needs: given.update(needs) or Room(total=0, needs=needs)
     )
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("c?.nii.gz")}
-
-
-def test_what_is_proven_to_be_done_is_not_done_again(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0, 1, 2), tmp_path / "out"
-    apply_postprocessing(source, target, KEEP, SPEC)
-    before = stamps(target)
-    save(source, c1=TRUTH)  # another prediction
-    applied_file(target / "c2.nii.gz").write_text("{}")  # as a kill may leave no record
-    apply_postprocessing(source, target, KEEP, SPEC)
-    changed = {name for name, stamp in stamps(target).items() if stamp != before[name]}
-    assert changed == {"c1.nii.gz", "c2.nii.gz"}
-    others = Postprocessing(rules=(KeepLargest(labels=("spleen",)),))
-    apply_postprocessing(source, target, others, SPEC)
-    assert np.array_equal(read(target / "c0.nii.gz"), SPECK)
-
-
-def test_bad_cases_are_listed_and_leave_nothing_of_other_rules(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0, 1, 2), tmp_path / "out"
-    apply_postprocessing(source, target, KEEP, SPEC)
-    (source / "c1.nii.gz").write_bytes(b"no image")
-    save(source, c2=line(9))
-    with pytest.raises(PartlyDoneError, match=r"2 of 3 cases failed:\n  case c1: .*\n  case c2: "):
-        apply_postprocessing(source, target, KEEP, SPEC)
-    assert sorted(stamps(target)) == ["c0.nii.gz"]
-    cases = record.load(RunReport, target / "run_postprocess.json").cases
-    assert cases["c0"] == "done"
-    assert "which are no labels" in cases["c2"]
-
-
-def test_a_label_map_that_was_changed_by_hand_stays(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0, 1), tmp_path / "out"
-    apply_postprocessing(source, target, KEEP, SPEC)
-    save(target, c0=line(2, 2))
-    with pytest.raises(PartlyDoneError, match="was changed since it was postprocessed"):
-        apply_postprocessing(source, target, KEEP, SPEC)
-    assert np.array_equal(read(target / "c0.nii.gz"), line(2, 2))
-    apply_postprocessing(source, target, KEEP, SPEC, overwrite=True)
-    assert np.array_equal(read(target / "c0.nii.gz"), TRUTH)
-
-
-def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0, 1), tmp_path / "out"
-    apply_postprocessing(source, target, KEEP, SPEC)
-    (target / "c0.nii.gz").write_bytes((target / "c0.nii.gz").read_bytes()[:-9])
-    apply_postprocessing(source, target, KEEP, SPEC)
-    assert np.array_equal(read(target / "c0.nii.gz"), TRUTH)
-
-
-def test_files_that_postprocessing_did_not_make_are_not_replaced(tmp_path: Path) -> None:
-    source = predicted(tmp_path / "in", 0)
-    target = predicted(tmp_path / "out", 0)
-    with pytest.raises(UsageError, match="was not made by postprocessing"):
-        apply_postprocessing(source, target, KEEP, SPEC)
-    with pytest.raises(UsageError, match="must not be the input"):
-        apply_postprocessing(source, source, KEEP, SPEC)
-    with pytest.raises(DataError, match="nothing to postprocess"):
-        apply_postprocessing(tmp_path, target, KEEP, SPEC)
-    rules = Postprocessing(rules=(KeepLargest(labels=("kidney",)),))
-    with pytest.raises(DataError, match="'kidney', which is none of the labels"):
-        apply_postprocessing(source, tmp_path / "new", rules, SPEC)
-    assert not (tmp_path / "new").exists()
-
-
-def test_one_run_at_a_time_writes_a_folder(tmp_path: Path) -> None:
-    source, target = predicted(tmp_path / "in", 0), tmp_path / "out"
-    with locked(target, "another"), pytest.raises(Exception, match="is in use by `another`"):
-        apply_postprocessing(source, target, KEEP, SPEC)
-
-
-def test_maps_and_probabilities_beside_predictions_are_passed_over(tmp_path: Path) -> None:
-    source = predicted(tmp_path / "in", 0)
-    write(
-        source / "c0_entropy.nii.gz",
-        np.full(SHAPE, 0.5, np.float32),
-        simple_geometry(SHAPE, SPACING),
-    )
-    proof = {"label_map": "c0.nii.gz", "outputs": {"c0.nii.gz": "", "c0_entropy.nii.gz": ""}}
-    (source / "c0.nii.gz.proof.json").write_text(json.dumps(proof))
-    assert list(apply_postprocessing(source, tmp_path / "out", KEEP, SPEC)) == ["c0"]
+    decide_postprocessing([folder], raw, SPEC, tmp_path / "rules.json")
+    assert set(given) == {"c0", "c1"}
+    for needed in given.values():  # two maps as they are read, and what counting takes
+        assert (2 * 6 + 20) * voxels <= needed < 1.1 * (2 * 6 + 20) * (voxels + 352)
 
 
 # ---------------------------------------------------------------- the command
@@ -298,7 +229,10 @@ def test_what_the_command_cannot_mean_is_refused(
         (("-i", tmp_path), "give -ref LABELS to choose rules, or --apply FILE"),
         (("-i", tmp_path, "-ref", tmp_path, "--apply", tmp_path), "give -ref LABELS"),
         (("-i", tmp_path, tmp_path, "-ref", tmp_path), "say where the rules go, by -o OUT"),
-        (("-i", tmp_path, "--apply", tmp_path), "takes one folder and writes another"),
+        (
+            ("-i", tmp_path, "--apply", tmp_path),
+            "takes one folder or label map, and writes another",
+        ),
     ]:
         assert run(*words) == 2
         assert fault in capsys.readouterr().err
@@ -306,9 +240,40 @@ def test_what_the_command_cannot_mean_is_refused(
     assert "`nnseg postprocess -i PRED -ref LABELS` writes it" in capsys.readouterr().err
 
 
-def test_the_verbs_are_of_the_pipeline() -> None:
+def test_rules_go_into_the_working_folder_too(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = predicted(tmp_path / "predicted", *range(6))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert run("-i", folder, "-ref", raw, "-o", "rules.json") == 0
+    assert record.load(Postprocessing, here / "rules.json") == KEEP
+    assert (tmp_path / ".here.lock").is_file()
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = predicted(tmp_path / "predicted", 0, 1), tmp_path / "out"
+    rules = tmp_path / "rules.json"
+    record.save(KEEP, rules)
+    files = sorted(tmp_path.rglob("*"))
+    assert run("-i", folder, "-ref", raw, "-o", out, "--dry-run") == 0
+    assert "2 predictions would be held against" in capsys.readouterr().out
+    spec = raw.parent / "dataset.json"
+    apply = ("--apply", rules, "-i", folder, "-o", out, "-djfile", spec, "--dry-run")
+    assert run(*apply) == 0
+    assert f"2 label maps would go to {out}; nothing was written" in capsys.readouterr().out
+    assert run(*apply, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cases"] == {name: str(out / f"{name}.nii.gz") for name in ("c0", "c1")}
+    assert run("-i", folder, "-ref", raw, "-o", spec, "--dry-run") == 2
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_the_verb_is_of_the_pipeline() -> None:
     assert pipeline.decide_postprocessing is decide_postprocessing
-    assert pipeline.apply_postprocessing is apply_postprocessing
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path, raw: Path) -> None:

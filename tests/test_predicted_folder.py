@@ -11,8 +11,9 @@ import pytest
 from nnseg import record
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import MachineError, UsageError
+from nnseg.jobs import PredictionJob
 from nnseg.labels import Labels
-from nnseg.predicted_folder import Wanted, alone, find_jobs
+from nnseg.predicted_folder import Wanted, alone, find_jobs, withdraw_scores
 
 ONE = DatasetSpec(
     channels=("CT",),
@@ -117,3 +118,16 @@ def test_who_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
     assert killed.returncode == -9
     with alone(tmp_path, "run_0_of_2", "B"), alone(tmp_path, "run_1_of_2", "B"):
         pass
+
+
+def test_scores_go_with_the_label_maps_that_they_are_of(tmp_path: Path) -> None:
+    scores = tmp_path / "summary.json"
+    scores.touch()
+    job = PredictionJob(case_id="a", images=(), target=tmp_path / "a.nii.gz")
+    withdraw_scores(tmp_path, [job])  # a new case beside those that are scored
+    withdraw_scores(tmp_path, [])
+    assert scores.exists()
+    job.target.touch()
+    withdraw_scores(tmp_path, [job])
+    withdraw_scores(tmp_path, [job])
+    assert not scores.exists()

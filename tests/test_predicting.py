@@ -28,7 +28,7 @@ from nnseg.errors import (
     StoppedError,
     UsageError,
 )
-from nnseg.folders import Folders
+from nnseg.folders import Folders, summary_file
 from nnseg.outlook import foretell
 from nnseg.predicted_folder import Wanted
 from nnseg.predicting import predict, raise_failed
@@ -103,9 +103,14 @@ def test_predictions_are_scored_against_the_truth(
     summary = pipeline.evaluate(raw / "labelsTs", tmp_path, spec.labels, ".nii.gz", workers=1)
     assert len(summary.cases) == 3
     assert pipeline.read_summary(tmp_path, spec.labels) == summary
-    perfect = pipeline.evaluate(raw / "labelsTs", raw / "labelsTs", spec.labels, ".nii.gz")
+    perfect = pipeline.evaluate(
+        raw / "labelsTs", raw / "labelsTs", spec.labels, ".nii.gz", output=tmp_path / "perfect"
+    )
     assert perfect.foreground_mean.dice == 1
-    (raw / "labelsTs" / "summary.json").unlink()
+    predict(predictor, raw / "imagesTs", tmp_path)
+    assert summary_file(tmp_path).is_file()
+    predict(predictor, raw / "imagesTs", tmp_path, overwrite=True)
+    assert not summary_file(tmp_path).exists()  # of label maps that are no more
 
 
 def test_bad_files_among_the_images_are_named_and_the_others_are_done(

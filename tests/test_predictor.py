@@ -29,7 +29,9 @@ from nnseg.errors import (
 )
 from nnseg.estimate import CaseSize
 from nnseg.folders import Folders, confidence_file, postprocessing_file, validation_folder
+from nnseg.labels import Labels
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
+from nnseg.postprocess.rules import DecidedOn
 from nnseg.predictor import PRESETS, Predictor, load
 from nnseg.volume import read_image, read_segmentation
 
@@ -246,7 +248,7 @@ def test_a_choice_says_models_folds_weights_and_rules(copied: Path, scan: Path) 
 
 
 def test_rules_beside_a_model_are_applied_by_themselves(
-    copied: Path, scan: Path, right: Segmentation
+    copied: Path, scan: Path, right: Segmentation, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = Postprocessing(rules=(MinimumSize(label="tail", smallest=1e9),))
     assert 2 in right
@@ -254,6 +256,12 @@ def test_rules_beside_a_model_are_applied_by_themselves(
     for path in (copied, copied / "fold_0"):
         found = seen(load(path, **CPU).predict(scan))
         np.testing.assert_array_equal(found, np.where(right == 2, 0, right))
+    labels = Labels(labels={"background": 0, "tail": 1})
+    record.save(
+        dataclasses.replace(rules, decided_on=DecidedOn(labels=labels)), postprocessing_file(copied)
+    )
+    assert load(copied, **CPU).postprocessing == rules
+    assert "the labels are others now" in caplog.text
     record.save(Postprocessing(rules=(KeepLargest(labels=("gone",)),)), postprocessing_file(copied))
     with pytest.raises(DataError, match="gone"):
         load(copied, **CPU).predict(scan)

@@ -13,6 +13,8 @@ from nnseg.errors import StoppedError
 from nnseg.evaluate import CaseScores, score_case, summarize
 from nnseg.labels import Labels
 from nnseg.postprocess import KeepLargest, MinimumSize
+from nnseg.postprocess.cohort import make_cohort
+from nnseg.postprocess.decide import decide, decide_each
 from nnseg.postprocess.rules import Unit
 from nnseg.postprocess.table import component_table
 from nnseg.ranking import Evidence, choose, foreground
@@ -177,6 +179,57 @@ def test_the_gain_is_over_the_best_single_model() -> None:
     assert alone.gain is None
 
 
+def test_the_gain_is_the_difference_of_the_means_that_are_told() -> None:
+    # the references of y and z are empty: the pair rightly finds nothing there, and has no Dice
+    empty, folds = np.zeros(SHAPE, np.uint8), {"w": "0", "x": "1", "y": "0", "z": "1"}
+    references = {"w": drawn(8), "x": drawn(8), "y": empty, "z": empty}
+    maps = {
+        "a": {"w": drawn(8), "x": drawn(7), "y": drawn(8), "z": drawn(8)},
+        "pair": {"w": drawn(6), "x": drawn(7), "y": empty, "z": empty},
+    }
+    found = chosen([single("a"), together("pair", "p/a", "p/b")], evidence(maps, folds, references))
+    best, other = found.candidates
+    assert (best.name, other.name) == ("pair", "a")
+    assert found.gain is not None
+    assert best.dice_postprocessed is not None
+    assert other.dice_postprocessed is not None
+    expected = best.dice_postprocessed - other.dice_postprocessed
+    assert expected > 0.3
+    assert found.gain.difference.mean == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_rules_of_all_folds_left_out_are_those_of_each_by_itself() -> None:
+    rng = np.random.default_rng(11)
+    folds = {f"c{number:02}": str(number % 3) for number in range(12)}
+    references, predictions = {}, {}
+    for case in folds:
+        reference = np.zeros(SHAPE, np.uint8)
+        reference[:, :2, 2 : 4 + int(rng.integers(0, 5))] = 1
+        reference[:, 2:, 12 : 14 + int(rng.integers(0, 4))] = 2
+        reference[0, 3, 0] = 1 if folds[case] == "0" else 0  # a part that rules would take away
+        wrong = rng.random(SHAPE) < (0.0 if folds[case] == "0" else 0.02)
+        predictions[case] = np.where(wrong, rng.integers(0, 3, SHAPE), reference).astype(np.uint8)
+        references[case] = reference
+    found = evidence({"a": predictions}, folds, references, TWO)
+    ids = list(folds)
+    left_out = ("none", "0", "1", "2")
+    parts = [np.array([folds[case] != fold for case in ids]) for fold in left_out]
+    cohort = make_cohort(found.tables["a"], TWO, found.spacings)
+    at_once = decide_each(cohort, parts, folds)
+    rules = set()
+    for part, each in zip(parts, at_once, strict=True):
+        cases = [case for case, inside in zip(ids, part, strict=True) if inside]
+        alone = decide(
+            {case: found.tables["a"][case] for case in cases},
+            TWO,
+            found.spacings,
+            folds={case: folds[case] for case in cases},
+        )
+        assert each.decided == alone
+        rules.add(alone.postprocessing)
+    assert len(rules) > 1  # or parts could be mixed up unseen
+
+
 def test_the_mean_is_that_of_a_summary_whatever_labels_are_missing() -> None:
     rng = np.random.default_rng(3)
     folds = {str(number): str(number % 2) for number in range(6)}
@@ -230,7 +283,7 @@ def test_it_tells_of_each_step_and_can_be_stopped_before_any() -> None:
         found,
         on_progress=lambda *step: told.append(step),
     )
-    assert told == [("choosing", number, 6) for number in range(1, 7)]  # for all, without 0, 1
-    steps = iter([False, False, False, True])
+    assert told == [("choosing", number, 2) for number in (1, 2)]
+    steps = iter([False, True])
     with pytest.raises(StoppedError, match="stopped while choosing"):
         choose("Dataset001_Toy", [single("a"), single("b")], found, stop=lambda: next(steps))

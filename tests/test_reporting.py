@@ -1,6 +1,10 @@
+import gzip
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,13 @@ from nnseg.cli import main
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders
+from nnseg.info import describe, info
 from nnseg.label_errors import Suspect, Suspects
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.report.facts import Facts
 from nnseg.report.preview import MOST_BYTES
 from nnseg.reporting import report_on, report_on_predictions
-from nnseg.volume import read_segmentation, simple_geometry, write
+from nnseg.volume import knows_directions, read_segmentation, simple_geometry, write
 
 SOLID = "Dataset003_Solid"
 
@@ -104,7 +109,8 @@ def test_the_pictures_show_image_reference_and_prediction(solid: Folders) -> Non
     data = json.loads(script[script.index(",") + 1 : -3])
     assert data["shape"] == [9, 12, 6]
     assert [channel["name"] for channel in data["channels"]] == ["MR"]
-    assert list(data["maps"]) == ["reference", "prediction"]
+    assert data["reference"]
+    assert [found["name"] for found in data["maps"]] == ["prediction"]
 
 
 def test_an_evil_name_stays_text_on_the_page(solid: Folders) -> None:
@@ -167,7 +173,7 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one_whole(
 def test_what_a_kill_left_goes_the_next_time(solid: Folders) -> None:
     index = report_on_predictions(solid, predictions(solid, "good"))
     (index.parent / reporting.NEXT).mkdir()
-    (index.parent / "files-0000").mkdir()
+    (index.parent / "files-0123456789abcdef").mkdir()
     index = report_on_predictions(solid, predictions(solid, "good"))
     assert [path.name for path in index.parent.glob("files*")] == [files_of(index).name]
 
@@ -216,8 +222,8 @@ def test_two_predictions_are_compared_case_by_case(solid: Folders, tmp_path: Pat
     assert all((case.other_dice or 0) > (case.dice or 0) for case in facts.cases)
     assert "difference" in sections(index)
     script = (files_of(index) / "case-0001.js").read_text("ascii")
-    assert '"maps":{"reference":' in script
-    assert '"poor":' in script and '"good":' in script  # noqa: PT018  (one fact)
+    maps = json.loads(script[script.index(",") + 1 : -3])["maps"]
+    assert [found["name"] for found in maps] == ["poor", "good"]
 
 
 def test_predictions_without_scores_say_what_makes_them(solid: Folders) -> None:
@@ -356,3 +362,293 @@ def test_a_comparison_leaves_the_report_on_the_second_alone(solid: Folders) -> N
     index = report_on_predictions(solid, predictions(solid, "poor"), predictions(solid, "good"))
     assert index == predictions(solid, "good") / "comparison" / "index.html"
     assert own.read_bytes() == page
+
+
+@pytest.fixture
+def copied(flat: Folders, tmp_path: Path) -> Folders:
+    """A copy of the trained 2D phantoms that a test may change."""
+    shutil.copytree(flat.raw.parent, tmp_path / "copy")
+    return Folders.of_root(tmp_path / "copy")
+
+
+def fold_of(folders: Folders) -> Path:
+    return folders.fold(FLAT, "nnseg", "2d", "0", 0)
+
+
+def missing(index: Path) -> dict[str, str]:
+    return {row.section: row.reason for row in facts_of(index).missing}
+
+
+def change_weights(fold: Path) -> None:
+    """Have the final weights be others than those that were validated."""
+    path = fold / "checkpoint_final.json"
+    data = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(data | {"weights_sha256": "0" * 64}), "utf-8")
+
+
+def test_a_training_that_was_kept_aside_is_none_of_the_folds(copied: Folders) -> None:
+    fold = fold_of(copied)
+    shutil.copytree(fold, fold.with_name("fold_0.old1"))
+    facts = facts_of(report_on(copied, FLAT))
+    assert [curve.name for curve in facts.curves] == ["2d fold 0"]
+    assert info(copied).models[0].folds == ("0",)
+
+
+def test_a_case_that_two_folds_held_out_counts_once_in_the_first(copied: Folders) -> None:
+    shutil.copytree(fold_of(copied), copied.fold(FLAT, "nnseg", "2d", "1", 0))
+    facts = facts_of(report_on(copied, FLAT))
+    assert [curve.name for curve in facts.curves] == ["2d fold 0", "2d fold 1"]
+    assert {case.group for case in facts.cases} == {"fold 0"}
+    assert len({case.case_id for case in facts.cases}) == len(facts.cases)
+
+
+def test_scores_of_other_weights_are_left_out_and_said(copied: Folders) -> None:
+    shutil.copytree(fold_of(copied), copied.fold(FLAT, "nnseg", "2d", "1", 0))
+    change_weights(fold_of(copied))
+    index = report_on(copied, FLAT)
+    assert [curve.name for curve in facts_of(index).curves] == ["2d fold 1"]
+    assert "final weights" in missing(index)["scores of 2d fold 0"]
+    (model,) = info(copied).models
+    assert (model.folds, model.validated, model.outdated) == (("0", "1"), ("1",), ("0",))
+    assert "scores of 0 are of other weights" in describe(info(copied))
+
+
+def test_a_fold_with_scores_of_other_weights_is_reported_without_them(copied: Folders) -> None:
+    change_weights(fold_of(copied))
+    index = report_on_predictions(copied, fold_of(copied))
+    facts = facts_of(index)
+    assert (facts.foreground, facts.cases, facts.trust) == (None, (), ())
+    assert facts.curves
+    assert "final weights" in missing(index)["scores"]
+    with pytest.raises(DataError, match="final weights"):
+        report_on_predictions(copied, fold_of(copied), fold_of(copied))
+
+
+def test_a_choice_of_other_weights_is_left_out_and_said(copied: Folders) -> None:
+    choose(copied)
+    path = copied.choosing_file(FLAT)
+    found = record.load(Choosing, path)
+    final = record.read_json(fold_of(copied) / "checkpoint_final.json")["weights_sha256"]
+    for weights, is_kept in ((final, True), ("0" * 64, False)):
+        record.save(replace(found, weights_sha256={"nnseg/2d/fold_0": weights}), path)
+        index = report_on(copied, FLAT)
+        assert (facts_of(index).choosing is not None) == is_kept
+    assert "find-best" in missing(index)["choice"]
+
+
+def test_a_choice_says_which_folds_seed_and_plan_are_shown(copied: Folders) -> None:
+    source, path = fold_of(copied), copied.choosing_file(FLAT)
+    for name in ("fold_0_seed7", "fold_1_seed7"):
+        shutil.copytree(source, copied.plan_models(FLAT, "mine") / "2d" / name)
+    choose(copied)
+    found = record.load(Choosing, path)
+    members = (ChosenModel(folder="mine/2d", folds=("0_seed7", "1_seed7")),)
+    score = replace(found.best, members=members)
+    record.save(replace(found, folds=("1",), candidates=(score,), nnunet=score), path)
+    facts = facts_of(report_on(copied, FLAT))
+    assert [curve.name for curve in facts.curves] == ["2d fold 1 seed 7"]
+    assert facts.plan is not None
+
+
+def test_label_maps_that_were_replaced_lose_their_scores_and_are_shown(solid: Folders) -> None:
+    folder = predictions(solid, "good")
+    empty, grid = np.zeros((6, 12, 9), np.uint8), simple_geometry((6, 12, 9), (2.0, 1.0, 1.5))
+    write(folder / "case_0.nii.gz", empty, grid)
+    index = report_on_predictions(solid, folder)
+    facts = facts_of(index)
+    assert {case.case_id: case.dice for case in facts.cases if case.dice is None} == {
+        "case_0": None
+    }
+    assert all(case.file for case in facts.cases)
+    assert facts.foreground is not None
+    assert facts.foreground.dice.count == 6
+    assert "replaced" in missing(index)["scores of case case_0"]
+    for path in folder.glob("*.nii.gz"):
+        write(path, empty, grid)
+    facts = facts_of(report_on_predictions(solid, folder))
+    assert facts.foreground is None
+    assert len(facts.cases) == 7
+    with pytest.raises(DataError, match="replaced"):
+        report_on_predictions(solid, predictions(solid, "poor"), folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,lr,loss\n9,0.1\n",
+        'epoch\n"' + "x" * 200_000 + '"\n',
+        "epoch,lr,loss,validation_loss,dice,dice_average,seconds\n1,0.1,nan,1,0.1,0.1,1\n",
+        "epoch,lr,loss,validation_loss,dice,dice_average,seconds\n1,0.1,0.1,inf,0.1,0.1,1\n",
+    ],
+)
+def test_a_damaged_table_of_epochs_costs_its_curves(copied: Folders, text: str) -> None:
+    (fold_of(copied) / "metrics.csv").write_text(text, "utf-8")
+    index = report_on(copied, FLAT)
+    assert facts_of(index).curves == ()
+    assert facts_of(index).foreground is not None
+    assert "metrics.csv" in missing(index)["training curves of 2d fold 0"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"metric', '{"metric_per_case": [{"prediction_file": "x"}]}', "[]", "7"]
+)
+def test_damaged_scores_cost_their_fold(copied: Folders, text: str) -> None:
+    other = copied.model(FLAT, "nnseg", "3d_fullres") / "fold_0"
+    shutil.copytree(fold_of(copied), other)
+    for fold in (other, copied.fold(FLAT, "nnseg", "2d", "1", 0)):
+        shutil.copytree(fold_of(copied), fold, dirs_exist_ok=True)
+        (fold / "validation" / "summary.json").write_text(text, "utf-8")
+        proof = fold / "validation" / "validated.json"
+        data = json.loads(proof.read_text("utf-8"))
+        proof.write_text(
+            json.dumps({k: v for k, v in data.items() if k != "summary_sha256"}), "utf-8"
+        )
+    index = report_on(copied, FLAT)
+    assert [curve.name for curve in facts_of(index).curves] == ["2d fold 0"]
+    assert "summary.json" in missing(index)["scores of 2d fold 1"]
+
+
+@pytest.mark.parametrize("cases", [[], ["x"], [{"case_id": "a"}], "x", {}])
+def test_scores_that_are_none_are_refused_by_name(solid: Folders, cases: Any) -> None:
+    folder = predictions(solid, "good")
+    data = json.loads((folder / "summary.json").read_text("utf-8"))
+    (folder / "summary.json").write_text(json.dumps(data | {"metric_per_case": cases}), "utf-8")
+    with pytest.raises(DataError, match=r"summary\.json"):
+        report_on_predictions(solid, folder, dataset_json=solid.spec_file(SOLID))
+
+
+def test_a_folder_of_other_things_is_refused_and_left_as_it_is(
+    solid: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+    (study / "files-of-patients").mkdir(parents=True)
+    (study / "index.html").write_text("mine", "utf-8")
+    words = ["report", "3", "--root", str(solid.raw.parent), "-o", str(study)]
+    assert main(words) == main([*words, "--dry-run"]) == 2
+    assert "no report" in capsys.readouterr().err
+    assert sorted(path.name for path in study.iterdir()) == ["files-of-patients", "index.html"]
+    assert (study / "index.html").read_text("utf-8") == "mine"
+
+
+def test_a_report_is_replaced_and_what_else_lies_there_stays(solid: Folders) -> None:
+    index = report_on(solid, SOLID)
+    for name in ("files-of-patients", "files-0000", "files-0123456789ABCDEF"):
+        (index.parent / name).mkdir()
+    assert report_on(solid, SOLID) == index
+    kept = {path.name for path in index.parent.glob("files-*")}
+    assert {"files-of-patients", "files-0000", "files-0123456789ABCDEF"} < kept
+
+
+def test_an_interrupted_first_report_does_not_bar_the_next(
+    solid: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "page", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report_on(solid, SOLID)
+    monkeypatch.undo()
+    assert report_on(solid, SOLID).is_file()
+
+
+def test_no_path_of_the_machine_is_in_the_report(copied: Folders, solid: Folders) -> None:
+    (predictions(solid, "good") / "case_2.nii.gz").unlink()
+    choose(copied)
+    for index in (
+        report_on(copied, FLAT),
+        report_on_predictions(copied, fold_of(copied)),
+        report_on_predictions(solid, predictions(solid, "good")),
+        report_on_predictions(solid, predictions(solid, "good"), predictions(solid, "poor")),
+        report_on(solid, SOLID),
+    ):
+        for path in (index, index.parent / "report.json"):
+            text = path.read_text("utf-8")
+            assert str(copied.raw.parent.parent) not in text
+            assert "/tmp" not in text
+    assert facts_of(report_on(copied, FLAT)).subject == f"results/{FLAT}"
+
+
+def test_a_training_took_the_time_of_all_its_sessions(copied: Folders) -> None:
+    path = fold_of(copied) / "checkpoint_latest.json"
+    data = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(data | {"seconds": 7200.5, "epoch": 90}), "utf-8")
+    (run,) = facts_of(report_on_predictions(copied, fold_of(copied))).runs
+    assert (run.seconds, run.facts["epochs"]) == (7200.5, 90)
+
+
+def test_a_prediction_in_a_folder_called_reference_is_told_from_the_reference(
+    solid: Folders,
+) -> None:
+    folder = predictions(solid, "good").with_name("reference")
+    predictions(solid, "good").rename(folder)
+    read = read_spec(solid.spec_file(SOLID))
+    pipeline.evaluate(solid.labels(SOLID), folder, read.labels, read.file_ending)
+    index = report_on_predictions(solid, predictions(solid, "poor"), folder)
+    script = (files_of(index) / "case-0001.js").read_text("ascii")
+    data = json.loads(script[script.index(",") + 1 : -3])
+    assert [found["name"] for found in data["maps"]] == ["poor", "predicted reference"]
+    assert data["reference"] != data["maps"][1]["data"]
+
+
+@pytest.mark.parametrize("ending", [".tif", ".nii.gz"])
+def test_directions_that_nobody_knows_are_not_shown(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    array = np.zeros((3, 4, 5), np.uint8)
+    array[0, 0, 0] = 1
+    write(path, array, simple_geometry((3, 4, 5), (1.0, 1.0, 1.0)))
+    if ending == ".nii.gz":
+        assert knows_directions(path, read_segmentation(path)[1])
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        data[252:256] = bytes(4)  # qform_code and sform_code
+        path.write_bytes(gzip.compress(bytes(data)))
+    assert not knows_directions(path, read_segmentation(path)[1])
+
+
+def test_cases_wait_for_memory(solid: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnseg.estimate.free_memory", lambda: 1)
+    under_way, most = set[int](), []
+    real = reporting._read
+
+    def watched(*args: Any) -> Any:
+        under_way.add(threading.get_ident())
+        most.append(len(under_way))
+        time.sleep(0.01)
+        found = real(*args)
+        under_way.discard(threading.get_ident())
+        return found
+
+    monkeypatch.setattr(reporting, "_read", watched)
+    report_on_predictions(solid, predictions(solid, "good"), workers=4)
+    assert max(most) == 1
+
+
+def test_a_dry_run_says_what_would_be_there_and_writes_nothing(
+    solid: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = solid.raw.parent
+    before = sorted(root.rglob("*"))
+    for words in (["3"], [str(predictions(solid, "good"))]):
+        assert main(["report", *words, "--root", str(root), "--dry-run", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["cases"], told["pictures"]) == (7, 7)
+        assert main(["report", *words, "--root", str(root), "--dry-run"]) == 0
+        assert "7 cases" in capsys.readouterr().out
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("most_cases", [0, 7])
+def test_a_stop_while_the_doctor_looks_ends_the_report(solid: Folders, most_cases: int) -> None:
+    seen = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        seen.append((what, done))
+
+    with pytest.raises(StoppedError, match=r"^stopped; the report"):
+        report_on(
+            solid,
+            SOLID,
+            most_cases=most_cases,
+            workers=1,
+            on_progress=watch,
+            stop=lambda: bool(seen),
+        )
+    assert len(seen) == 1
+    assert not (solid.models_folder(SOLID) / "report" / "index.html").exists()

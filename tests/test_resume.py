@@ -120,6 +120,15 @@ def test_a_finished_run_may_be_asked_for_on_any_device(fold: Path) -> None:
     assert find(fold, device="cuda") == finished
 
 
+def test_a_run_goes_on_on_another_device_of_its_kind(tmp_path: Path) -> None:
+    on_gpu = dataclasses.replace(EMPTY, execution=Execution(device="cuda:0"))
+    before = write_run(tmp_path, on_gpu, b"weights", None)
+    for device in ("cuda:1", "cuda", "cuda:0", None):
+        assert find(tmp_path, device=device) == before
+    with pytest.raises(UsageError, match="holds a run with --device cuda:0"):
+        find(tmp_path, device="cpu")
+
+
 def test_overwriting_starts_anew_and_touches_nothing_yet(fold: Path) -> None:
     before = {path: path.read_bytes() for path in fold.parent.rglob("*") if path.is_file()}
     assert find(fold, overwrite=True, settings={"lr": 0.5}, plan_hash="other") is None

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,18 @@ from tiny import draw
 
 from nnseg import record, scoring
 from nnseg.dataset import read_spec
-from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.labels import Labels
-from nnseg.scoring import Wanted, compare_results, evaluate, evaluate_test_set, spec_of_labels
-from nnseg.summary_json import from_nnunet, to_nnunet
+from nnseg.lock import locked
+from nnseg.parallel import Room
+from nnseg.scoring import (
+    Wanted,
+    evaluate,
+    evaluate_test_set,
+    find_evaluation,
+    spec_for_evaluation,
+    spec_of_labels,
+)
 from nnseg.volume import read_segmentation, simple_geometry, write
 
 DATASET = "Dataset002_Mri"
@@ -75,7 +84,14 @@ def test_ids_without_a_group_are_refused_before_anything_is_read(results: Path) 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tolerance_mm": -1.0}, {"match_iou": 0.0}, {"match_iou": 1.5}, {"group_regex": "("}]
+    "wrong",
+    [
+        {"tolerance_mm": -1.0},
+        {"tolerance_mm": float("inf")},
+        {"match_iou": 0.0},
+        {"match_iou": 1.5},
+        {"group_regex": "("},
+    ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="|".join(wrong).replace("group_regex", "--group-regex")):
@@ -100,10 +116,30 @@ def test_components_have_confidences_where_probabilities_lie_beside(tmp_path: Pa
     assert of_case.found_confidences is not None
     assert len(of_case.found_confidences) == of_case.found
     assert all(0.3 < value <= 1 for value in of_case.found_confidences)
-    write(prediction / "case.nii.gz", found[:-1], simple_geometry((6, 11, 13), (3.0, 0.8, 0.7)))
-    write(truth / "case.nii.gz", found[:-1], simple_geometry((6, 11, 13), (3.0, 0.8, 0.7)))
-    with pytest.raises(DataError, match=r"case\.nii\.gz: the probabilities beside it are of an"):
-        evaluate(truth, prediction, BOXED, ".nii.gz", wanted=wanted)
+    curve = json.loads((prediction / "summary.json").read_text())["detection"]["mean"]["1"]
+    assert curve["FROCCurve"]["FalsePositivesPerCase"][-1] == 0
+    assert curve["FROCCurve"]["Sensitivity"][-1] == 1
+    assert len(curve["FROCCurve"]["Threshold"]) == of_case.found
+    assert scoring.read_summary(prediction, BOXED) == summary
+
+
+def test_probabilities_that_do_not_fit_cost_the_confidences_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prediction, truth = tmp_path / "a", tmp_path / "truth"
+    prediction.mkdir()
+    truth.mkdir()
+    save_probabilities(prediction, "chunks", placed())
+    for folder in (prediction, truth):
+        other = simple_geometry((6, 11, 13), (3.0, 0.8, 0.7))
+        write(folder / "case.nii.gz", np.ones((6, 11, 13), np.uint8), other)
+    wanted = Wanted(surface=False, match_iou=0.1)
+    summary = evaluate(truth, prediction, BOXED, ".nii.gz", wanted=wanted)
+    core = summary.mean["core"].detection
+    assert core is not None
+    assert (core.f1, core.froc) == (1, None)
+    assert re.search(r"case\.nii\.gz: the probabilities beside it are of an image", caplog.text)
+    assert "remove" not in caplog.text
 
 
 def test_a_test_set_is_scored_against_its_own_labels(tmp_path: Path) -> None:
@@ -117,67 +153,10 @@ def test_a_test_set_is_scored_against_its_own_labels(tmp_path: Path) -> None:
     assert found.foreground_mean.dice == 1
     assert len(found.cases) == 2
     sorted(predicted.glob("*.nii.gz"))[0].unlink()
-    with pytest.raises(DataError, match="1 test cases were not predicted, such as"):
-        evaluate_test_set(folders, DATASET, predicted)
+    assert len(evaluate_test_set(folders, DATASET, predicted, wanted=OVERLAP).missing) == 1
     shutil.rmtree(truth)
     with pytest.raises(MissingError, match="put the label maps of the test images there"):
         evaluate_test_set(folders, DATASET, predicted)
-
-
-def test_two_folders_of_predictions_are_scored_and_compared(results: Path) -> None:
-    found = compare_results(results / "a", results / "b", reference=results / "truth")
-    assert [one.metric for one in found] == ["dice", "iou", "hd95", "assd", "nsd", "volume"]
-    dice = found[0].labels["liver"]
-    assert (dice.mean_a, dice.mean_b) == pytest.approx((2 / 3, 6 / 7))
-    assert (dice.wins, dice.p_value) == (3, 2 / 8)
-    assert not (results / "a" / "summary.json").exists()
-    (only,) = compare_results(
-        results / "a", results / "b", reference=results / "truth", metrics=["iou"], wanted=OVERLAP
-    )
-    assert only.metric == "iou"
-
-
-def test_two_summaries_are_compared_as_they_lie(results: Path) -> None:
-    with pytest.raises(MissingError, match=r"`nnseg evaluate GT .*a` writes it"):
-        compare_results(results / "a", results / "b")
-    for name in "ab":
-        evaluate(results / "truth", results / name, LABELS, ".nii.gz", wanted=OVERLAP)
-    found = compare_results(results / "a", results / "b" / "summary.json")
-    assert [one.metric for one in found] == ["dice", "iou", "volume"]
-    assert found[0].labels["spleen"].mean is None
-
-
-def test_nsd_of_two_tolerances_is_not_compared(results: Path) -> None:
-    for name, tolerance in (("a", 1.0), ("b", 2.0)):
-        wanted = Wanted(tolerance_mm=tolerance)
-        evaluate(results / "truth", results / name, LABELS, ".nii.gz", wanted=wanted)
-    with pytest.raises(DataError, match=r"a tolerance of 1.0 mm in .*a and of 2.0 mm in .*b"):
-        compare_results(results / "a", results / "b")
-    assert compare_results(results / "a", results / "b", metrics=["dice"])
-
-
-def test_a_summary_of_nnunet_is_compared_with_ours_under_our_names(results: Path) -> None:
-    summary = evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=OVERLAP)
-    data = to_nnunet(summary, LABELS)
-    theirs = {key: data[key] for key in ("foreground_mean", "mean")}
-    known = ("Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref")
-    theirs["metric_per_case"] = [
-        {
-            "reference_file": case["reference_file"],
-            "prediction_file": case["prediction_file"],
-            "metrics": {
-                key: {name: float("nan") if its[name] is None else its[name] for name in known}
-                for key, its in case["metrics"].items()
-            },
-        }
-        for case in data["metric_per_case"]
-    ]
-    (results / "b" / "summary.json").write_text(json.dumps(theirs))  # with NaN
-    dice = compare_results(results / "a", results / "b")[0]
-    assert dice.cases == ("a1_x", "a1_y", "b2_z")
-    assert dice.labels["liver"].ties == 3
-    assert dice.labels["spleen"].unpaired == 0
-    assert from_nnunet(data, None, "s.json") == summary
 
 
 def test_labels_may_be_named_where_no_dataset_json_is(results: Path) -> None:
@@ -204,3 +183,116 @@ def test_every_case_is_scored_on_the_grid_of_its_reference(shared: Path, tmp_pat
     assert summary.foreground_mean.dice is not None
     assert 0.7 < summary.foreground_mean.dice < 0.95
     assert summary.foreground_mean.hd95_mm == pytest.approx(1, abs=0.5)
+
+
+def test_references_that_were_not_predicted_are_named_and_in_no_mean(
+    results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=OVERLAP)
+    assert whole.missing == ()
+    (results / "a" / "a1_y.nii.gz").unlink()
+    summary = evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=OVERLAP)
+    assert (summary.missing, len(summary.cases)) == (("a1_y",), 2)
+    assert "not predicted, of 3 references: case a1_y" in caplog.text
+    saved = json.loads((results / "a" / "summary.json").read_text())
+    assert saved["missing_predictions"] == ["a1_y"]
+    assert scoring.read_summary(results / "a", LABELS) == summary
+    run = record.read_json(results / "a" / "run_evaluate.json")
+    assert run["cases"] == {"a1_x": "done", "b2_z": "done", "a1_y": "not predicted"}
+
+
+def test_the_scores_of_one_file_leave_those_of_its_folder_alone(results: Path) -> None:
+    pair = (results / "truth" / "a1_x.nii.gz", results / "a" / "a1_x.nii.gz")
+    before = sorted(path.name for path in (results / "a").iterdir())
+    found = evaluate(*pair, LABELS, ".nii.gz", wanted=OVERLAP)
+    assert len(found.cases) == 1
+    assert sorted(path.name for path in (results / "a").iterdir()) == before
+    for place in ("other", "other/one.json"):
+        evaluate(*pair, LABELS, ".nii.gz", wanted=OVERLAP, output=results / place)
+    assert scoring.read_summary(results / "other", LABELS) == found
+    assert (results / "other" / "one.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_scored_to_another_place(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = results / "a"
+    monkeypatch.setattr(scoring.os, "access", lambda path, mode: path != folder)
+    with pytest.raises(MachineError, match="give a place for the scores by -o"):
+        evaluate(results / "truth", folder, LABELS, ".nii.gz", wanted=OVERLAP)
+    before = sorted(folder.iterdir())
+    evaluate(results / "truth", folder, LABELS, ".nii.gz", wanted=OVERLAP, output=results / "o")
+    assert sorted(folder.iterdir()) == before
+    assert len(scoring.read_summary(results / "o", LABELS).cases) == 3
+
+
+def test_the_scores_of_a_folds_validation_are_not_replaced(results: Path) -> None:
+    folder = results / "a"
+    (folder / "validated.json").write_text("{}")
+    (folder / "summary.json").write_text("theirs")
+    with pytest.raises(UsageError, match=r"scores of a fold's validation.* by -o"):
+        evaluate(results / "truth", folder, LABELS, ".nii.gz", wanted=OVERLAP)
+    assert (folder / "summary.json").read_text() == "theirs"
+    evaluate(results / "truth", folder, LABELS, ".nii.gz", wanted=OVERLAP, output=results / "o")
+    assert (results / "o" / "summary.json").is_file()
+
+
+def test_no_two_runs_are_at_work_on_one_folder(results: Path) -> None:
+    with (
+        locked(results / "a" / ".running" / "run", "nnseg predict"),
+        pytest.raises(MachineError, match="is in use by `nnseg predict`"),
+    ):
+        evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=OVERLAP)
+
+
+def test_what_would_be_scored_is_told_and_nothing_written(results: Path) -> None:
+    (results / "a" / "a1_y.nii.gz").unlink()
+    before = sorted(results.rglob("*"))
+    found = find_evaluation(
+        *(results / "truth", results / "a", LABELS, ".nii.gz"), wanted=Wanted(group_regex="(^..)")
+    )
+    assert str(found).splitlines() == [
+        "scores 2 cases, such as a1_x, b2_z",
+        "not predicted: case a1_y",
+        "labels: liver, spleen",
+        "groups: a1, b2",
+        f"writes {results / 'a' / 'summary.json'}",
+    ]
+    assert sorted(results.rglob("*")) == before
+
+
+def test_files_that_name_labels_must_not_contradict_each_other(
+    results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    above, own = results / "dataset.json", results / "a" / "dataset.json"
+    pair = (results / "truth", results / "a")
+    shutil.copy(above, own)
+    assert spec_for_evaluation(*pair, None).labels == LABELS
+    content = json.loads(above.read_text())
+    content["labels"] = {"background": 0, "liver": 2, "spleen": 1}
+    own.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"a/dataset\.json says .*'liver': 2.*--dataset-json") as e:
+        spec_for_evaluation(*pair, None)
+    assert str(above) in str(e.value)
+    assert spec_for_evaluation(*pair, above).labels == LABELS
+    above.write_text("{}")  # of something else
+    assert spec_for_evaluation(*pair, None).labels.foreground["liver"] == (2,)
+    assert "the labels are those of" in caplog.text
+
+
+def test_cases_are_scored_at_once_as_far_as_memory_goes(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(needs: dict[str, int]) -> Room:
+        seen.append(needs)
+        return Room(total=1, needs=needs)
+
+    monkeypatch.setattr(scoring, "room_for", watched)
+    for wanted in (OVERLAP, Wanted(match_iou=0.1)):
+        evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=wanted)
+    assert set(seen[0]) == {"a1_x", "a1_y", "b2_z"}
+    voxels = int(np.prod(SHAPE))
+    assert all(need > 12 * voxels for need in seen[0].values())
+    assert all(need > 24 * voxels for need in seen[1].values())

@@ -1,5 +1,6 @@
 """What of a dataset's models can be compared; what is missing is said with its command."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from tiny import toy_plan
 
 from nnseg import record
 from nnseg.choose import ChosenModel
+from nnseg.dataset import Fold
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.folders import (
     Folders,
@@ -23,7 +25,7 @@ from nnseg.folders import (
 )
 from nnseg.labels import Labels
 from nnseg.surveying import Survey, survey
-from nnseg.validating import Validated
+from nnseg.validated import Validated, hash_of_split
 from nnseg.volume import simple_geometry, write
 
 DATASET = "Dataset001_Toy"
@@ -50,6 +52,10 @@ def folders(tmp_path: Path) -> Folders:
     return made
 
 
+def learnt_by(fold: int) -> list[str]:
+    return [case for case in "abcde" if case not in HELD_OUT[fold]]
+
+
 def train(
     folders: Folders,
     configuration: str,
@@ -67,6 +73,8 @@ def train(
         weights = f"{configuration} {fold} {seed}"
         checkpoint = {"plan": content, "weights_sha256": weights}
         checkpoint_file(folder, "final").write_text(json.dumps(checkpoint))
+        run = {"split_hash": "of then", "train_cases": learnt_by(fold)}
+        checkpoint_file(folder, "latest").write_text(json.dumps(run))
         record.save(Validated(weights_sha256=weights), validated_file(folder))
         summary_file(out).write_text("{}")
         for case in HELD_OUT[fold]:
@@ -158,6 +166,15 @@ def test_a_seed_is_a_model_of_its_own(folders: Folders) -> None:
     assert found.map_file("2d seed 7", "a").parts[-3] == "fold_0_seed7"
 
 
+def test_only_the_seeds_that_were_asked_for_are_compared(folders: Folders) -> None:
+    train(folders, "2d")
+    train(folders, "2d", seed=7)
+    assert named(survey(folders, DATASET, seeds=(7,))) == ["2d seed 7"]
+    assert named(survey(folders, DATASET, seeds=(0,))) == ["2d"]
+    with pytest.raises(MissingError, match=r"nnseg train Dataset001_Toy 2d 0 --seed 3` trains one"):
+        survey(folders, DATASET, configurations=("2d",), seeds=(3,))
+
+
 def test_a_seed_without_all_folds_does_not_cost_the_others_theirs(folders: Folders) -> None:
     train(folders, "2d", (0, 1))
     train(folders, "2d", (1,), seed=7)
@@ -221,6 +238,16 @@ def train_on(fold: Path) -> None:
     checkpoint_file(fold, "final").write_text(json.dumps(content | {"weights_sha256": "other"}))
 
 
+def score_anew(fold: Path) -> None:
+    proof = record.load(Validated, validated_file(fold))
+    record.save(dataclasses.replace(proof, summary_sha256="of before"), validated_file(fold))
+
+
+def leave_out(fold: Path) -> None:
+    proof = record.load(Validated, validated_file(fold))
+    record.save(dataclasses.replace(proof, cases=("d",)), validated_file(fold))
+
+
 def remove_map(fold: Path) -> None:
     (validation_folder(fold) / "c.nii.gz").unlink()
 
@@ -232,8 +259,10 @@ def remove_probabilities(fold: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (remove_proof, "its validation is missing, unfinished, or of other weights than its final"),
-        (train_on, "its validation is missing, unfinished, or of other weights than its final"),
+        (remove_proof, "its validation is missing, unfinished, of other weights than its final"),
+        (train_on, "its validation is missing, unfinished, of other weights than its final"),
+        (score_anew, "its validation is missing, unfinished, of other weights than its final"),
+        (leave_out, "its validation lacks case c"),
         (remove_map, "its validation lacks case c"),
         (remove_probabilities, "its validation has no probabilities of case c"),
     ],
@@ -248,6 +277,50 @@ def test_predictions_that_are_missing_or_stale_are_named_with_the_command(
         survey(folders, DATASET)
     assert f"{fold_of(folders, '2d', 1)}: {said}" in str(caught.value)
     assert str(caught.value).endswith("`nnseg train Dataset001_Toy 2d 1 --val` makes it up")
+
+
+def swap(folders: Folders, one: str, other: str) -> None:
+    """Have two cases change folds."""
+    text = folders.user_splits_file(DATASET).read_text()
+    turned = text.replace(f'"{one}"', '"-"').replace(f'"{other}"', f'"{one}"')
+    folders.user_splits_file(DATASET).write_text(turned.replace('"-"', f'"{other}"'))
+
+
+def test_a_case_that_a_network_learnt_from_is_not_held_out_whatever_the_folds_say(
+    folders: Folders,
+) -> None:
+    train(folders, "2d")
+    swap(folders, "b", "c")
+    for fold, case in ((0, "c"), (1, "b")):  # as an older version would have validated them
+        for file in (f"{case}.nii.gz", f"{case}.probabilities.b2nd", f"{case}.probabilities.json"):
+            (validation_folder(fold_of(folders, "2d", fold)) / file).write_bytes(b"")
+    with pytest.raises(MissingError) as caught:
+        survey(folders, DATASET)
+    again = "train it anew, `nnseg train Dataset001_Toy 2d {} -p nnseg --overwrite`, or restore"
+    for fold, case in ((0, "c"), (1, "b")):
+        folder = fold_of(folders, "2d", fold)
+        said = f"{folder}: its network was trained on case {case}; {again.format(fold)}"
+        assert said in str(caught.value)
+    assert "--val" not in str(caught.value)
+
+
+def test_an_older_model_is_judged_by_the_hash_of_its_fold(folders: Folders) -> None:
+    train(folders, "2d")
+    for fold in (0, 1):
+        split = Fold(train=tuple(learnt_by(fold)), val=HELD_OUT[fold])
+        run = {"split_hash": hash_of_split(split)}
+        checkpoint_file(fold_of(folders, "2d", fold), "latest").write_text(json.dumps(run))
+    assert survey(folders, DATASET).notes == ()
+    swap(folders, "b", "c")
+    with pytest.raises(MissingError, match="trained on another split of the cases than today's"):
+        survey(folders, DATASET)
+
+
+def test_a_model_of_which_nothing_is_known_is_compared_aloud(folders: Folders) -> None:
+    train(folders, "2d")
+    checkpoint_file(fold_of(folders, "2d", 1), "latest").unlink()
+    (note,) = survey(folders, DATASET).notes
+    assert note.startswith("nnseg/2d: no record says which cases fold 1 trained on; ")
 
 
 def test_models_by_themselves_need_no_probabilities(folders: Folders) -> None:

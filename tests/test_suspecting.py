@@ -10,14 +10,23 @@ import pytest
 from tiny import draw, prepare, train
 
 from nnseg import cli, record, suspecting
+from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
-from nnseg.folders import Folders, compact_files, validation_folder
+from nnseg.folders import (
+    Folders,
+    checkpoint_file,
+    compact_files,
+    summary_file,
+    validated_file,
+    validation_folder,
+)
 from nnseg.label_errors import Suspects
 from nnseg.labels import Labels
 from nnseg.runlog import RunReport
 from nnseg.scoring import read_summary, write_summary
 from nnseg.suspecting import suspect
+from nnseg.validated import Validated
 from nnseg.validating import validate
 from nnseg.volume import Geometry, read_segmentation, simple_geometry, write
 
@@ -76,6 +85,32 @@ def test_a_case_that_a_network_learnt_from_is_not_judged(held: Folders) -> None:
     assert suspect(held, DATASET).suspects == ()
 
 
+def test_scores_of_cases_that_a_network_learnt_from_are_refused(held: Folders) -> None:
+    fold = held.fold(DATASET, "nnseg", "2d", "0", 0)
+    run = json.loads(checkpoint_file(fold, "latest").read_text())
+    held_out = json.loads(held.user_splits_file(DATASET).read_text())[0]["val"]
+    learnt = {**run, "train_cases": held_out[3:4]}
+    checkpoint_file(fold, "latest").write_text(json.dumps(learnt))
+    with pytest.raises(DataError, match=rf"trained on case {held_out[3]}, and .* --overwrite`"):
+        suspect(held, DATASET)
+    assert not held.suspects_file(DATASET).exists()
+
+
+def test_an_older_model_is_suspected_by_only_if_the_folds_are_those_of_then(held: Folders) -> None:
+    fold = held.fold(DATASET, "nnseg", "2d", "0", 0)
+    run = json.loads(checkpoint_file(fold, "latest").read_text())
+    del run["train_cases"]
+    checkpoint_file(fold, "latest").write_text(json.dumps(run))
+    proof = record.load(Validated, validated_file(fold))
+    older = Validated(weights_sha256=proof.weights_sha256)
+    record.save(older, validated_file(fold))
+    assert suspect(held, DATASET).cases == 10
+    splits = json.loads(held.user_splits_file(DATASET).read_text())
+    held.user_splits_file(DATASET).write_text(json.dumps(splits[::-1]))
+    with pytest.raises(DataError, match="trained on another split of the cases than today's"):
+        suspect(held, DATASET)
+
+
 def test_folds_without_validation_and_folds_of_all_cases_say_nothing(held: Folders) -> None:
     fold = held.fold(DATASET, "nnseg", "2d", "0", 0)
     fold.rename(fold.with_name("fold_all"))
@@ -92,6 +127,9 @@ def test_the_configuration_with_the_most_cases_is_taken(held: Folders) -> None:
     where = validation_folder(few / "fold_0")
     summary = read_summary(where, labels)
     write_summary(where, dataclasses.replace(summary, cases=summary.cases[:3]), labels)
+    proof = record.load(Validated, validated_file(few / "fold_0"))
+    digest = sha256(summary_file(where))
+    record.save(dataclasses.replace(proof, summary_sha256=digest), validated_file(few / "fold_0"))
     assert suspect(held, DATASET).model == "nnseg/2d"
     found = suspect(held, DATASET, configuration="2d_few")
     assert (found.model, found.cases) == ("nnseg/2d_few", 3)

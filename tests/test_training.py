@@ -15,10 +15,10 @@ from tiny import CPU, FLAT, SHORT
 
 from nnseg import phantom, pipeline, record, reporter
 from nnseg.checkpoint import load_model
-from nnseg.errors import MachineError, MissingError, PlanError, UsageError
+from nnseg.errors import MachineError, MissingError, PlanError, StoppedError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
 from nnseg.registry import Registry
-from nnseg.resume import EpochReport
+from nnseg.resume import EpochReport, read_run
 from nnseg.runlog import RunReport
 from nnseg.volume import read_segmentation, write
 
@@ -206,6 +206,27 @@ def test_without_a_run_there_is_nothing_to_extend(prepared: Folders) -> None:
         train(prepared, extend_to=3)
 
 
+def test_a_run_goes_on_on_the_device_that_is_asked_for_now(prepared: Folders) -> None:
+    with pytest.raises(StoppedError):
+        train(prepared, stop=tiny.stop_after(2), validate_after=False)
+    fold = train(prepared, device="cpu:0", validate_after=False)
+    run = read_run(fold)
+    assert run is not None
+    assert (run.finished, run.execution.device) == (True, "cpu:0")
+
+
+def test_a_rehearsal_stops_between_two_steps(prepared: Folders) -> None:
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(StoppedError, match="stopped while measuring"):
+        pipeline.rehearse(prepared, FLAT, "2d", "0", settings=SHORT, stop=stop, **CPU)
+    assert len(asked) == 3
+
+
 def test_a_rehearsal_says_what_it_takes_and_writes_nothing(prepared: Folders) -> None:
     before = sorted(prepared.raw.parent.rglob("*"))
     found = pipeline.rehearse(prepared, FLAT, "2d", "0", settings=SHORT, **CPU)
@@ -234,6 +255,8 @@ def test_memory_that_does_not_suffice_names_the_smaller_plan(
         MachineError, match=r"allocate 2.00 GiB\); plan a .*--memory-gb 6 -p nnseg_6gb"
     ):
         train(prepared)
+    with pytest.raises(MachineError, match=r"--memory-gb 6 -p nnseg_6gb"):
+        pipeline.rehearse(prepared, FLAT, "2d", "0", settings=SHORT, **CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

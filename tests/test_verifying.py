@@ -10,8 +10,12 @@ import pytest
 from tiny import CPU, FLAT
 
 from nnseg import cli, record
+from nnseg.applying import apply_postprocessing
+from nnseg.dataset import read_spec
+from nnseg.ensembling import ensemble
 from nnseg.errors import DataError, MissingError
-from nnseg.folders import Folders, proof_file
+from nnseg.folders import Folders, applied_file, predicted_spec_file, proof_file
+from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.predicted_folder import Wanted
 from nnseg.predicting import predict
 from nnseg.predictor import load
@@ -212,3 +216,71 @@ def test_the_command_has_an_exit_code_for_each_outcome(
     assert cli.main(command) == 5
     change_map(root)
     assert cli.main(command) == 3
+
+
+@pytest.fixture
+def averaged(root: Path) -> Path:
+    """A folder of what `ensemble` made of the same probabilities twice."""
+    shutil.copytree(root / "out", root / "other")
+    ensemble([root / "out", root / "other"], root / "mean", weights=(1, 2), probabilities="chunks")
+    return root / "mean"
+
+
+def test_an_average_is_proven_with_what_it_was_made_of(root: Path, averaged: Path) -> None:
+    found = verify([averaged], Folders.of_root(root))
+    assert len(found) == 3
+    for one in found:
+        assert outcomes(one) == {"record": {"proven"}, "output": {"proven"}, "input": {"proven"}}
+        assert len([check for check in one.checks if check.what == "output"]) == 3
+        assert len([check for check in one.checks if check.what == "input"]) == 2
+        assert "average of 2 models, weights 1, 2" in str(one.made_by)
+    raise_for_outcomes(found)
+
+
+def test_of_an_average_is_told_what_changed_and_what_is_gone(root: Path, averaged: Path) -> None:
+    shutil.rmtree(root / "other")
+    first, second, third = (Path(one.file) for one in verify([averaged], Folders.of_root(root)))
+    found = verify([first], Folders.of_root(root))
+    assert outcomes(found[0])["input"] == {"proven", "unknown"}
+    raise_for_outcomes(found)
+    case_id = second.name.removesuffix("".join(second.suffixes))
+    array = root / "out" / f"{case_id}_probabilities.b2nd"
+    array.write_bytes(array.read_bytes()[:-1] + b"x")
+    damaged = proof_file(third)
+    damaged.write_text(damaged.read_text().replace('"weights"', '"Weights"'))
+    first.write_bytes(b"another")
+    changed = {Path(one.file): one for one in verify([averaged], Folders.of_root(root))}
+    assert outcomes(changed[first])["output"] == {"proven", "changed"}
+    assert outcomes(changed[second])["input"] == {"changed", "unknown"}
+    assert outcomes(changed[third]) == {"record": {"changed"}}
+
+
+@pytest.fixture
+def postprocessed(root: Path) -> Path:
+    spec = read_spec(predicted_spec_file(root / "out"))
+    label = next(iter(spec.labels.foreground))
+    rules = Postprocessing(rules=(KeepLargest(labels=(label,)),))
+    apply_postprocessing(root / "out", root / "post", rules, spec)
+    return root / "post"
+
+
+def test_what_was_postprocessed_is_proven_by_its_own_record(
+    root: Path, postprocessed: Path
+) -> None:
+    found = verify([postprocessed], Folders.of_root(root))
+    assert len(found) == 3
+    for one in found:
+        assert outcomes(one) == {"record": {"proven"}, "output": {"proven"}, "input": {"proven"}}
+        assert str(one.made_by).startswith("postprocessing: ")
+    first, second, third = (Path(one.file) for one in found)
+    (root / "out" / first.name).unlink()
+    second.unlink()
+    record_file = applied_file(third)
+    record_file.write_text(record_file.read_text().replace('"voxels"', '"Voxels"'))
+    changed = {Path(one.file): one for one in verify([postprocessed], Folders.of_root(root))}
+    assert outcomes(changed[first])["input"] == {"unknown"}
+    assert changed[first].outcome == "proven"
+    assert outcomes(changed[second])["output"] == {"changed"}
+    assert outcomes(changed[third]) == {"record": {"changed"}}
+    (by_record,) = verify([applied_file(first)], Folders.of_root(root))
+    assert by_record.file == str(first)

@@ -195,7 +195,7 @@ def test_a_case_that_kills_its_worker_twice_fails_and_the_others_are_done(
 
 def test_after_a_death_half_as_many_work(tasks: Any, tmp_path: Path) -> None:
     work = partial(tasks.die, tmp_path, 1, int(signal.SIGKILL))
-    apart(work, range(12), count=2)
+    apart(work, range(40), count=2)
     pids = [line.split()[1] for line in (tmp_path / "starts").read_text().splitlines()]
     assert len(set(pids[-4:-1])) == 1
 

@@ -1,10 +1,17 @@
 """The command that averages what several models predicted: ensemble."""
 
+import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import numbers, whole_number
 from nnseg.console import STOP, Progress
+from nnseg.errors import NnsegError
+
+if TYPE_CHECKING:
+    from nnseg.ensembling import Averaged, Foreseen
 
 KINDS = ("npz", "nifti", "chunks", "compact")  # of files of probabilities
 
@@ -48,24 +55,77 @@ def ensemble_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="do again what is proven to be done, and replace label maps changed by hand",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="open the probabilities, say what would be done and what it takes, and write nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def run_ensemble(args: Namespace) -> None:
-    from nnseg.ensembling import ensemble
+    from nnseg.ensembling import ensemble, foresee
 
-    progress = Progress(args.quiet)
+    what = (args.input, args.output)
+    if args.dry_run:
+        _tell(
+            foresee(
+                *what,
+                weights=args.weights,
+                probabilities=args.save_probabilities,
+                overwrite=args.overwrite,
+            ),
+            args.json,
+        )
+        return
+    progress = Progress(args.quiet or args.json)
     STOP.listen()
+    told: dict[str, Averaged | NnsegError] = {}
     try:
         written = ensemble(
-            args.input,
-            args.output,
+            *what,
             weights=args.weights,
             probabilities=args.save_probabilities,
             workers=args.workers,
             overwrite=args.overwrite,
             on_progress=progress,
+            on_case=told.__setitem__,
             stop=STOP,
         )
+    except NnsegError:
+        if args.json and told:
+            print(_as_json(args.output, told))
+        raise
     finally:
         progress.close()
-    print(f"{len(written)} segmentations in {args.output}")
+    if args.json:
+        print(_as_json(args.output, told))
+    else:
+        print(f"{len(written)} segmentations in {args.output}")
+
+
+def _tell(foreseen: "Foreseen", as_json: bool) -> None:
+    """Print what would be done, and end as the work itself would.
+
+    Raises:
+        NnsegError: A case cannot be averaged.
+    """
+    from nnseg.predicting import raise_failed
+
+    if as_json:
+        content = {"cases": foreseen.states, "memory_bytes": foreseen.memory, "written": False}
+        print(json.dumps({"target": str(foreseen.target), **content}))
+    else:
+        print(foreseen)
+    raise_failed(foreseen.failed, len(foreseen.states))
+
+
+def _as_json(target: Path, told: "Mapping[str, Averaged | NnsegError]") -> str:
+    """Give what became of each case: its state as run.json has it, and its proof if it is done."""
+    from nnseg import record
+
+    told = dict(sorted(told.items()))
+    failed = {name: str(found) for name, found in told.items() if isinstance(found, NnsegError)}
+    proofs = {name: record.to_json(found) for name, found in told.items() if name not in failed}
+    cases = {name: failed.get(name, "done") for name in told}
+    return json.dumps({"target": str(target), "cases": cases, "proofs": proofs, "written": True})

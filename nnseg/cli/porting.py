@@ -51,7 +51,8 @@ def export_arguments(parser: ArgumentParser) -> None:
         "model",
         type=Path,
         metavar="MODEL",
-        help="folder of a fold, of a configuration (fold_0, ...) or of all a plan's models",
+        help="folder of a fold, of a configuration (fold_0, ...) or of all a plan's models; to zip "
+        "also a choice.json, or the folder that it lies in",
     )
     parser.add_argument("--to", choices=tuple(EXPORTERS), required=True, help="who is to read it")
     parser.add_argument(
@@ -92,6 +93,7 @@ def _import_plans(args: Namespace) -> None:
 
 def _import_models(args: Namespace) -> None:
     from nnseg import porting
+    from nnseg.folders import CHOICE
 
     if args.dataset:
         raise UsageError("-d is for a plans.json; a model goes to a folder: -o FOLDER")
@@ -108,6 +110,9 @@ def _import_models(args: Namespace) -> None:
         print(f"{model.plan.dataset} {model.configuration_name}, {model.trainer}: folds {folds}")
     if args.dry_run:
         print("nothing was written")
+        return
+    if (target / CHOICE).is_file():
+        print(f"nnseg predict -m {shlex.quote(str(target))} -i IN -o OUT")
         return
     for model in imported:
         folder = shlex.quote(str(target / model.configuration_name))

@@ -23,7 +23,8 @@ def postprocess_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="PRED",
-        help="folder of predictions; several are the folds of a cross-validation",
+        help="folder of predictions; several are the folds of a cross-validation. With --apply "
+        "also one label map",
     )
     parser.add_argument(
         "-ref",
@@ -41,7 +42,7 @@ def postprocess_arguments(parser: ArgumentParser) -> None:
         type=Path,
         metavar="OUT",
         help="of rules: a folder, or a .json file; PRED/postprocessing.json if left out. Of label "
-        "maps: a folder",
+        "maps: a folder, or of one a file",
     )
     parser.add_argument(
         "-djfile",
@@ -59,7 +60,11 @@ def postprocess_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="with --apply: do again what is done, and replace label maps changed by hand",
+        help="with --apply: do again what is done, and replace label maps changed by hand and "
+        "files that this command did not make",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be read and written, write nothing"
     )
     parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
@@ -75,21 +80,34 @@ def run_postprocess(args: Namespace) -> None:
 
 
 def _apply(args: Namespace) -> None:
-    from nnseg import postprocessing, record
+    from nnseg import applying, record
     from nnseg.postprocess import Postprocessing
     from nnseg.scoring import spec_for_evaluation
 
     if len(args.input) > 1 or args.output is None:
-        raise UsageError("--apply takes one folder and writes another: -i PRED -o OUT")
+        raise UsageError(
+            "--apply takes one folder or label map, and writes another: -i PRED -o OUT"
+        )
     (source,) = args.input
     rules = record.load(Postprocessing, args.apply, "nnseg postprocess -i PRED -ref LABELS")
+    spec = spec_for_evaluation(source, source, args.dataset_json)
+    if args.dry_run:
+        jobs = applying.find_applying_jobs(
+            source, args.output, rules, spec, overwrite=args.overwrite
+        )
+        if args.json:
+            listed = {job.case_id: str(job.target) for job in jobs}
+            print(json.dumps({"target": str(args.output), "cases": listed, "written": False}))
+        else:
+            print(f"{len(jobs)} label maps would go to {args.output}; nothing was written")
+        return
     progress = Progress(args.quiet or args.json)
     try:
-        written = postprocessing.apply_postprocessing(
+        written = applying.apply_postprocessing(
             source,
             args.output,
             rules,
-            spec_for_evaluation(source, source, args.dataset_json),
+            spec,
             overwrite=args.overwrite,
             workers=args.workers,
             on_progress=progress,
@@ -112,12 +130,25 @@ def _decide(args: Namespace) -> None:
     target = args.output or args.input[0]
     if target.suffix != ".json":
         target = postprocessing_file(target)
+    spec = spec_for_evaluation(args.reference, args.input[0], args.dataset_json)
+    if args.dry_run:
+        postprocessing.refuse_foreign_rules(target)
+        jobs, _ = postprocessing.find_deciding_jobs(args.input, args.reference, spec)
+        if args.json:
+            listed = {job.case_id: str(job.prediction) for job in jobs}
+            print(json.dumps({"target": str(target), "cases": listed, "written": False}))
+        else:
+            print(
+                f"{len(jobs)} predictions would be held against {args.reference}, and the rules go "
+                f"to {target}; nothing was written"
+            )
+        return
     progress = Progress(args.quiet or args.json)
     try:
         decided = postprocessing.decide_postprocessing(
             args.input,
             args.reference,
-            spec_for_evaluation(args.reference, args.input[0], args.dataset_json),
+            spec,
             target,
             as_nnunet=args.as_nnunet,
             minimum_sizes=not args.no_minimum_sizes,

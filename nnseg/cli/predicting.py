@@ -4,6 +4,7 @@ import json
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from nnseg.cli.arguments import (
     add_device,
     add_plan_name,
     dataset_of,
+    folders_of,
     numbers,
     whole_number,
 )
@@ -253,6 +255,7 @@ def _models(args: Namespace, kind: str) -> list[Path]:
     from nnseg.planning import DEFAULT_PLAN
 
     if args.model:
+        _warn_of_a_stale_choice(args)
         return list(args.model)
     if not args.dataset:
         raise UsageError(
@@ -270,3 +273,21 @@ def _models(args: Namespace, kind: str) -> list[Path]:
         trained_folds(folder, args.folds, kind, f"nnseg train {dataset} {name}")  # or says so
         found.append(folder)
     return found
+
+
+def _warn_of_a_stale_choice(args: Namespace) -> None:
+    """Have a choice that -m names looked at as the one that -d finds is, where it lies in results.
+
+    It does where the record of how it was found is beside it: one that was handed on has none.
+    """
+    from nnseg.choosing import find_choice
+    from nnseg.folders import CHOICE, choosing_beside
+
+    named = args.model[0].absolute()
+    file = named / CHOICE if named.is_dir() else named
+    if len(args.model) > 1 or file.name != CHOICE or not file.is_file():
+        return
+    if choosing_beside(file).is_file():
+        results = file.parent
+        with suppress(UsageError):  # the folder has a name that no dataset can have
+            find_choice(replace(folders_of(args), results=results.parent), results.name)

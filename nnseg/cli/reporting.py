@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from nnseg.cli.arguments import add_plan_name, count, folders_of, whole_number
 from nnseg.console import STOP, Progress
@@ -33,40 +34,42 @@ def report_arguments(parser: ArgumentParser) -> None:
         "--cases", type=count, default=200, metavar="N", help="that can be looked at: 200"
     )
     parser.add_argument("-np", "--workers", type=whole_number, metavar="N", help="cases at once")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be in it, and write nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def run_report(args: Namespace) -> None:
-    from nnseg import pipeline
+    from nnseg import pipeline, record
     from nnseg.folders import find_dataset, holds_predictions
     from nnseg.planning import DEFAULT_PLAN
 
     folders = folders_of(args)
     progress = Progress(args.quiet or args.json)
-    STOP.listen()
-    if args.second is not None or holds_predictions(Path(args.what)):
-        index = pipeline.report_on_predictions(
-            folders,
-            Path(args.what),
-            args.second,
-            dataset_json=args.dataset_json,
-            output=args.output,
-            most_cases=args.cases,
-            workers=args.workers,
-            on_progress=progress,
-            stop=STOP,
-        )
-    else:
-        folders, dataset = find_dataset(folders, args.what)
-        index = pipeline.report_on(
-            folders,
-            dataset,
-            plan_name=args.plan or DEFAULT_PLAN,
-            output=args.output,
-            most_cases=args.cases,
-            workers=args.workers,
-            on_progress=progress,
-            stop=STOP,
-        )
-    progress.close()
+    how: dict[str, Any] = {"output": args.output, "most_cases": args.cases}
+    doing: dict[str, Any] = {"workers": args.workers, "on_progress": progress, "stop": STOP}
+    if not args.dry_run:
+        STOP.listen()
+    outlined = None
+    try:
+        if args.second is not None or holds_predictions(Path(args.what)):
+            first, second = Path(args.what), args.second
+            how["dataset_json"] = args.dataset_json
+            if args.dry_run:
+                outlined = pipeline.outline_report_on_predictions(folders, first, second, **how)
+            else:
+                index = pipeline.report_on_predictions(folders, first, second, **how, **doing)
+        else:
+            folders, dataset = find_dataset(folders, args.what)
+            how["plan_name"] = args.plan or DEFAULT_PLAN
+            if args.dry_run:
+                outlined = pipeline.outline_report(folders, dataset, **how)
+            else:
+                index = pipeline.report_on(folders, dataset, **how, **doing)
+    finally:
+        progress.close()
+    if outlined is not None:
+        print(json.dumps(record.to_json(outlined)) if args.json else outlined)
+        return
     print(json.dumps({"report": str(index)}) if args.json else f"open {index} in a browser")

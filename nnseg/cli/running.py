@@ -74,11 +74,6 @@ def run_run(args: Namespace) -> None:
     )
     progress = Progress(args.quiet or args.json)
     say = (lambda text: None) if args.json else progress.line
-    if args.dry_run:
-        device = args.devices[0] if args.devices else None
-        agenda = running.foresee(folders, dataset, order, device=device, precision=args.precision)
-        print(record.dumps(agenda) if args.json else f"{describe(agenda)}\nnothing was written")
-        return
     STOP.listen()
 
     def tell(epoch: "EpochReport") -> None:
@@ -86,6 +81,21 @@ def run_run(args: Namespace) -> None:
         say(f"      {report.describe_epoch(epoch, left)}")
 
     try:
+        if args.dry_run:
+            agenda = running.foresee(
+                folders,
+                dataset,
+                order,
+                devices=args.devices,
+                precision=args.precision,
+                workers=args.workers,
+                on_progress=progress,
+                say=say,
+                stop=STOP,
+            )
+            costs = describe(agenda, max(1, len(args.devices)))
+            print(record.dumps(agenda) if args.json else f"{costs}\nnothing was written")
+            return
         finished = running.run(
             folders,
             dataset,

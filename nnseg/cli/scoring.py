@@ -2,12 +2,13 @@
 
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import dataset_of, whole_number
 from nnseg.console import Progress
-from nnseg.errors import UsageError
+from nnseg.errors import PartlyDoneError, UsageError
 
 if TYPE_CHECKING:
     from nnseg.dataset import DatasetSpec
@@ -42,6 +43,18 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
         help="its first group, found in a case's id, names its group, such as a site: a table of "
         "each",
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PLACE",
+        help="the .json file of the scores, or the folder of summary.json; left out: PRED, and "
+        "nothing is written of two files",
+    )
+    _add_chill(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be scored, and write nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print summary.json, nothing else")
 
 
@@ -66,7 +79,17 @@ def compare_arguments(parser: ArgumentParser) -> None:
     )
     _add_labels(parser)
     _add_measures(parser)
+    _add_chill(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, nothing else")
+
+
+def _add_chill(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--chill",
+        action="store_true",
+        help="references that were not predicted are no failure (else exit code 6, once the "
+        "others are scored)",
+    )
 
 
 def _add_labels(parser: ArgumentParser) -> None:
@@ -119,41 +142,59 @@ def _add_measures(parser: ArgumentParser) -> None:
 def run_evaluate(args: Namespace) -> None:
     # not by the pipeline, which brings all verbs along: this one takes less time than they do
     from nnseg import record, score_tables, scoring
-    from nnseg.dataset import read_spec
     from nnseg.summary_json import to_nnunet
 
+    truth, prediction, spec = _evaluated(args)
+    about = (truth, prediction, spec.labels, spec.file_ending)
+    wanted = _wanted(args)
+    if args.dry_run:
+        print(scoring.find_evaluation(*about, wanted=wanted, output=args.output))
+        return
     progress = Progress(args.quiet or args.json)
-    how: dict[str, Any] = {
-        "wanted": _wanted(args),
-        "workers": args.workers,
-        "on_progress": progress,
-    }
+    summary = scoring.evaluate(
+        *about, wanted=wanted, output=args.output, workers=args.workers, on_progress=progress
+    )
+    progress.close()
+    if args.json:
+        print(record.json_text(to_nnunet(summary, spec.labels)), end="")
+    else:
+        if summary.groups:
+            print(score_tables.describe_groups(summary), end="\n\n")
+        print(score_tables.describe_scores(summary))
+    if not args.chill:
+        _fail_for(summary.missing)
+
+
+def _evaluated(args: Namespace) -> "tuple[Path, Path, DatasetSpec]":
+    """Give the truth, the predictions, and what names their labels."""
+    from nnseg import scoring
+
     if args.dataset:
         if len(args.folders) > 1 or args.labels or args.dataset_json:
             raise UsageError("-d names the truth and its labels; give the predictions alone")
         folders, dataset = dataset_of(args)
-        prediction = args.folders[0] if args.folders else None
-        spec = read_spec(folders.spec_file(dataset))
-        summary = scoring.evaluate_test_set(folders, dataset, prediction, **how)
-    else:
-        if len(args.folders) != 2:
-            raise UsageError("give the truth and the predictions: GT PRED, or -d DATASET PRED")
-        reference, prediction = args.folders
-        spec = _spec(args, prediction) or scoring.spec_for_evaluation(
-            reference, prediction, args.dataset_json
+        return scoring.find_test_set(folders, dataset, *args.folders)
+    if len(args.folders) != 2:
+        raise UsageError("give the truth and the predictions: GT PRED, or -d DATASET PRED")
+    reference, prediction = args.folders
+    spec = _spec(args, prediction) or scoring.spec_for_evaluation(
+        reference, prediction, args.dataset_json
+    )
+    return reference, prediction, spec
+
+
+def _fail_for(missing: Sequence[str]) -> None:
+    if missing:
+        from nnseg.parallel import some
+
+        raise PartlyDoneError(
+            f"not predicted: {some(missing)}; predict the rest, or say by --chill that they do "
+            "not matter"
         )
-        summary = scoring.evaluate(reference, prediction, spec.labels, spec.file_ending, **how)
-    progress.close()
-    if args.json:
-        print(record.json_text(to_nnunet(summary, spec.labels)), end="")
-        return
-    if summary.groups:
-        print(score_tables.describe_groups(summary), end="\n\n")
-    print(score_tables.describe_scores(summary))
 
 
 def run_compare(args: Namespace) -> None:
-    from nnseg import record, score_tables, scoring
+    from nnseg import comparing, record, score_tables
     from nnseg.dataset import read_spec
 
     if args.reference is None and (args.labels or args.dataset_json):
@@ -162,7 +203,7 @@ def run_compare(args: Namespace) -> None:
     spec = _spec(args, args.a)
     if spec is None and args.dataset_json is not None:
         spec = read_spec(args.dataset_json)
-    found = scoring.compare_results(
+    found = comparing.compare_results(
         args.a,
         args.b,
         reference=args.reference,
@@ -175,10 +216,12 @@ def run_compare(args: Namespace) -> None:
     progress.close()
     if args.json:
         print(record.json_text([record.to_json(one) for one in found]), end="")
-        return
-    print(f"A is {args.a}\nB is {args.b}")
-    for one in found:
-        print(f"\n{score_tables.describe_comparison(one)}")
+    else:
+        print(f"A is {args.a}\nB is {args.b}")
+        for one in found:
+            print(f"\n{score_tables.describe_comparison(one)}")
+    if args.reference is not None and not args.chill:
+        _fail_for(sorted({case for one in found for case in one.missing_a + one.missing_b}))
 
 
 def scored_label(text: str) -> tuple[str, int | tuple[int, ...]]:
@@ -218,4 +261,9 @@ def _spec(args: Namespace, prediction: Path) -> "DatasetSpec | None":
         return None
     if args.dataset_json is not None:
         raise UsageError("-l and -djfile both say what the integers mean; give one of them")
-    return spec_of_labels(prediction, dict(args.labels), args.ignore)
+    labels = dict(args.labels)
+    if len(labels) < len(args.labels):
+        names = [name for name, _ in args.labels]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"-l names {twice} twice; several integers of a region are {twice}=1,2")
+    return spec_of_labels(prediction, labels, args.ignore)

@@ -32,7 +32,11 @@ def verify_arguments(parser: ArgumentParser) -> None:
         help="label maps, files beside them, probabilities, or folders of these",
     )
     parser.add_argument(
-        "-i", "--images", type=Path, metavar="FOLDER", help="of the images, if they were moved"
+        "-i",
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="of the images, or of the label maps that were postprocessed, if they were moved",
     )
     parser.add_argument(
         "-m",

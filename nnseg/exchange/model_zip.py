@@ -1,33 +1,38 @@
 """Models of ours in one zip, to hand on; each file is proven by its hash on the way in and out.
 
 Inside they lie as below a plan's folder: CONFIGURATION/fold_N with checkpoint_*.json and
-safetensors, and the rules and the worth of their confidence where they have some. README.md is
-their card, and manifest.json holds the hash of every file.
+safetensors, and the rules and the worth of their confidence where they have some. Models that were
+chosen lie as beside their choice.json, which comes along. README.md is their card, and
+manifest.json holds the hash of every file.
 """
 
 import hashlib
-import logging
+import math
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from nnseg import __version__, record
 from nnseg.checkpoint import Checkpoint, Kind, check_weights, save_weights
+from nnseg.choose import Choice
 from nnseg.commit import sha256, whole_file, write_whole
-from nnseg.confidence import Confidence
+from nnseg.confidence import Confidence, read_confidence
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, NnsegError
 from nnseg.evaluate import Summary
 from nnseg.exchange.archive import Archive, file_of, list_archive
+from nnseg.exchange.chosen import card_choice, check_members, place_of
 from nnseg.exchange.nnunet_folder import ImportedModel, check_stages
 from nnseg.exchange.rules import find_rules
 from nnseg.folders import (
+    CHOICE,
     checkpoint_file,
     confidence_file,
     fold_folder,
+    is_folder_name,
     postprocessing_file,
     run_record,
     summary_file,
@@ -36,26 +41,28 @@ from nnseg.folders import (
 )
 from nnseg.model_card import CardFold, DataNotes, model_card
 from nnseg.postprocess import Postprocessing
+from nnseg.resume import LATEST, RunRecord
 from nnseg.runlog import RunReport
 from nnseg.summary_json import from_nnunet
-
-logger = logging.getLogger(__name__)
+from nnseg.validated import Validated, read_validated
 
 TRAINER = "nnseg"  # of models of ours
 FORMAT = 1
 CARD = "README.md"
 MANIFEST = "manifest.json"
-_DEEPEST = 2  # folders around the configurations: those of whoever packed them
+_DEEPEST = 3  # folders around the configurations: those of whoever packed them
 _FILES = (
     "*/fold_*/checkpoint_*.json",
     "*/fold_*/checkpoint_*.safetensors",
     "*/fold_*/validation/confidence.json",
+    "*/fold_*/validation/validated.json",
     "*/postprocessing.json",
     CARD,
+    CHOICE,
     MANIFEST,
 )
 _CHECKPOINT = re.compile(
-    r"(?P<place>.*/|)(?P<configuration>[^/]+)/fold_(?P<fold>\d+|all)/"
+    r"(?P<place>.*/|)(?P<configuration>[^/]+)/(?P<folder>fold_(?P<fold>\d+|all)(?P<seed>_seed\d+)?)/"
     r"checkpoint_(?P<kind>final|best)\.json"
 )
 
@@ -71,17 +78,22 @@ class Manifest:
 
 
 def pack_models(
-    folds: Sequence[Path], target: Path, kind: Kind, spec: DatasetSpec | None = None
+    folds: Sequence[Path],
+    target: Path,
+    kind: Kind,
+    spec: DatasetSpec | None = None,
+    choice: Path | None = None,
 ) -> tuple[Path, ...]:
     """Write models of ours as the zip `target`, whole or not at all.
 
     The same models make the same bytes.
 
     Args:
-        folds: Folders of trained folds, all of one plan.
+        folds: Folders of trained folds, all of one plan unless they were chosen.
         target: A file that is not there.
         kind: The checkpoint to take of each.
         spec: Of the dataset, for the card; None where it is not known.
+        choice: The choice.json by which these folds predict together; None if by none.
 
     Returns:
         The zip.
@@ -91,38 +103,36 @@ def pack_models(
         DataError: A file is damaged, or two folds are of different plans or the same fold.
         MachineError: It cannot be written.
     """
-    files: dict[str, Path] = {}
-    first: Checkpoint | None = None
+    files: dict[str, Path | bytes] = {}
+    packed = [
+        (fold, record.load_sealed(Checkpoint, checkpoint_file(fold, kind), made_by="nnseg train"))
+        for fold in folds
+    ]
+    first = packed[0][1].plan
+    several = any(checkpoint.plan.name != first.name for _, checkpoint in packed)
     listed: list[CardFold] = []
-    for fold in folds:
-        path = checkpoint_file(fold, kind)
-        checkpoint = record.load_sealed(Checkpoint, path, made_by="nnseg train")
-        first = first or checkpoint
-        if checkpoint.plan != first.plan:
+    for fold, checkpoint in packed:
+        if choice is not None:
+            inside = place_of(fold, choice, checkpoint)
+        elif checkpoint.plan != first:
             raise DataError(f"{fold}: was trained from another plan than {folds[0]}")
-        check_weights(fold, checkpoint.weights_file, checkpoint.weights_sha256)
-        inside = fold_folder(Path(), checkpoint.configuration_name, checkpoint.fold)
+        else:
+            inside = fold_folder(Path(), checkpoint.configuration_name, checkpoint.fold)
         if checkpoint_file(inside, kind).as_posix() in files:
             raise DataError(f"{fold}: is the same fold as another one; name the one to export")
-        found = {checkpoint_file(inside, kind): path}
-        found[inside / checkpoint.weights_file] = fold / checkpoint.weights_file
-        confidence = confidence_file(validation_folder(fold))
-        if confidence.is_file():
-            found[confidence_file(validation_folder(inside))] = confidence
-        if rules := find_rules(fold):
-            found[postprocessing_file(inside.parent)] = rules[0]
-        files |= {name.as_posix(): source for name, source in found.items()}
-        listed.append(_card_fold(fold, inside, checkpoint))
-    assert first is not None, "there is a fold"
-    card = model_card(first.plan, listed, _notes(spec), __version__).encode()
-    hashes = {name: sha256(source) for name, source in sorted(files.items())}
-    hashes[CARD] = hashlib.sha256(card).hexdigest()
+        files |= _files_of(fold, inside, checkpoint, kind)
+        listed.append(_card_fold(fold, inside, checkpoint, several=several))
+    if choice is not None:
+        files[CHOICE] = choice.read_bytes()
+    together = None if choice is None else card_choice(choice, folds, kind)
+    files[CARD] = model_card(first, listed, _notes(spec), __version__, together).encode()
+    hashes = {name: _hash_of(content) for name, content in sorted(files.items())}
     manifest = record.sealed(Manifest(files=hashes, version=__version__))
-    with whole_file(target) as unfinished, zipfile.ZipFile(unfinished, "w") as packed:
-        packed.writestr(zipfile.ZipInfo(CARD), card)
-        packed.writestr(zipfile.ZipInfo(MANIFEST), record.dumps(manifest).encode())
-        for name, source in sorted(files.items()):
-            _add(packed, name, source, hashes[name])
+    with whole_file(target) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        _add(archive, CARD, files.pop(CARD), hashes[CARD])
+        archive.writestr(zipfile.ZipInfo(MANIFEST), record.dumps(manifest).encode())
+        for name, content in sorted(files.items()):
+            _add(archive, name, content, hashes[name])
     return (target,)
 
 
@@ -141,59 +151,141 @@ def find_packed(source: Path) -> Archive | None:
 def unpack_models(archive: Archive, target: Path | None) -> tuple[ImportedModel, ...]:
     """Write the models that `find_packed` found as CONFIGURATION/fold_N below `target`.
 
+    Those of a choice get the places that it names, and it lies beside them.
+
     Args:
-        archive: All of it must be of one plan.
+        archive: All of it must be of one plan, but for a choice.
         target: A folder that nobody else looks into yet; None only reads and checks.
 
     Raises:
         DataError: A file is damaged or missing, or the models are of different plans.
         MissingError: The stage before a cascade is not among them.
     """
-    _check_manifests(archive)
-    models: dict[str, ImportedModel] = {}
+    proven = _check_manifests(archive)
+    choice = min((name for name in proven if PurePosixPath(name).name == CHOICE), default=None)
+    top = None if choice is None else choice.removesuffix(CHOICE)
+    models: dict[tuple[str, str], ImportedModel] = {}  # by place and name
     for name in archive.names:
-        if not (found := _CHECKPOINT.fullmatch(name)):
+        found = _CHECKPOINT.fullmatch(name)
+        if not found or (top is None and found["seed"]):
             continue
         kind: Kind = "final" if found["kind"] == "final" else "best"
         with _named(archive, name) as path:
             checkpoint = record.load_sealed(Checkpoint, path, remedy="get it again")
-        where = archive.where(name)
-        plan, called = checkpoint.plan, checkpoint.configuration_name
-        if (called, checkpoint.fold) != (found["configuration"], found["fold"]):
-            raise DataError(f"{where}: is fold {checkpoint.fold} of {called}; put it there")
-        model = models.get(called)
-        if any(one.plan != plan for one in models.values()):
-            raise DataError(f"{where}: is of another plan than the others; import each by itself")
-        place = f"{found['place']}{called}/"
-        data = _weights(archive, f"{place}fold_{checkpoint.fold}/", checkpoint)
-        kinds = model.checkpoints if model else {}
-        before = kinds.get(checkpoint.fold, ())
-        models[called] = ImportedModel(
-            plan=plan,
-            configuration_name=called,
+        place = _place(archive, found, checkpoint, top)
+        key = (place, checkpoint.configuration_name)
+        others = [one.plan for (where, _), one in models.items() if where == place]
+        if any(plan != checkpoint.plan for plan in others):
+            raise DataError(
+                f"{archive.where(name)}: is of another plan than the others; import each by itself"
+            )
+        inside = name.rpartition("/")[0] + "/"
+        data = _weights(archive, inside, checkpoint)
+        kinds = models[key].checkpoints if key in models else {}
+        called = checkpoint.fold + (found["seed"] or "")
+        models[key] = ImportedModel(
+            plan=checkpoint.plan,
+            configuration_name=checkpoint.configuration_name,
             trainer=TRAINER,
-            checkpoints=kinds | {checkpoint.fold: (kind, *before)},  # best comes before final
-            source=archive.where(place.rstrip("/")),
+            checkpoints=kinds | {called: (kind, *kinds.get(called, ()))},  # best before final
+            source=archive.where(inside.rstrip("/").rpartition("/")[0]),
         )
-        if target is None:
-            continue
-        fold = fold_folder(target, called, checkpoint.fold)
-        file, digest = save_weights(fold, f"checkpoint_{kind}", data)
-        checkpoint = replace(checkpoint, weights_file=file, weights_sha256=digest)
-        record.save_sealed(checkpoint, checkpoint_file(fold, kind))
-        beside = f"{place}fold_{checkpoint.fold}/validation/confidence.json"
-        _copy(archive, beside, Confidence, confidence_file(validation_folder(fold)))
-        rules = postprocessing_file(fold.parent)
-        _copy(archive, f"{place}{rules.name}", Postprocessing, rules)
-    check_stages(tuple(models.values()))
-    if target is not None and (card := next(filter(_is_card, archive.names), None)):
-        with file_of(archive, card) as path:
-            write_whole(target / CARD, path.read_bytes())
+        if target is not None:
+            fold = fold_folder(target / place, checkpoint.configuration_name, called)
+            _unpack_fold(archive, inside, fold, checkpoint, kind, data)
+    for where in {where for where, _ in models}:
+        check_stages([one for (place, _), one in models.items() if place == where])
+    _unpack_beside(archive, proven, target, choice)
     return tuple(models.values())
 
 
-def _add(packed: zipfile.ZipFile, name: str, source: Path, digest: str) -> None:
+def _place(archive: Archive, found: re.Match[str], checkpoint: Checkpoint, top: str | None) -> str:
+    """Give the folder, below that of a choice, of the configurations that a fold is among.
+
+    Raises:
+        DataError: The fold is another one than its place says, or lies where none may.
+    """
+    where = archive.where(found[0])
+    called = checkpoint.configuration_name
+    if (called, checkpoint.fold) != (found["configuration"], found["fold"]):
+        raise DataError(f"{where}: is fold {checkpoint.fold} of {called}; put it there")
+    if top is None:
+        return ""
+    place = found["place"]
+    parts = place.removeprefix(top).split("/")[:-1]
+    if not place.startswith(top) or not all(map(is_folder_name, parts)):
+        raise DataError(f"{where}: lies elsewhere than the choice tells; get the model again")
+    return place.removeprefix(top)
+
+
+def _unpack_fold(
+    archive: Archive, inside: str, fold: Path, checkpoint: Checkpoint, kind: Kind, data: bytes
+) -> None:
+    """Write a checkpoint of a fold, and what lies beside it and is of these weights."""
+    file, digest = save_weights(fold, f"checkpoint_{kind}", data)
+    checkpoint = replace(checkpoint, weights_file=file, weights_sha256=digest)
+    record.save_sealed(checkpoint, checkpoint_file(fold, kind))
+    validated = f"{inside}validation/validated.json"
+    if validated in archive.names:
+        with _named(archive, validated) as path:
+            is_of_these = record.load(Validated, path).weights_sha256 == digest
+        if is_of_these:
+            out = validation_folder(fold)
+            _copy(archive, f"{inside}validation/confidence.json", Confidence, confidence_file(out))
+            record.save(Validated(weights_sha256=digest), validated_file(fold))
+    rules = postprocessing_file(fold.parent)
+    around = inside.rstrip("/").rpartition("/")[0]
+    _copy(archive, f"{around}/{rules.name}", Postprocessing, rules)
+
+
+def _unpack_beside(
+    archive: Archive, proven: Collection[str], target: Path | None, choice: str | None
+) -> None:
+    """Write card and choice, where the manifest proves them.
+
+    Raises:
+        DataError: A model that the choice predicts with is not there.
+    """
+    if choice is not None:
+        with _named(archive, choice) as path:
+            content, data = record.load(Choice, path), path.read_bytes()
+        top = choice.removesuffix(CHOICE)
+        beside = [name.removeprefix(top) for name in archive.names if name.startswith(top)]
+        check_members(content, beside, archive.where(choice))
+        if target is not None:
+            write_whole(target / CHOICE, data)
+    if target is not None and (card := min(filter(_is_card, proven), default=None)):
+        with file_of(archive, card) as path:
+            write_whole(target / CARD, path.read_bytes())
+
+
+def _files_of(
+    fold: Path, inside: Path, checkpoint: Checkpoint, kind: Kind
+) -> dict[str, Path | bytes]:
+    """Give what is packed of a fold, by its name in the zip: a file, or its content."""
+    check_weights(fold, checkpoint.weights_file, checkpoint.weights_sha256)
+    found: dict[Path, Path | bytes] = {
+        checkpoint_file(inside, kind): checkpoint_file(fold, kind),
+        inside / checkpoint.weights_file: fold / checkpoint.weights_file,
+    }
+    if read_confidence(fold, checkpoint.weights_sha256) is not None:
+        of_these = Validated(weights_sha256=checkpoint.weights_sha256)  # the cases are not told
+        found[validated_file(inside)] = record.dumps(of_these).encode()
+        found[confidence_file(validation_folder(inside))] = confidence_file(validation_folder(fold))
+    if rules := find_rules(fold):
+        found[postprocessing_file(inside.parent)] = rules[0]
+    return {name.as_posix(): content for name, content in found.items()}
+
+
+def _hash_of(content: Path | bytes) -> str:
+    return sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+
+
+def _add(packed: zipfile.ZipFile, name: str, source: Path | bytes, digest: str) -> None:
     """Put a file into a zip, if it still is what the manifest says."""
+    if isinstance(source, bytes):
+        packed.writestr(zipfile.ZipInfo(name), source)
+        return
     written = hashlib.sha256()
     with open(source, "rb") as content, packed.open(zipfile.ZipInfo(name), "w") as member:
         while block := content.read(2**20):
@@ -203,28 +295,44 @@ def _add(packed: zipfile.ZipFile, name: str, source: Path, digest: str) -> None:
         raise DataError(f"{source}: changed while it was packed; pack it again")
 
 
-def _card_fold(fold: Path, inside: Path, checkpoint: Checkpoint) -> CardFold:
+def _card_fold(fold: Path, inside: Path, checkpoint: Checkpoint, *, several: bool) -> CardFold:
     """Gather what the records of a trained fold tell its card."""
     run: RunReport | None = None
     with suppress(NnsegError):  # a model is handed on without it, too
         run = record.load(RunReport, run_record(fold))
     return CardFold(
         configuration=checkpoint.configuration_name,
-        fold=checkpoint.fold,
+        fold=inside.name.removeprefix("fold_"),
         epochs=checkpoint.epoch,
+        seconds=_seconds(fold, checkpoint.epoch),
         weights_file=(inside / checkpoint.weights_file).as_posix(),
         weights_sha256=checkpoint.weights_sha256,
         run=run,
         summary=_scores(fold, checkpoint),
+        plan=checkpoint.plan if several else None,
     )
+
+
+def _seconds(fold: Path, epochs: int) -> float | None:
+    """Give how long a fold trained up to an epoch, in all sessions; None where nothing says it."""
+    with suppress(NnsegError):
+        run = record.load_sealed(RunRecord, checkpoint_file(fold, LATEST))
+        if run.epoch == epochs:
+            return run.seconds
+        if run.epoch > epochs:
+            return math.fsum(one.seconds for one in run.history if one.epoch <= epochs)
+    return None
 
 
 def _scores(fold: Path, checkpoint: Checkpoint) -> Summary | None:
     """Read the scores of a fold's validation cases, None where they are not of these weights."""
-    path = summary_file(validation_folder(fold))
+    path, proof = summary_file(validation_folder(fold)), read_validated(fold)
+    if proof is None or proof.weights_sha256 != checkpoint.weights_sha256 or not path.is_file():
+        return None
+    if proof.summary_sha256 not in (None, sha256(path)):
+        return None
     with suppress(NnsegError, KeyError, TypeError):
-        if record.read_json(validated_file(fold))["weights_sha256"] == checkpoint.weights_sha256:
-            return from_nnunet(record.read_json(path), checkpoint.plan.labels, str(path))
+        return from_nnunet(record.read_json(path), checkpoint.plan.labels, str(path))
     return None
 
 
@@ -240,19 +348,22 @@ def _is_card(name: str) -> bool:
     return PurePosixPath(name).name == CARD
 
 
-def _check_manifests(archive: Archive) -> None:
-    """Hold every file against the manifest that it came with.
+def _check_manifests(archive: Archive) -> frozenset[str]:
+    """Hold every file against the manifest that it came with; give the names of those it proves.
+
+    A folder need not have one: it may be as it was trained.
 
     Raises:
-        DataError: One is damaged, missing, or was not packed with the others.
+        DataError: One is damaged, missing, or was not packed with the others; or a zip has none.
     """
     manifests = [name for name in archive.names if PurePosixPath(name).name == MANIFEST]
     if not manifests and archive.is_zip:
-        logger.warning(
-            "%s: has no %s; its checkpoints and weights are checked by their own hashes",
-            archive.source,
-            MANIFEST,
+        raise DataError(
+            f"{archive.source}: has no {MANIFEST}, so that nothing proves its files; get the model "
+            "again. If an nnseg packed it that did not write one, or whoever gave it to you packed "
+            "a folder: unpack it, and predict with -m FOLDER"
         )
+    proven = set(manifests)
     for name in manifests:
         with _named(archive, name) as path:
             manifest = record.load_sealed(Manifest, path, remedy="get it again")
@@ -267,13 +378,15 @@ def _check_manifests(archive: Archive) -> None:
             if found != digest:
                 where = archive.where(place + inside)
                 raise DataError(f"{where}: is damaged (its SHA-256 changed); get it again")
-        for other in archive.names:
-            inside = other.removeprefix(place)
-            if other.startswith(place) and other != name and inside not in manifest.files:
-                raise DataError(
-                    f"{archive.where(other)}: is not in {MANIFEST}, so somebody added it; get the "
-                    "model again"
-                )
+            proven.add(f"{place}{inside}")
+    for other in archive.names:
+        near = any(other.startswith(name.removesuffix(MANIFEST)) for name in manifests)
+        if other not in proven and (near or archive.is_zip):
+            raise DataError(
+                f"{archive.where(other)}: is not in {MANIFEST}, so somebody added it; get the "
+                "model again"
+            )
+    return frozenset(proven)
 
 
 def _weights(archive: Archive, place: str, checkpoint: Checkpoint) -> bytes:

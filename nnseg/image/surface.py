@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnseg.axes import Mask, Spacing
+from nnseg.image.crop import bounding_box, cut
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # bit i of a neighbourhood code is CORNERS[i]
 FULL = 255  # the code of a neighbourhood that lies inside
@@ -53,11 +54,11 @@ def surface_distances(a: Mask, b: Mask, spacing: Spacing) -> SurfaceDistances:
         b: (z, y, x), of the same shape.
         spacing: mm per voxel, (z, y, x).
     """
-    box = _bounding_box(a | b)
+    box = bounding_box(a | b)
     flat = a.shape[0] == 1
     if flat:  # a contour's length is the area of its wall of 1 mm
         spacing = (1.0, *spacing[1:])
-    codes_a, codes_b = _neighbour_codes(a[box], flat), _neighbour_codes(b[box], flat)
+    codes_a, codes_b = _neighbour_codes(cut(a, box), flat), _neighbour_codes(cut(b, box), flat)
     on_a, on_b = _is_element(codes_a), _is_element(codes_b)
     area_of = _element_areas(spacing)
     distances_a, areas_a = _sorted(_distances(on_a, on_b, spacing), area_of[codes_a[on_a]])
@@ -129,16 +130,6 @@ def average_distance(distances: SurfaceDistances) -> float:
     if not np.isfinite(there):
         return there
     return float((there * area_a + back * area_b) / (area_a + area_b))
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """Give the smallest box around `mask`, empty for an empty mask."""
-    box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(found[0], found[-1] + 1) if found.size else slice(0, 0))
-    return tuple(box)
 
 
 def _neighbour_codes(mask: Mask, flat: bool) -> NDArray[np.uint8]:

@@ -1,6 +1,5 @@
 """Many cases under the same rules: what is left of their components, and the Dice of it."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +49,6 @@ class State:
     rules: tuple[Rule, ...]
     left: tuple[NDArray[np.bool_], ...]  # of each case, (component,)
     dice: NDArray[np.float64]  # (name, case)
-    means: tuple[float, ...]  # (name,)
 
 
 def make_cohort(
@@ -72,18 +70,16 @@ def make_cohort(
 def start(cohort: Cohort) -> State:
     """Give the state before any rule."""
     left = tuple(np.ones(len(case.table.sizes), np.bool_) for case in cohort.cases)
-    return _scored(cohort, (), left)
+    return State(rules=(), left=left, dice=_dice(cohort, left))
 
 
 def after(cohort: Cohort, state: State, rule: Rule) -> State:
     """Carry out one more rule on all cases."""
-    left = _left_of_each(cohort, state, [rule] * len(cohort.cases))
-    return _scored(cohort, (*state.rules, rule), left, state)
-
-
-def after_each(cohort: Cohort, state: State, rules: Sequence[Rule | None]) -> State:
-    """Carry out a rule of its own on each case, or none; they are no rules of the cohort."""
-    return _scored(cohort, state.rules, _left_of_each(cohort, state, rules), state)
+    about = labels_in(values_of(rule, cohort.labels), cohort.labels)
+    left = tuple(
+        left_by(case.table, rest, rule, about, case.spacing) for case, rest in pairs(cohort, state)
+    )
+    return State(rules=(*state.rules, rule), left=left, dice=_dice(cohort, left, state))
 
 
 def pairs(cohort: Cohort, state: State) -> Iterator[tuple[CaseParts, NDArray[np.bool_]]]:
@@ -91,9 +87,9 @@ def pairs(cohort: Cohort, state: State) -> Iterator[tuple[CaseParts, NDArray[np.
     return zip(cohort.cases, state.left, strict=True)
 
 
-def worse(cohort: Cohort, before: State, now: State) -> tuple[str, ...]:
-    """Name the labels and regions whose mean Dice fell."""
-    means = zip(cohort.labels.foreground, before.means, now.means, strict=True)
+def worse(labels: Labels, before: NDArray[np.float64], now: NDArray[np.float64]) -> tuple[str, ...]:
+    """Name the labels and regions whose mean Dice, (name,), fell."""
+    means = zip(labels.foreground, before, now, strict=True)
     return tuple(name for name, old, new in means if new < old)
 
 
@@ -107,9 +103,18 @@ def dice_of(
     return result
 
 
-def mean_of_known(values: NDArray[np.float64]) -> float:
-    """Give the mean of the values there are, summed as nnU-Net sums them; nan if there is none."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+def means_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the mean of the values that each line has, summed as nnU-Net does; nan if none.
+
+    Args:
+        values: (line, value), nan where there is none.
+    """
+    values = np.ascontiguousarray(values)  # or numpy sums a line in another order
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0).sum(axis=1), known.sum(axis=1)
+    result = np.full(len(values), np.nan)
+    np.divide(sums, counts, out=result, where=counts > 0)
+    return result
 
 
 def _parts(table: ComponentTable, holds: NDArray[np.bool_], spacing: Spacing) -> CaseParts:
@@ -138,36 +143,20 @@ def _parts(table: ComponentTable, holds: NDArray[np.bool_], spacing: Spacing) ->
     )
 
 
-def _left_of_each(
-    cohort: Cohort, state: State, rules: Sequence[Rule | None]
-) -> tuple[NDArray[np.bool_], ...]:
-    about = {
-        rule: labels_in(values_of(rule, cohort.labels), cohort.labels)
-        for rule in set(rules)
-        if rule is not None
-    }
-    return tuple(
-        left if rule is None else left_by(case.table, left, rule, about[rule], case.spacing)
-        for (case, left), rule in zip(pairs(cohort, state), rules, strict=True)
-    )
-
-
-def _scored(
-    cohort: Cohort,
-    rules: tuple[Rule, ...],
-    left: tuple[NDArray[np.bool_], ...],
-    before: State | None = None,
-) -> State:
+def _dice(
+    cohort: Cohort, left: Sequence[NDArray[np.bool_]], before: State | None = None
+) -> NDArray[np.float64]:
     """Score what is left; a case of which as much is left as before has the same score."""
-    dice = np.empty((len(cohort.labels.foreground), len(left)))
+    if before is None:
+        dice = np.empty((len(cohort.labels.foreground), len(left)))
+    else:
+        dice = before.dice.copy()
     for number, (case, rest) in enumerate(zip(cohort.cases, left, strict=True)):
         if before is not None and np.array_equal(rest, before.left[number]):
-            dice[:, number] = before.dice[:, number]
             continue
         there = rest[case.components]
         voxels, hits = np.zeros_like(case.references), np.zeros_like(case.references)
         np.add.at(voxels, case.names[there], case.voxels[there])
         np.add.at(hits, case.names[there], case.hits[there])
         dice[:, number] = dice_of(voxels, hits, case.references)
-    means = tuple(mean_of_known(line) for line in dice)
-    return State(rules=rules, left=left, dice=dice, means=means)
+    return dice

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnseg.axes import Spacing
 from nnseg.labels import Labels
-from nnseg.postprocess.cohort import Cohort, State, after, make_cohort, mean_of_known, start, worse
+from nnseg.postprocess.cohort import Cohort, State, after, make_cohort, means_of_known, start, worse
 from nnseg.postprocess.rules import (
     KeepLargest,
     Postprocessing,
@@ -21,12 +22,12 @@ from nnseg.postprocess.rules import (
     Unit,
     keep_largest_foreground,
 )
-from nnseg.postprocess.sizes import try_sizes
+from nnseg.postprocess.sizes import Sizes, sizes_of, try_sizes
 from nnseg.postprocess.table import ComponentTable
 
 MOST_FOLDS = 5  # that cases are dealt into where nobody says their folds
 
-Mean: TypeAlias = Callable[[Sequence[float]], float]
+Mean: TypeAlias = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +108,60 @@ def decide(
     Source: of the first part nnU-Net 2.8.1.
     """
     cohort = make_cohort(tables, labels, spacings)
-    first = start(cohort)
-    state, steps = _with_largest(cohort, first, _mean_of_some)
     dealt = folds or {case: str(n % MOST_FOLDS) for n, case in enumerate(cohort.case_ids)}
-    parted = [dealt[case] for case in cohort.case_ids]
-    for name in _in_order(labels) if minimum_sizes else ():
-        state, tried = _with_minimum_size(cohort, state, name, parted, unit)
-        steps += tried
-    return _decided(cohort, first, state, steps, _mean_of_some)
+    everyone = np.ones(len(cohort.cases), np.bool_)
+    (found,) = decide_each(cohort, [everyone], dealt, minimum_sizes=minimum_sizes, unit=unit)
+    return found.decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecidedAmong:
+    """What some cases decided, and what it does to all."""
+
+    decided: Decided
+    dice_before: NDArray[np.float64]  # (case, label or region) of all cases, sorted by id
+    dice_after: NDArray[np.float64]  # likewise; nan where there is none
+
+
+def decide_each(
+    cohort: Cohort,
+    parts: Sequence[NDArray[np.bool_]],
+    folds: Mapping[str, str],
+    *,
+    minimum_sizes: bool = True,
+    unit: Unit = "ml",
+) -> tuple[DecidedAmong, ...]:
+    """Choose rules as `decide` does, by the cases of each of several parts of a cohort.
+
+    Step by step for all parts at once, which mostly agree: what a rule does to a case is found out
+    once for all of them.
+
+    Args:
+        cohort: All cases.
+        parts: The cases that have a say, (case,), each at least one.
+        folds: The fold of each case.
+        minimum_sizes: As of `decide`.
+        unit: As of `decide`.
+    """
+    first, labels = start(cohort), cohort.labels
+    fold_of = np.array([folds[case] for case in cohort.case_ids])
+    tries = _tries_of_largest(labels, _mean_of_some)
+    if minimum_sizes:
+        tries += [_try_minimum_size(name, fold_of, unit) for name in _in_order(labels)]
+    states, steps = [first] * len(parts), [tuple[Step, ...]()] * len(parts)
+    for attempt in tries:
+        known = _Known(cohort)
+        for number, among in enumerate(parts):
+            states[number], tried = attempt(known, among, states[number])
+            steps[number] += tried
+    return tuple(
+        DecidedAmong(
+            decided=_decided(cohort, among, first, state, tried, _mean_of_some),
+            dice_before=first.dice.T,
+            dice_after=state.dice.T,
+        )
+        for among, state, tried in zip(parts, states, steps, strict=True)
+    )
 
 
 def decide_as_nnunet(tables: Mapping[str, ComponentTable], labels: Labels) -> Decided:
@@ -133,17 +180,48 @@ def decide_as_nnunet(tables: Mapping[str, ComponentTable], labels: Labels) -> De
     Source: nnU-Net 2.8.1.
     """
     cohort = make_cohort(tables, labels, dict.fromkeys(tables, (1.0, 1.0, 1.0)))
-    first = start(cohort)
-    state, steps = _with_largest(cohort, first, _mean_of_all)
-    return _decided(cohort, first, state, steps, _mean_of_all)
+    everyone = np.ones(len(cohort.cases), np.bool_)
+    first = state = start(cohort)
+    steps: tuple[Step, ...] = ()
+    for attempt in _tries_of_largest(labels, _mean_of_all):
+        state, tried = attempt(_Known(cohort), everyone, state)
+        steps += tried
+    return _decided(cohort, everyone, first, state, steps, _mean_of_all)
 
 
-def _mean_of_all(values: Sequence[float]) -> float:
+class _Known:
+    """What has been found out about one step, for parts of a cohort that come to it alike."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self._states: dict[tuple[Rule, ...], State] = {}
+        self._sizes: dict[tuple[Rule, ...], Sizes] = {}
+
+    def after(self, state: State, rule: Rule) -> State:
+        """Carry out one more rule on all cases, if nobody has before."""
+        rules = (*state.rules, rule)
+        if rules not in self._states:
+            self._states[rules] = after(self.cohort, state, rule)
+        return self._states[rules]
+
+    def sizes(self, state: State, name: str, unit: Unit) -> Sizes:
+        """Score the smallest sizes of the label or region of this step."""
+        if state.rules not in self._sizes:
+            self._sizes[state.rules] = sizes_of(self.cohort, state, name, unit)
+        return self._sizes[state.rules]
+
+
+_Attempt: TypeAlias = Callable[
+    [_Known, NDArray[np.bool_], State], tuple[State, tuple[Step, ...]]
+]  # by what some cases say, (case,)
+
+
+def _mean_of_all(values: NDArray[np.float64]) -> float:
     return float(np.mean(values))
 
 
-def _mean_of_some(values: Sequence[float]) -> float:
-    return mean_of_known(np.array(values))
+def _mean_of_some(values: NDArray[np.float64]) -> float:
+    return float(means_of_known(values[None])[0])
 
 
 def _in_order(labels: Labels) -> list[str]:
@@ -152,62 +230,101 @@ def _in_order(labels: Labels) -> list[str]:
     return names if labels.has_regions else sorted(names, key=labels.foreground.__getitem__)
 
 
-def _with_largest(cohort: Cohort, state: State, mean: Mean) -> tuple[State, tuple[Step, ...]]:
-    """Try nnU-Net's rules: the largest component of all foreground, then of each label or region.
+def _tries_of_largest(labels: Labels, mean: Mean) -> list[_Attempt]:
+    """Give nnU-Net's steps: the largest component of all foreground, then of each label or region.
 
     A rule of the second kind has to raise its own Dice only; regions beside it may lose.
     """
-    labels = cohort.labels
-    tried = after(cohort, state, keep_largest_foreground(labels))
-    old, new, lost = mean(state.means), mean(tried.means), worse(cohort, state, tried)
-    steps = [_step(tried.rules[-1], None, old, new, lost, taken=new > old and not lost)]
-    state = tried if steps[0].taken else state
-    for name in _in_order(labels) if len(labels.foreground) > 1 else ():
-        tried = after(cohort, state, KeepLargest(labels=(name,)))
-        old, new = state.means[cohort.row(name)], tried.means[cohort.row(name)]
-        lost = worse(cohort, state, tried)
-        steps.append(_step(tried.rules[-1], name, old, new, lost, taken=new > old))
-        state = tried if steps[-1].taken else state
-    return state, tuple(steps)
+    names = list(labels.foreground)
+
+    def try_foreground(
+        known: _Known, among: NDArray[np.bool_], state: State
+    ) -> tuple[State, tuple[Step, ...]]:
+        tried = known.after(state, keep_largest_foreground(labels))
+        before, now = _means(state, among), _means(tried, among)
+        old, new, lost = mean(before), mean(now), worse(labels, before, now)
+        step = _step(tried.rules[-1], None, old, new, lost, taken=new > old and not lost)
+        return (tried if step.taken else state), (step,)
+
+    def try_label(name: str) -> _Attempt:
+        def attempt(
+            known: _Known, among: NDArray[np.bool_], state: State
+        ) -> tuple[State, tuple[Step, ...]]:
+            tried = known.after(state, KeepLargest(labels=(name,)))
+            before, now = _means(state, among), _means(tried, among)
+            row = names.index(name)
+            lost = worse(labels, before, now)
+            taken = bool(now[row] > before[row])
+            step = _step(tried.rules[-1], name, before[row], now[row], lost, taken=taken)
+            return (tried if taken else state), (step,)
+
+        return attempt
+
+    return [try_foreground, *(try_label(name) for name in _in_order(labels) if len(names) > 1)]
 
 
-def _with_minimum_size(
-    cohort: Cohort, state: State, name: str, folds: Sequence[str], unit: Unit
-) -> tuple[State, tuple[Step, ...]]:
-    """Try the best smallest size of a label or region; no step where none would do anything."""
-    trial = try_sizes(cohort, state, name, folds, unit)
-    if trial is None:
-        return state, ()
-    old, new = state.means[cohort.row(name)], trial.judged.means[cohort.row(name)]
-    lost = worse(cohort, state, trial.judged)
-    taken = trial.helps and new > old and not lost
-    step = _step(trial.rule, name, old, new, lost, taken=taken)
-    return (after(cohort, state, trial.rule) if step.taken else state), (step,)
+def _try_minimum_size(name: str, folds: NDArray[np.str_], unit: Unit) -> _Attempt:
+    """Give the step of the best smallest size of a label or region; none where it does nothing.
+
+    Args:
+        name: The label or region.
+        folds: The fold of each of all cases, (case,).
+        unit: Of the size.
+    """
+
+    def attempt(
+        known: _Known, among: NDArray[np.bool_], state: State
+    ) -> tuple[State, tuple[Step, ...]]:
+        labels, row = known.cohort.labels, known.cohort.row(name)
+        trial = try_sizes(known.sizes(state, name, unit), among, folds)
+        if trial is None:
+            return state, ()
+        judged = state.dice.copy()
+        for fold, rule in trial.judged.items():
+            if rule is not None:
+                judged[:, folds == fold] = known.after(state, rule).dice[:, folds == fold]
+        before, now = _means(state, among), means_of_known(judged[:, among])
+        lost = worse(labels, before, now)
+        taken = bool(trial.helps and now[row] > before[row] and not lost)
+        step = _step(trial.rule, name, before[row], now[row], lost, taken=taken)
+        return (known.after(state, trial.rule) if taken else state), (step,)
+
+    return attempt
+
+
+def _means(state: State, among: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give the mean Dice of each label or region over some cases, (name,)."""
+    return means_of_known(state.dice[:, among])
 
 
 def _step(
     rule: Rule, label: str | None, old: float, new: float, lost: tuple[str, ...], *, taken: bool
 ) -> Step:
-    return Step(
-        rule=rule, label=label, before=_known(old), after=_known(new), worse=lost, taken=taken
-    )
+    before, now = _number(old), _number(new)
+    return Step(rule=rule, label=label, before=before, after=now, worse=lost, taken=taken)
 
 
 def _decided(
-    cohort: Cohort, first: State, last: State, steps: tuple[Step, ...], mean: Mean
+    cohort: Cohort,
+    among: NDArray[np.bool_],
+    first: State,
+    last: State,
+    steps: tuple[Step, ...],
+    mean: Mean,
 ) -> Decided:
     def told(state: State) -> MeanDice:
-        means = dict(zip(cohort.labels.foreground, map(_known, state.means), strict=True))
-        return MeanDice(labels=means, foreground=_known(mean(state.means)))
+        means = _means(state, among)
+        by_name = dict(zip(cohort.labels.foreground, map(_number, means), strict=True))
+        return MeanDice(labels=by_name, foreground=_number(mean(means)))
 
     return Decided(
         postprocessing=Postprocessing(rules=last.rules),
         dice_before=told(first),
         dice_after=told(last),
         steps=steps,
-        cases=len(cohort.cases),
+        cases=int(among.sum()),
     )
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,7 +1,7 @@
 """The rules that take implausible pieces out of a predicted label map, as records."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -71,10 +71,19 @@ Rule: TypeAlias = Annotated[KeepLargest | MinimumSize, Field(discriminator="kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedOn:
+    """Whose predictions rules were decided on, as far as that is known."""
+
+    labels: Labels  # of the dataset then
+    weights_sha256: dict[str, str] = field(default_factory=dict)  # by the folder of each fold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Postprocessing:
     """What is done with each predicted label map, in the order in which it is done."""
 
     rules: tuple[Rule, ...] = ()
+    decided_on: DecidedOn | None = field(default=None, compare=False)  # None is not known
 
 
 def keep_largest_foreground(labels: Labels) -> KeepLargest:

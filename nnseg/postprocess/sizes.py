@@ -12,9 +12,8 @@ from nnseg.postprocess.cohort import (
     CaseParts,
     Cohort,
     State,
-    after_each,
     dice_of,
-    mean_of_known,
+    means_of_known,
     pairs,
 )
 from nnseg.postprocess.rules import MM3_PER_ML, MinimumSize, Unit, fewest_voxels
@@ -24,43 +23,70 @@ ROUND_SIZES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # times a power of ten: the sizes 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sizes:
+    """What each smallest size of a label or region would do to the cases of a cohort."""
+
+    rules: tuple[MinimumSize, ...]  # of ascending sizes
+    dice: NDArray[np.float64]  # (rule, case)
+    own: NDArray[np.float64]  # without, (case,)
+    smallest: NDArray[np.float64]  # component of each case, (case,), in the unit; inf of none
+    largest: NDArray[np.float64]  # likewise; 0 of none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SizeTrial:
-    """The smallest size that suits a label or region best, and what such a size is worth."""
+    """The smallest size that suits a label or region best, and those to judge it by."""
 
     rule: MinimumSize  # the best on all cases, even where it is worse than none
     helps: bool  # whether it raises the mean Dice of these cases
-    judged: State  # each fold's cases under the size that was the best on all others, or none
+    judged: dict[str, MinimumSize | None]  # by fold: the best on the cases of all others, or none
 
 
-def try_sizes(
-    cohort: Cohort, state: State, name: str, folds: Sequence[str], unit: Unit
-) -> SizeTrial | None:
-    """Look for the smallest size that raises the mean Dice of a label or region most.
+def sizes_of(cohort: Cohort, state: State, name: str, unit: Unit) -> Sizes:
+    """Score every round size that would take out some component of a label or region.
 
     Args:
         cohort: All cases.
         state: What the rules before leave of them.
         name: The label or region.
-        folds: The fold of each case.
-        unit: Of the size.
+        unit: Of the sizes.
+    """
+    row, about = cohort.row(name), labels_in(cohort.labels.foreground[name], cohort.labels)
+    groups = [_groups(case, left, row, about) for case, left in pairs(cohort, state)]
+    sizes = [
+        group.sizes * (1.0 if unit == "voxels" else math.prod(group.spacing) / MM3_PER_ML)
+        for group in groups
+    ]
+    smallest = np.array([line.min(initial=math.inf) for line in sizes])
+    largest = np.array([line.max(initial=0) for line in sizes])
+    tried = _round_sizes(float(smallest.min()), float(largest.max()), unit)
+    rules = tuple(MinimumSize(label=name, smallest=size, unit=unit) for size in tried)
+    dice = np.array([_dice_by(group, rules) for group in groups]).reshape(len(groups), len(rules))
+    return Sizes(rules=rules, dice=dice.T, own=state.dice[row], smallest=smallest, largest=largest)
+
+
+def try_sizes(sizes: Sizes, among: NDArray[np.bool_], folds: NDArray[np.str_]) -> SizeTrial | None:
+    """Look for the smallest size that raises the mean Dice of a label or region most.
+
+    Args:
+        sizes: Of it.
+        among: The cases that have a say, (case,).
+        folds: The fold of each of all cases, (case,).
 
     Returns:
         None where no size that is tried would take out anything.
     """
-    row, about = cohort.row(name), labels_in(cohort.labels.foreground[name], cohort.labels)
-    groups = [_groups(case, left, row, about) for case, left in pairs(cohort, state)]
-    rules = [MinimumSize(label=name, smallest=size, unit=unit) for size in _sizes(groups, unit)]
-    if not rules:
+    low, high = sizes.smallest[among].min(), sizes.largest[among].max()
+    tried = [n for n, rule in enumerate(sizes.rules) if low < rule.smallest <= high]
+    if not tried:
         return None
-    dice = np.array([_dice_by(group, rules) for group in groups]).T  # (rule, case)
-    own, fold_of = state.dice[row], np.array(folds)
-    of_fold: dict[str, MinimumSize | None] = {}
-    for fold in set(folds):
-        others = fold_of != fold
-        best, helps = _best(dice[:, others], own[others])
-        of_fold[fold] = rules[best] if helps else None
-    best, helps = _best(dice, own)
-    judged = after_each(cohort, state, [of_fold[fold] for fold in folds])
+    dice, rules = sizes.dice[tried], [sizes.rules[n] for n in tried]
+    judged: dict[str, MinimumSize | None] = {}
+    for fold in np.unique(folds[among]):
+        others = among & (folds != fold)
+        best, helps = _best(dice[:, others], sizes.own[others])
+        judged[str(fold)] = rules[best] if helps else None
+    best, helps = _best(dice[:, among], sizes.own[among])
     return SizeTrial(rule=rules[best], helps=helps, judged=judged)
 
 
@@ -94,17 +120,10 @@ def _groups(
     )
 
 
-def _sizes(groups: Sequence[_Groups], unit: Unit) -> list[float]:
-    """Give the round sizes that take out some component of the cohort and not all, ascending."""
-    sizes = np.concatenate(
-        [
-            group.sizes * (1 if unit == "voxels" else math.prod(group.spacing) / MM3_PER_ML)
-            for group in groups
-        ]
-    )
-    if not len(sizes):
+def _round_sizes(low: float, high: float, unit: Unit) -> list[float]:
+    """Give the round sizes that take out something from `low` on and not all, ascending."""
+    if low > high:  # there is no component
         return []
-    low, high = float(sizes.min()), float(sizes.max())
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tried = [float(f"{size:g}e{power}") for power in powers for size in ROUND_SIZES]
     return [size for size in tried if low < size <= high and (unit == "ml" or size == int(size))]
@@ -128,6 +147,6 @@ def _best(dice: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[int, boo
         dice: Under each rule, (rule, case); of rules that are equally good the first is taken.
         own: Without it, (case,).
     """
-    means = [mean_of_known(line) for line in dice]
-    best = int(np.argmax(np.nan_to_num(means)))
-    return best, means[best] > mean_of_known(own)
+    means = means_of_known(np.concatenate([dice, own[None]]))
+    best = int(np.argmax(np.nan_to_num(means[:-1])))
+    return best, bool(means[best] > means[-1])

@@ -73,6 +73,7 @@ class StoredCompact:
     axis_apart: int | None  # the axis that is resampled apart, plan order
     geometry: Geometry
     array_sha256: str  # of the file of the array
+    weights_sha256: str | None = None  # of the network; None where an average or older one is
     format: int = FORMAT
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
@@ -160,6 +161,7 @@ def writing_compact(
     *,
     resampling: Resampling = LINEAR,
     axis_apart: int | None = None,
+    weights_sha256: str | None = None,
 ) -> Iterator[TakePlanes]:
     """Write what a network found in one case, whole or not at all.
 
@@ -173,6 +175,7 @@ def writing_compact(
         placement: Where the network's grid lies in it.
         resampling: Of logits, from that grid to the file's.
         axis_apart: The axis that is resampled apart then, plan order; see `separate_axis`.
+        weights_sha256: Of the network.
 
     Yields:
         What takes the logits (z, y, x, head) of the network's grid, plan order, some planes at a
@@ -184,7 +187,8 @@ def writing_compact(
         ValueError: Other planes came than the placement tells of.
     """
     files = compact_files(label_map)
-    with _taking(files, labels, geometry, placement, resampling, axis_apart) as take:
+    rules = (resampling, axis_apart, weights_sha256)
+    with _taking(files, labels, geometry, placement, *rules) as take:
         yield take
 
 
@@ -206,6 +210,7 @@ def _taking(
     placement: Placement,
     resampling: Resampling,
     axis_apart: int | None,
+    weights_sha256: str | None = None,
 ) -> Iterator[TakePlanes]:
     """Do the work of `writing_compact`."""
 
@@ -223,6 +228,7 @@ def _taking(
             axis_apart=axis_apart,
             geometry=geometry,
             array_sha256=digest,
+            weights_sha256=weights_sha256,
         )
 
     depth, *plane = placement.shape_resampled

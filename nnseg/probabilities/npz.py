@@ -1,17 +1,21 @@
 """Probabilities as nnU-Net has them: one .npz file with the whole image."""
 
 import io
+import lzma
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Planes
+from nnseg.axes import Planes, Shape
 from nnseg.errors import DataError, MissingError
 from nnseg.labels import Labels
 from nnseg.preprocess import Placement
@@ -20,6 +24,20 @@ from nnseg.probabilities.target import Target
 from nnseg.volume import Geometry
 
 KEY = "probabilities"
+PIECE_VALUES = 2**18  # unpacked at once
+RUN_BYTES = 2**26  # of the slices that are handed on at once
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,  # it is encrypted, or packed by a method that nobody has
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,35 +72,99 @@ class OpenNpz:
         return np.ascontiguousarray(np.moveaxis(self.array[:, first:stop], 0, -1))
 
     def runs(self) -> Iterator[Planes]:
-        """Give all of them."""
-        yield self.planes(0, self.array.shape[1])
+        """Give all of them, some slices at a time."""
+        heads, depth, *plane = self.array.shape
+        together = max(1, RUN_BYTES // max(1, 4 * heads * math.prod(plane)))
+        for first in range(0, depth, together):
+            yield self.planes(first, min(first + together, depth))
 
 
 def open_npz(path: Path, labels: Labels, geometry: Geometry) -> OpenNpz:
     """Read the probabilities of a case that nnU-Net or `pack_npz` wrote.
 
+    What the file says it holds is compared first: no more is unpacked than the image has room for.
+
     Raises:
         MissingError: There is no such file.
         DataError: It is damaged, or holds something else than probabilities on this grid.
+        MemoryError: There is no room for the probabilities of this grid.
     """
     wanted = (labels.heads, *geometry.shape)
+    with _opened(path) as member:
+        kind, is_fortran = _read_header(path, member, labels.heads, geometry.shape)
+        values = np.empty(math.prod(wanted), np.float32)
+        for first in range(0, len(values), PIECE_VALUES):
+            piece = values[first : first + PIECE_VALUES]
+            data = _read_whole(member, len(piece) * kind.itemsize)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+                piece[:] = np.frombuffer(data, kind)
+            if not np.isfinite(piece).all():
+                raise DataError(f"{path}: holds values that are no finite numbers; predict again")
+        if member.read(1):  # the checksum is compared with it, too
+            raise ValueError("there is more than the header says")
+    array = values.reshape(wanted, order="F" if is_fortran else "C")
+    return OpenNpz(stored=OfNpz(labels=labels, geometry=geometry), array=array)
+
+
+def packed_bytes(path: Path) -> int:
+    """Give the bytes that the array of an .npz file takes, as the file says; 0 where it does not.
+
+    Nothing is unpacked.
+    """
     try:
-        with np.load(path, allow_pickle=False) as content:
-            array = content[KEY]
+        with zipfile.ZipFile(path) as archive:
+            return archive.getinfo(f"{KEY}.npy").file_size
+    except _DAMAGE:
+        return 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open the array of a file to read it; whatever is wrong with the file is a DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{KEY}.npy") as member:
+            yield member
     except FileNotFoundError:
         raise MissingError(
             f"{path} does not exist; `nnseg predict --save_probabilities npz` writes it"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise DataError(f"{path}: holds no array `{KEY}`, or is damaged; predict again") from None
-    if array.dtype.kind != "f" or array.shape != wanted or not np.isfinite(array).all():
+    except _DAMAGE as error:
         raise DataError(
-            f"{path}: holds {array.dtype} of the shape {array.shape}; finite numbers of {wanted} "
+            f"{path}: holds no array `{KEY}`, or is damaged ({error}); predict again"
+        ) from None
+
+
+def _read_header(
+    path: Path, member: IO[bytes], heads: int, shape: Shape
+) -> tuple["np.dtype[Any]", bool]:
+    """Read of what kind the numbers are, and whether the first axis runs fastest.
+
+    Raises:
+        DataError: They are no probabilities of so many heads on this grid.
+    """
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):  # others have headers of any length, which no array of numbers needs
+        raise ValueError(f"its .npy format is {version}, not (1, 0)")
+    try:
+        found, is_fortran, kind = np.lib.format.read_array_header_1_0(member)
+    except MemoryError:  # Python's word for brackets that are too deep
+        raise ValueError("its header cannot be read") from None
+    if kind.kind != "f" or found != (heads, *shape):
+        raise DataError(
+            f"{path}: holds {kind} of the shape {found}; finite numbers of {(heads, *shape)} "
             "(head, z, y, x) were wanted: predict again"
         )
-    return OpenNpz(
-        stored=OfNpz(labels=labels, geometry=geometry), array=array.astype(np.float32, copy=False)
-    )
+    return kind, is_fortran
+
+
+def _read_whole(member: IO[bytes], size: int) -> bytes:
+    data = member.read(size)
+    while len(data) < size:
+        more = member.read(size - len(data))
+        if not more:
+            raise EOFError("it ends early")
+        data += more
+    return data
 
 
 def pack_npz(path: Path, target: Target, spool: Spool) -> None:

@@ -8,7 +8,7 @@ import base64
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,16 @@ from nnseg.report.markup import script_json
 from nnseg.volume import Geometry
 
 Number = TypeVar("Number", int, float)
+Level = TypeVar("Level", np.uint8, np.unsignedinteger[Any])
+Positions: TypeAlias = NDArray[np.unsignedinteger[Any]]  # of labels; 8 bit, or 16 for 256 and more
 
 MOST_CHANNELS = 4
 MOST_VOXELS = 3 * 2**20  # of a case: channels and label maps together
 MOST_BYTES = 2**22 + 2**14  # of its file, were all of it noise: base64 makes 4 bytes of 3
 MARGIN_MM = 20.0  # kept around what is labelled
 LEAST_MARGIN = 8  # voxels
-UNKNOWN = 255  # position of an integer that is none of the labels
+UNKNOWN = 255  # position of an integer that is none of the labels; of 256 and more, 65535
+REFERENCE = "reference"
 LEVELS = 255
 CUT = (0.2, 99.8)  # percentiles of the intensities that become black and white
 
@@ -42,28 +45,53 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileAxis:
+    """Which voxels of the file an axis of what is shown runs through."""
+
+    axis: int  # of the file's (z, y, x)
+    first: int  # voxel of the file at which the part that is shown begins
+    last: int  # that at which it ends
+    flipped: bool  # it is shown from the last to the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
     """What is shown of a case.
 
     Axes are (z, y, x), turned so that indices grow to the head, the front and the left-to-right
-    of the patient; a picture stays as it is. Label maps hold positions: 0 is background.
+    of the patient; where the file does not tell these, it stays as it is. Label maps hold
+    positions: 0 is background.
     """
 
     spacing: tuple[float, float, float]  # mm, of the voxels that are shown
     every: tuple[int, int, int]  # how many voxels of the file one of these stands for
-    anatomical: bool  # the directions are the patient's, not those of a picture
+    anatomical: bool  # the directions are the patient's
     channels: tuple[Channel, ...]
-    maps: dict[str, NDArray[np.uint8]]  # such as "reference" and "prediction"
+    reference: Positions | None
+    maps: dict[str, Positions]  # predictions by name
     start: tuple[int, int, int]  # where to look first
+    file_axes: tuple[FileAxis, FileAxis, FileAxis]
+
+    @property
+    def layers(self) -> tuple[tuple[str, Positions], ...]:
+        """All label maps with their names, the reference first; a prediction may be called so."""
+        first = () if self.reference is None else ((REFERENCE, self.reference),)
+        return (*first, *self.maps.items())
 
     @property
     def shape(self) -> Shape:
         """Of all arrays, (z, y, x)."""
-        return next(iter(self.channels)).levels.shape if self.channels else self._of_maps()
-
-    def _of_maps(self) -> Shape:
-        z, y, x = next(iter(self.maps.values())).shape
+        any_array = self.channels[0].levels if self.channels else self.layers[0][1]
+        z, y, x = any_array.shape
         return z, y, x
+
+    def voxel(self, at: Sequence[int]) -> tuple[int, int, int]:
+        """Give the voxel (z, y, x) of the file that stands for one that is shown."""
+        found = [0, 0, 0]
+        for place, n, step, axis in zip(at, self.shape, self.every, self.file_axes, strict=True):
+            block = n - 1 - place if axis.flipped else place
+            found[axis.axis] = min(axis.first + block * step + step // 2, axis.last)
+        return found[0], found[1], found[2]
 
 
 def make_preview(
@@ -72,6 +100,8 @@ def make_preview(
     labels: Labels,
     geometry: Geometry,
     *,
+    reference: Segmentation | None = None,
+    anatomical: bool | None = None,
     mark: tuple[int, int, int] | None = None,
 ) -> Preview:
     """Give what is shown of a case.
@@ -81,27 +111,33 @@ def make_preview(
 
     Args:
         channels: Images (z, y, x) by name; the first MOST_CHANNELS are taken. May be none.
-        maps: Label maps (z, y, x) of the same shape by name; at least one where there is no
-            channel.
+        maps: Predicted label maps (z, y, x) of the same shape by name.
         labels: What the integers mean.
         geometry: Of all arrays.
+        reference: The true label map. At least one array is needed.
+        anatomical: Whether the geometry has the directions of the patient; None is unless it is a
+            picture's.
         mark: A voxel (z, y, x) to look at first; None is where the maps differ the most.
     """
     taken = dict(list(channels.items())[:MOST_CHANNELS])
-    positions = {name: _positions(array, labels) for name, array in maps.items()}
-    budget = MOST_VOXELS // max(1, len(taken) + len(maps))
-    box = _box(geometry, list(positions.values()), mark, budget)
+    given = [*(() if reference is None else (reference,)), *maps.values()]
+    positions = [_positions(array, labels) for array in given]
+    bytes_each = len(taken) + sum(array.itemsize for array in positions)
+    budget = MOST_VOXELS // max(1, bytes_each)
+    box = _box(geometry, positions, mark, budget)
     full = [s.stop - s.start for s in box]
     every = _thinning(full, geometry.spacing, budget)
     shape = [-(-n // step) for n, step in zip(full, every, strict=True)]
-    turn = _Turn.of(geometry)
-    cut = {name: turn.apply(_thin(array[box], every)) for name, array in positions.items()}
+    if anatomical is None:
+        anatomical = geometry.dimensions == 3
+    turn = _Turn.of(geometry) if anatomical else _Turn()
+    cut = [turn.apply(_thin(array[box], every)) for array in positions]
     shown = []
     for name, array in taken.items():
         low, high, levels = _levels(_mean(array[box], every))
         shown.append(Channel(name=name, low=low, high=high, levels=turn.apply(levels)))
     if mark is None:
-        start = _start(list(cut.values()), turn.three(shape))
+        start = _start(cut, turn.three(shape))
     else:
         inside = [(at - s.start) // step for at, s, step in zip(mark, box, every, strict=True)]
         start = turn.place(
@@ -111,29 +147,39 @@ def make_preview(
     return Preview(
         spacing=turn.three(spacing),
         every=turn.three(every),
-        anatomical=geometry.dimensions == 3,
+        anatomical=anatomical,
         channels=tuple(shown),
-        maps=cut,
+        reference=None if reference is None else cut[0],
+        maps=dict(zip(maps, cut[len(given) - len(maps) :], strict=True)),
         start=start,
+        file_axes=turn.file_axes(box),
     )
 
 
 def to_script(preview: Preview, number: int) -> bytes:
     """Give the script that hands a case to the viewer as its case `number`.
 
-    Arrays are compressed by zlib, in base64; x grows fastest. Numbers of axes are (x, y, z).
+    Arrays are compressed by zlib, in base64; x grows fastest. Numbers of axes are (x, y, z), and
+    `axis` counts those of the file so. Positions have `bytes` bytes each, the lowest first.
     """
+    layers = [array for _, array in preview.layers]
     data = {
         "shape": preview.shape[::-1],
         "spacing": preview.spacing[::-1],
         "every": preview.every[::-1],
         "anatomical": preview.anatomical,
         "start": preview.start[::-1],
+        "file": [
+            {"axis": 2 - a.axis, "first": a.first, "last": a.last, "flipped": a.flipped}
+            for a in reversed(preview.file_axes)
+        ],
+        "bytes": max((array.itemsize for array in layers), default=1),
         "channels": [
             {"name": c.name, "low": c.low, "high": c.high, "data": _packed(c.levels)}
             for c in preview.channels
         ],
-        "maps": {name: _packed(array) for name, array in preview.maps.items()},
+        "reference": None if preview.reference is None else _packed(preview.reference),
+        "maps": [{"name": name, "data": _packed(array)} for name, array in preview.maps.items()],
     }
     return f"nnsegReport.take({number},{script_json(data)});\n".encode("ascii")
 
@@ -142,14 +188,12 @@ def to_script(preview: Preview, number: int) -> bytes:
 class _Turn:
     """How the axes of a file become those of the viewer."""
 
-    order: tuple[int, int, int]  # for each new axis the old one
-    flipped: tuple[bool, bool, bool]  # of the new axes
+    order: tuple[int, int, int] = (0, 1, 2)  # for each new axis the old one
+    flipped: tuple[bool, bool, bool] = (False, False, False)  # of the new axes
 
     @classmethod
     def of(cls, geometry: Geometry) -> "_Turn":
         """Turn each axis to the direction of the patient that it follows the most."""
-        if geometry.dimensions == 2:
-            return cls(order=(0, 1, 2), flipped=(False, False, False))
         steps = np.array(geometry.affine)[:3, :3][::-1, ::-1]  # (world z y x, voxel z y x)
         steps = steps / np.linalg.norm(steps, axis=0)
         order, free = [-1, -1, -1], {0, 1, 2}
@@ -162,10 +206,18 @@ class _Turn:
         back = [bool(steps[world, voxel] < 0) for world, voxel in enumerate(order)]
         return cls(order=(z, y, x), flipped=(back[0], back[1], back[2]))
 
-    def apply(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def apply(self, array: NDArray[Level]) -> NDArray[Level]:
         turned = array.transpose(self.order)
         steps = tuple(slice(None, None, -1 if back else 1) for back in self.flipped)
         return np.ascontiguousarray(turned[steps])
+
+    def file_axes(self, box: Sequence[slice]) -> tuple[FileAxis, FileAxis, FileAxis]:
+        """Say which voxels of the file the new axes run through, of the part `box` of it."""
+        z, y, x = (
+            FileAxis(axis=axis, first=box[axis].start, last=box[axis].stop - 1, flipped=back)
+            for axis, back in zip(self.order, self.flipped, strict=True)
+        )
+        return z, y, x
 
     def three(self, values: Sequence[Number]) -> tuple[Number, Number, Number]:
         """Put values of the old axes into the new order."""
@@ -180,20 +232,22 @@ class _Turn:
         return z, y, x
 
 
-def _positions(array: Segmentation, labels: Labels) -> NDArray[np.uint8]:
+def _positions(array: Segmentation, labels: Labels) -> Positions:
     """Give the position of each voxel's label, plane by plane: the way there takes more memory."""
     values = np.array(labels.values)
-    found = np.empty(array.shape, np.uint8)
+    kind = np.uint8 if len(values) <= UNKNOWN else np.uint16
+    found: Positions = np.empty(array.shape, kind)
+    unknown = np.iinfo(kind).max
     for plane, result in zip(array, found, strict=True):
         places = np.searchsorted(values, plane).clip(max=len(values) - 1)
         known = values[places] == plane
-        result[...] = np.where(known, np.minimum(places, UNKNOWN - 1), UNKNOWN)
+        result[...] = np.where(known, places, unknown)
     return found
 
 
 def _box(
     geometry: Geometry,
-    maps: Sequence[NDArray[np.uint8]],
+    maps: Sequence[Positions],
     mark: tuple[int, int, int] | None,
     budget: int,
 ) -> tuple[slice, slice, slice]:
@@ -229,7 +283,7 @@ def _thinning(shape: Sequence[int], spacing: Sequence[float], budget: int) -> tu
     return every[0], every[1], every[2]
 
 
-def _thin(array: NDArray[np.uint8], every: Sequence[int]) -> NDArray[np.uint8]:
+def _thin(array: Positions, every: Sequence[int]) -> Positions:
     """Take the voxel in the middle of each block."""
     middle = tuple(
         slice(min(s // 2, n - 1), None, s) for n, s in zip(array.shape, every, strict=True)
@@ -266,7 +320,7 @@ def _levels(values: NDArray[np.float32]) -> tuple[float, float, NDArray[np.uint8
     return float(f"{low:.6g}"), float(f"{high:.6g}"), levels.astype(np.uint8)
 
 
-def _start(maps: Sequence[NDArray[np.uint8]], shape: Sequence[int]) -> tuple[int, int, int]:
+def _start(maps: Sequence[Positions], shape: Sequence[int]) -> tuple[int, int, int]:
     """Look into the slice where maps differ the most, else where the most is labelled."""
     z, y, x = (n // 2 for n in shape)
     if not maps:
@@ -281,5 +335,6 @@ def _start(maps: Sequence[NDArray[np.uint8]], shape: Sequence[int]) -> tuple[int
     return z, y, x
 
 
-def _packed(array: NDArray[np.uint8]) -> str:
-    return base64.b64encode(zlib.compress(array.tobytes(), 6)).decode("ascii")
+def _packed(array: Positions) -> str:
+    stored = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return base64.b64encode(zlib.compress(stored.tobytes(), 6)).decode("ascii")

@@ -38,6 +38,7 @@ from nnseg.report.facts import (
 from nnseg.runlog import RunReport
 
 FOREGROUND = "foreground mean"
+LARGEST = 1e30  # of a figure of a training; nothing sensible comes near
 PICKED = 3  # cases of each kind, where there are enough
 TOLD = ("epochs", "validation_dice", "execution")  # facts of a run that a reader wants
 
@@ -184,7 +185,8 @@ def read_curve(name: str, metrics: str) -> Curve:
     """Read the epochs of a training from the text of its metrics.csv.
 
     Raises:
-        ValueError, KeyError: It is no such table.
+        ValueError, KeyError, TypeError, csv.Error: It is no such table, or a figure of it is not
+            finite.
     """
     epochs = []
     for row in csv.DictReader(io.StringIO(metrics)):
@@ -196,13 +198,13 @@ def read_curve(name: str, metrics: str) -> Curve:
         epochs.append(
             EpochRow(
                 epoch=int(row["epoch"]),
-                lr=float(row["lr"]),
-                loss=float(row["loss"]),
-                validation_loss=float(row["validation_loss"]),
+                lr=_figure(row["lr"]),
+                loss=_figure(row["loss"]),
+                validation_loss=_figure(row["validation_loss"]),
                 dice=_number(row["dice"]),
                 dice_average=_number(row["dice_average"]),
                 label_dice=labels,
-                seconds=float(row["seconds"]),
+                seconds=_figure(row["seconds"]),
             )
         )
     return Curve(name=name, epochs=tuple(epochs))
@@ -294,4 +296,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    return float(text) if text else None
+    return _figure(text) if text else None
+
+
+def _figure(text: str) -> float:
+    """Read a figure that can be drawn.
+
+    >>> _figure("0.25")
+    0.25
+    """
+    value = float(text)
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"{text} is no figure that can be drawn")
+    return value

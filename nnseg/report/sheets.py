@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.report.preview import Preview
+from nnseg.report.preview import Positions, Preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -65,22 +65,22 @@ def _tiles(preview: Preview) -> "list[tuple[str, tuple[NDArray[np.uint8], float]
     else:
         grey = np.full(preview.shape[1:], 40, np.uint8)
     plain = np.repeat(grey[..., None], 3, axis=2)
-    maps = {name: array[z][flip] for name, array in preview.maps.items()}
+    maps = [(name, array[z][flip]) for name, array in preview.layers]
     tiles = [("image", (plain, ratio))]
-    tiles += [(name, (_painted(plain, array), ratio)) for name, array in maps.items()]
+    tiles += [(name, (_painted(plain, array), ratio)) for name, array in maps]
     if len(maps) == 2:
-        reference, prediction = maps.values()
+        (_, reference), (_, prediction) = maps
         tiles.append(("disagreement", (_mistakes(plain, reference, prediction), ratio)))
     return tiles
 
 
-def _painted(plain: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _painted(plain: NDArray[np.uint8], labels: Positions) -> NDArray[np.uint8]:
     colours = np.array(PALETTE, np.float32)[(labels.astype(np.intp) - 1) % len(PALETTE)]
     return _mixed(plain, colours, labels > 0)
 
 
 def _mistakes(
-    plain: NDArray[np.uint8], reference: NDArray[np.uint8], prediction: NDArray[np.uint8]
+    plain: NDArray[np.uint8], reference: Positions, prediction: Positions
 ) -> NDArray[np.uint8]:
     kinds = np.where(prediction == 0, 0, np.where(reference == 0, 1, 2))
     colours = np.array((MISSED, SPURIOUS, CONFUSED), np.float32)[kinds]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from nnseg.report.facts import Facts
 from nnseg.report.markup import Markup, join, tag
 
-MOST_SWATCHES = 12  # labels that have a colour and a switch of their own
+COLOURS = 12  # of labels; more labels share them
 MODES = (
     ("reference", "Reference"),
     ("prediction", "Prediction"),
@@ -58,7 +58,7 @@ def viewer(facts: Facts, positions: Mapping[int, str]) -> Markup:
             tag("span", "", id="windowtext", class_="note"),
             class_="bar",
         ),
-        tag("div", *_labels(positions), class_="bar"),
+        tag("div", *_labels(positions), *_keys(), class_="bar"),
         tag(
             "div",
             tag("span", "", id="position", aria_live="off"),
@@ -117,18 +117,25 @@ def _labels(positions: Mapping[int, str]) -> list[Markup]:
         tag(
             "label",
             tag("input", type="checkbox", checked=True, data_label=str(place)),
-            tag("i", "", class_=f"swatch colour{(place + 11) % 12}"),
+            tag("i", "", class_=f"swatch colour{(place - 1) % COLOURS}"),
             tag("span", name, class_="name"),
         )
-        for place, name in list(positions.items())[:MOST_SWATCHES]
+        for place, name in positions.items()
     ]
+    if max(positions, default=0) <= COLOURS:
+        return [tag("div", *boxes, class_="swatches")]
+    text = f"{len(boxes)} labels share {COLOURS} colours: point at a voxel to read its label"
+    return [tag("div", *boxes, class_="swatches"), tag("span", text, class_="note")]
+
+
+def _keys() -> list[Markup]:
+    """Explain the colours that are not those of labels."""
     key = [
         tag("span", tag("i", "", class_=f"swatch colour-{name}"), f" {text}", class_="legend")
         for name, text in MISTAKES
     ]
     both = "filled: prediction; outlined: reference"
     return [
-        *boxes,
         tag("span", join(*key), id="errorkey", hidden=True, class_="note push"),
         tag("span", both, id="bothkey", hidden=True, class_="note push"),
     ]

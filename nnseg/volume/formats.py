@@ -53,6 +53,19 @@ def split_ending(name: str) -> tuple[str, str]:
     return name, ""
 
 
+def knows_directions(path: Path, geometry: Geometry) -> bool:
+    """Say whether an image file tells how its axes lie in the patient.
+
+    Pictures, TIFFs and 2D images have no such directions. A NIfTI header whose qform_code and
+    sform_code are both 0 has none either, though it leads to a matrix of its spacing.
+    """
+    _, ending = split_ending(path.name)
+    if geometry.dimensions == 2 or ending.lower() in SEVERAL_CHANNELS:
+        return False
+    grid = geometry.nifti
+    return grid is None or grid.qform_code > 0 or grid.sform_code > 0
+
+
 def label_ending(file_ending: str) -> str:
     """Give the ending of label maps for images that end so: .png for JPEG, which is lossy."""
     return ".png" if file_ending.lower() in picture.JPEG else file_ending

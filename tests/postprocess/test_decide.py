@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from nnseg.postprocess import (
     decide_as_nnunet,
     keep_largest_foreground,
 )
+from nnseg.postprocess.sizes import Sizes, try_sizes
 
 SHAPE = (4, 6, 9)
 SPACING = (5.0, 0.5, 0.8)  # 2 mm^3 a voxel
@@ -263,6 +265,57 @@ def test_a_size_that_takes_from_another_region_is_not_taken() -> None:
     assert last.rule == MinimumSize(label="core", smallest=2, unit="voxels")
     assert last.after == 1.0
     assert last.worse == ("whole",)
+
+
+def test_a_size_that_is_worse_than_none_on_all_cases_is_not_taken() -> None:
+    # Out of fold it wins only because other cases have no Dice then: an empty reference and
+    # nothing left of the prediction. Pieces of each case: voxels, and whether they are right.
+    pieces: dict[str, list[tuple[int, int]]] = {
+        "a": [(3, 0)],
+        "b": [(6, 1), (3, 1), (3, 1)],
+        "c": [(7, 0)],
+        "d": [(7, 0)],
+        "e": [(4, 0)],
+        "g": [(5, 0)],
+    }
+    folds = {"a": "1", "b": "0", "c": "1", "d": "1", "e": "0", "g": "1"}
+    maps = {}
+    for case, found in pieces.items():
+        predicted = [value for size, _ in found for value in [1] * size + [0]]
+        truth = [value for size, right in found for value in [right] * size + [0]]
+        missed = 10 if case == "b" else 0
+        room = [0] * (29 - len(truth) - missed)
+        maps[case] = (line(*predicted, *[0] * missed, *room), line(*truth, *[1] * missed, *room))
+    found_out = decided(maps, ONE, folds=folds, unit="voxels")
+    last = found_out.steps[-1]
+    assert last.rule == MinimumSize(label="lesion", smallest=5, unit="voxels")
+    assert last.gain is not None
+    assert last.gain > 0.02
+    assert not last.worse
+    with_it = mean_dice(maps, (last.rule,), ONE)["lesion"]
+    assert with_it <= mean_dice(maps, (), ONE)["lesion"]
+    assert found_out.postprocessing.rules == ()
+
+
+def test_a_size_that_is_just_as_good_as_none_is_not_the_choice_of_any_fold() -> None:
+    sizes = Sizes(
+        rules=(MinimumSize(label="lesion", smallest=2, unit="voxels"),),
+        dice=np.array([[0.5, 0.75, 0.25]]),
+        own=np.array([0.75, 0.5, 0.25]),
+        smallest=np.array([1.0, 1.0, 4.0]),
+        largest=np.array([3.0, 3.0, 4.0]),
+    )
+    everyone, folds = np.ones(3, np.bool_), np.array(["0", "0", "1"])
+    trial = try_sizes(sizes, everyone, folds)
+    assert trial is not None
+    assert not trial.helps
+    assert trial.judged == {"0": None, "1": None}
+    better = dataclasses.replace(sizes, dice=np.array([[0.5, 0.76, 0.25]]))
+    trial = try_sizes(better, everyone, folds)
+    assert trial is not None
+    assert trial.helps
+    assert trial.judged == {"0": None, "1": sizes.rules[0]}
+    assert try_sizes(sizes, folds == "1", folds) is None  # it would take out nothing there
 
 
 def test_without_folds_to_part_the_cases_no_size_is_tried() -> None:

@@ -40,6 +40,14 @@ def test_what_is_outside_of_a_rule_never_goes() -> None:
         assert going(rule, sizes, spacing).tolist() == [False, True, False, False]
 
 
+def test_a_spacing_that_was_rounded_takes_out_no_component_of_just_the_size() -> None:
+    rule = MinimumSize(label="liver", smallest=0.007)  # 10 voxels of 0.7 mm^3
+    sizes = np.array([0, 10])
+    for spacing in ((0.7, 1.0, 1.0), (float(np.float32(0.7)), 1.0, 1.0), (0.7 * (1 - 5e-7), 1, 1)):
+        assert going(rule, sizes, spacing).tolist() == [False, False]
+    assert going(rule, sizes, (0.7 * (1 - 1e-5), 1.0, 1.0)).tolist() == [False, True]
+
+
 def test_rules_come_back_from_their_file_in_order(tmp_path: Path) -> None:
     record.save(RULES, postprocessing_file(tmp_path))
     assert record.load(Postprocessing, tmp_path / "postprocessing.json") == RULES

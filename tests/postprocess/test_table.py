@@ -140,3 +140,17 @@ def test_a_rule_about_no_label_is_refused() -> None:
     rules = Postprocessing(rules=(KeepLargest(labels=("kidney",)),))
     with pytest.raises(DataError, match="'kidney', which is none of the labels liver"):
         score_after(table, rules, ORGANS, SPACING)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 7), (1, 7, 1), (7, 1, 1)])
+def test_a_line_of_voxels_has_components_and_contacts(shape: tuple[int, int, int]) -> None:
+    prediction = np.array([1, 2, 0, 1, 0, 1, 1], np.uint8).reshape(shape)
+    reference = np.array([1, 1, 0, 1, 0, 0, 0], np.uint8).reshape(shape)
+    table = component_table(prediction, reference, ORGANS)
+    assert table.labels.tolist() == [1, 2, 1, 1]
+    assert table.sizes.tolist() == [1, 1, 1, 2]
+    assert table.contacts.tolist() == [[0, 1]]
+    assert table.overlap_references.tolist() == [1, 1, 1, 0]
+    one = Labels(labels={"background": 0, "liver": 1})
+    alone = component_table((prediction == 1).astype(np.uint8), (reference == 1) * 1, one)
+    assert alone.sizes.tolist() == [1, 1, 2]

@@ -18,7 +18,7 @@ def preview() -> Preview:
     image = truth * 100.0 + np.arange(7)
     labels = Labels(labels={"background": 0, "liver": 1})
     grid = simple_geometry((5, 9, 7), (2.0, 1.0, 1.5))
-    return make_preview({"MR": image}, {"reference": truth, "found": found}, labels, grid)
+    return make_preview({"MR": image}, {"found": found}, labels, grid, reference=truth)
 
 
 def test_a_row_has_the_image_the_maps_and_where_they_disagree() -> None:

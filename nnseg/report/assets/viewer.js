@@ -12,7 +12,7 @@ const nnsegReport = (() => {
   const loaded = new Map(); // number of a case to its promise, the latest last
   const KEPT = 6; // cases in memory
   const MISSED = 250, SPURIOUS = 251, OTHER = 252, OUTLINE = 128; // colour indices; the rest: labels
-  const TOP = 104; // labels from here on share the last colour, so that outlines have indices too
+  const TOP = 120; // colour indices of labels: a multiple of the 12 colours, and outlines fit behind
 
   const byId = (id) => document.getElementById(id);
 
@@ -37,9 +37,13 @@ const nnsegReport = (() => {
   async function build(raw) {
     const channels = await Promise.all(
       raw.channels.map(async (c) => ({ ...c, levels: await unpack(c.data), data: null })));
-    const maps = {};
-    for (const [name, data] of Object.entries(raw.maps)) maps[name] = await unpack(data);
-    return { ...raw, channels, maps };
+    const positions = async (data) => {
+      const bytes = await unpack(data);
+      return raw.bytes === 2 ? new Uint16Array(bytes.buffer) : bytes;
+    };
+    const maps = await Promise.all(
+      raw.maps.map(async (m) => ({ name: m.name, map: await positions(m.data) })));
+    return { ...raw, channels, maps, reference: raw.reference && await positions(raw.reference) };
   }
 
   function take(number, raw) {
@@ -91,19 +95,20 @@ const nnsegReport = (() => {
     const size = item.shape[0] * item.shape[1] * item.shape[2];
     const out = new Uint8Array(size);
     if (!state.shown) return out;
-    const seen = (v) => (v === 0 || state.hidden.has(v) ? 0 : v > TOP ? TOP : v);
-    const one = state.mode === "reference" ? reference : other ?? reference;
+    const seen = (v) => (state.hidden.has(v) ? 0 : v);
+    const one = state.mode === "reference" ? reference ?? other : other ?? reference;
     if (state.mode === "disagreement" && reference && other) {
-      for (let i = 0; i < size; i++) {
-        const r = seen(reference[i]), p = seen(other[i]);
-        if (r !== p) out[i] = p === 0 ? MISSED : r === 0 ? SPURIOUS : OTHER;
-      }
+      for (let i = 0; i < size; i++) out[i] = mistake(seen(reference[i]), seen(other[i]));
       return out;
     }
-    if (one) for (let i = 0; i < size; i++) out[i] = seen(one[i]);
+    if (one) for (let i = 0; i < size; i++) out[i] = colourOf(seen(one[i]));
     if (outlined && state.mode === "both" && reference && other) outline(item.shape, reference, seen, out);
     return out;
   }
+
+  // Labels are compared as they are; only for their colours they are folded.
+  function mistake(r, p) { return r === p ? 0 : p === 0 ? MISSED : r === 0 ? SPURIOUS : OTHER; }
+  function colourOf(v) { return v && (v - 1) % TOP + 1; }
 
   // Mark the voxels of `map` that have a neighbour of another label in their axial plane.
   function outline([nx, ny, nz], map, seen, out) {
@@ -111,17 +116,31 @@ const nnsegReport = (() => {
       const v = seen(map[i]);
       if (v && (x === 0 || map[i - 1] !== map[i] || x === nx - 1 || map[i + 1] !== map[i] ||
         y === 0 || map[i - nx] !== map[i] || y === ny - 1 || map[i + nx] !== map[i])) {
-        out[i] = v + OUTLINE;
+        out[i] = colourOf(v) + OUTLINE;
       }
     }
   }
 
   function partsOf(item) {
-    const names = Object.keys(item.maps);
-    const first = names.includes("reference") ? "reference" : names[0];
-    const chosen = byId("map")?.value;
-    const second = names.includes(chosen) ? chosen : names.find((n) => n !== first);
-    return { reference: item.maps[first], other: second ? item.maps[second] : null, second };
+    const chosen = item.maps[Number(byId("map").value)] ?? item.maps[0];
+    return { reference: item.reference, other: chosen?.map ?? null };
+  }
+
+  // The voxel of the file, (x, y, z), that stands for the one at a position.
+  function voxelOf(item, position) {
+    const found = [0, 0, 0];
+    item.file.forEach(({ axis, first, last, flipped }, i) => {
+      const block = flipped ? item.shape[i] - 1 - position[i] : position[i];
+      found[axis] = Math.min(first + block * item.every[i] + Math.floor(item.every[i] / 2), last);
+    });
+    return found;
+  }
+
+  // What the slices along an axis are called, and which one of the file is at the position.
+  function sliceName(item, { name, through }) {
+    const { axis } = item.file[through];
+    const slice = `${"xyz"[axis]} ${voxelOf(item, state.position)[axis]}`;
+    return item.anatomical ? `${name}, ${slice}` : slice;
   }
 
   // ---- slices: three planes on canvases of ours -------------------------------------------------
@@ -170,11 +189,16 @@ const nnsegReport = (() => {
       this.refresh();
     }
 
-    refresh() { this.overlay = overlayOf(this.item); this.draw(); }
+    refresh() {
+      if (!this.item) return;
+      this.overlay = overlayOf(this.item);
+      this.draw();
+    }
+
     draw() { if (this.item) this.panes.forEach((pane) => { if (!pane.figure.hidden) this.drawPane(pane); }); }
 
     // Screen pixels run from the patient's right to the left and from the head down, as in radiology;
-    // a picture is shown as it is stored.
+    // what does not tell its directions is shown as it is stored.
     flips(plane) {
       return this.item.anatomical ? [true, true] : [false, false];
     }
@@ -234,9 +258,8 @@ const nnsegReport = (() => {
       context.drawImage(this.scratch, 0, 0, canvas.width, canvas.height);
       this.drawCross(context, canvas, plane, [back, up]);
       if (item.anatomical) drawLetters(context, canvas, plane.ends, ratio);
-      label.textContent = shape[through] === 1 ? "" :
-        `${plane.name} ${state.position[through] + 1} / ${shape[through]}`;
-      canvas.setAttribute("aria-label", `${plane.name} slice ${state.position[through] + 1}`);
+      label.textContent = shape[through] === 1 ? "" : sliceName(item, plane);
+      canvas.setAttribute("aria-label", `slice ${sliceName(item, plane)}`);
     }
 
     drawCross(context, canvas, { across, down }, [back, up]) {
@@ -297,7 +320,7 @@ const nnsegReport = (() => {
       await this.planes.attachToCanvas(this.canvas);
       this.planes.setSliceType(this.planes.sliceTypeMultiplanar);
       this.planes.onLocationChange = ({ vox }) => {
-        if (!this.item || !vox) return;
+        if (!this.item || this.item !== state.item || !vox) return;
         state.position = [0, 1, 2].map((i) =>
           Math.min(this.item.shape[i] - 1, Math.max(0, Math.round(vox[i]))));
         tellPosition();
@@ -307,10 +330,10 @@ const nnsegReport = (() => {
       this.solid.setSliceType(this.solid.sliceTypeRender);
     }
 
+    // Nothing of a case goes into the views before all of it is there: who asks for another one
+    // meanwhile gets that alone.
     async show(item) {
-      this.item = null;
-      for (const view of [this.planes, this.solid])
-        while (view.volumes.length) view.removeVolume(view.volumes[0]);
+      const request = this.request = (this.request ?? 0) + 1;
       const { NVImage } = window.niivue;
       const make = (data, isLabels, opacity) => NVImage.loadFromUrl({
         url: toNifti(item, data, isLabels), name: isLabels ? "labels.nii" : "image.nii",
@@ -318,14 +341,20 @@ const nnsegReport = (() => {
       const levels = item.channels[state.channel]?.levels ??
         new Uint8Array(item.shape[0] * item.shape[1] * item.shape[2]);
       const overlay = overlayOf(item);
-      this.planes.addVolume(await make(levels, false, 1));
+      const base = await make(levels, false, 1);
+      const over = await make(overlay, true, state.opacity);
+      const body = await make(overlayOf(item, false), true, 1);
+      if (request !== this.request || this.closed) return;
+      this.item = null;
+      for (const view of [this.planes, this.solid])
+        while (view.volumes.length) view.removeVolume(view.volumes[0]);
       const table = colourTable();
-      this.over = await make(overlay, true, state.opacity);
-      this.over.setColormapLabel(table);
-      this.planes.addVolume(this.over);
-      this.body = await make(overlayOf(item, false), true, 1);
-      this.body.setColormapLabel(table);
-      this.solid.addVolume(this.body);
+      over.setColormapLabel(table);
+      body.setColormapLabel(table);
+      this.planes.addVolume(base);
+      this.planes.addVolume(over);
+      this.solid.addVolume(body);
+      [this.over, this.body] = [over, body];
       this.item = item;
       this.refresh();
       this.place();
@@ -351,6 +380,7 @@ const nnsegReport = (() => {
     }
 
     close() {
+      this.closed = true;
       for (const [view, canvas] of [[this.planes, this.canvas], [this.solid, this.solidCanvas]]) {
         view?.cleanup?.();
         canvas.getContext("webgl2")?.getExtension("WEBGL_lose_context")?.loseContext();
@@ -390,7 +420,9 @@ const nnsegReport = (() => {
 
   // ---- controls ---------------------------------------------------------------------------------
 
-  let backend = null;
+  let backend = null; // the promise of what draws; there is one at a time
+  let drawing = null; // that itself, once it is there
+  let chosen = null; // the name of the backend that the user asked for
   let wanted = 0; // counts requests, so that a slow one does not replace a later one
 
   function hasWebGL() {
@@ -399,30 +431,64 @@ const nnsegReport = (() => {
     } catch { return false; }
   }
 
-  async function useBackend(name) {
-    backend?.close();
-    backend = null;
+  // Whether a case can be shown in 3D; what does not tell its directions is shown as it is stored.
+  function isSolid(item) {
+    return Boolean(facts.niivue) && item.shape[2] > 1 && item.anatomical && hasWebGL();
+  }
+
+  // Open what draws, once: whoever asks while it is being opened waits for the same.
+  function backendOf(name) {
+    if (backend?.name !== name) {
+      const before = backend;
+      backend = { name, opened: open(name, before?.opened) };
+    }
+    return backend.opened;
+  }
+
+  async function open(name, before) {
+    (await before)?.close();
+    drawing = null;
     const host = byId("stage");
+    let made = null;
     if (name === "volume") {
       try {
         if (!window.niivue) await loadScript(facts.folder + "/" + facts.niivue);
-        const volume = new Volume(host);
-        await volume.open();
-        backend = volume;
+        made = new Volume(host);
+        await made.open();
       } catch (error) {
+        try { made?.close(); } catch { /* it was never whole */ }
+        made = null;
         host.replaceChildren();
+        host.classList.remove("in3d");
+        facts.niivue = null; // it is not tried again
         name = "slices";
         tell("3D is not available here (" + error.message + "); these are slices.");
       }
     }
-    if (!backend) backend = new Slices(host);
+    made ??= new Slices(host);
+    drawing = made;
     byId("viewer").dataset.backend = name;
     for (const button of document.querySelectorAll("[data-backend-choice]"))
       button.setAttribute("aria-pressed", String(button.dataset.backendChoice === name));
-    if (state.item) await backend.show(state.item);
+    return made;
   }
 
-  async function show(number, { scroll = false } = {}) {
+  // Draw a case, unless a later request came meanwhile; say whether it was drawn.
+  async function draw(item, request) {
+    const name = chosen !== "slices" && isSolid(item) ? "volume" : "slices";
+    const drawn = await backendOf(name);
+    if (request !== wanted) return false;
+    await drawn.show(item);
+    return request === wanted;
+  }
+
+  function useBackend(name) {
+    chosen = name;
+    return show(state.number, { keep: true });
+  }
+
+  // Show a case; with `keep` it may be the one that is shown, and stays where it is.
+  async function show(number, { scroll = false, keep = false } = {}) {
     const entry = facts.cases[number];
     if (!entry?.file) return;
     const request = ++wanted;
@@ -431,26 +497,29 @@ const nnsegReport = (() => {
     byId("casename").textContent = entry.id;
     byId("casescore").textContent = entry.score;
     tell("loading …");
+    byId("stage").classList.add("waiting"); // no picture stays under the name of another case
     if (scroll) byId("cases").scrollIntoView({ behavior: "smooth" });
+    for (const row of document.querySelectorAll("tr[data-number]"))
+      row.classList.toggle("current", Number(row.dataset.number) === number);
     try {
       const item = await loadCase(number);
       if (request !== wanted) return;
+      const isSame = keep && state.item === item;
       state.item = item;
-      state.position = [...item.start];
-      state.channel = Math.min(state.channel, Math.max(0, item.channels.length - 1));
-      fillChoices(item);
-      resetWindow();
-      if (!backend) await useBackend(facts.niivue && item.shape[2] > 1 && hasWebGL() ? "volume" : "slices");
-      else await backend.show(item);
-      if (request !== wanted) return;
+      if (!isSame) {
+        state.position = [...item.start];
+        state.channel = Math.min(state.channel, Math.max(0, item.channels.length - 1));
+        fillChoices(item);
+        resetWindow();
+      }
       tell(item.every.some((n) => n > 1) ? `thinned: one voxel is shown for ${item.every.join(" × ")} (x × y × z)` : "");
+      if (!await draw(item, request)) return;
+      byId("stage").classList.remove("waiting");
       tellPosition();
       byId("viewer").dataset.shown = String(number);
     } catch (error) {
       if (request === wanted) tell(`${entry.id} ${error.message}`);
     }
-    for (const row of document.querySelectorAll("tr[data-number]"))
-      row.classList.toggle("current", Number(row.dataset.number) === number);
   }
 
   function fillChoices(item) {
@@ -458,15 +527,14 @@ const nnsegReport = (() => {
     select.replaceChildren(...item.channels.map((c, i) => new Option(c.name, i)));
     select.value = String(state.channel);
     byId("channelbox").hidden = item.channels.length < 2;
-    const names = Object.keys(item.maps).filter((n) => n !== "reference");
     const maps = byId("map");
     const before = maps.value;
-    maps.replaceChildren(...names.map((n) => new Option(n, n)));
-    if (names.includes(before)) maps.value = before;
-    byId("mapbox").hidden = names.length < 2;
-    const flat = item.shape[2] === 1;
-    document.querySelector("[data-backend-choice=volume]").hidden = flat || !(facts.niivue && hasWebGL());
-    const alone = Object.keys(item.maps).length < 2;
+    maps.replaceChildren(...item.maps.map(({ name }, i) => new Option(name, i)));
+    if (Number(before) < item.maps.length) maps.value = before;
+    if (!maps.value && item.maps.length) maps.value = "0";
+    byId("mapbox").hidden = item.maps.length < 2;
+    document.querySelector("[data-backend-choice=volume]").hidden = !isSolid(item);
+    const alone = !item.reference || !item.maps.length;
     for (const button of document.querySelectorAll("button[data-mode]"))
       button.hidden = alone && button.dataset.mode !== "reference";
     if (alone) setMode("reference", false);
@@ -491,15 +559,17 @@ const nnsegReport = (() => {
     if (!item) return;
     const at = position[0] + item.shape[0] * (position[1] + item.shape[1] * position[2]);
     const c = item.channels[state.channel];
-    const said = Object.entries(item.maps).map(([name, map]) => `${name}: ${labelName(map[at])}`);
+    const said = item.maps.map(({ name, map }) => `${name}: ${labelName(map[at])}`);
+    if (item.reference) said.unshift(`reference: ${labelName(item.reference[at])}`);
     if (c) said.unshift(`about ${Number((c.low + (c.high - c.low) * c.levels[at] / 255).toPrecision(3))}`);
-    byId("position").textContent = `x ${position[0]}  y ${position[1]}  z ${position[2]}   ${said.join("   ")}`;
-    byId("viewer").dataset.position = position.join(" ");
+    const [x, y, z] = voxelOf(item, position);
+    byId("position").textContent = `x ${x}  y ${y}  z ${z}   ${said.join("   ")}`;
+    byId("viewer").dataset.position = `${x} ${y} ${z}`;
   }
 
   const labelName = (v) => facts.labels.find((l) => l.position === v)?.name ?? (v ? "undeclared" : "background");
 
-  function moved() { backend?.draw(); tellPosition(); }
+  function moved() { drawing?.draw(); tellPosition(); }
 
   function move(axis, by) {
     if (!state.item) return;
@@ -516,14 +586,14 @@ const nnsegReport = (() => {
       button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
     byId("errorkey").hidden = mode !== "disagreement";
     byId("bothkey").hidden = mode !== "both";
-    if (redraw) backend?.refresh();
+    if (redraw) drawing?.refresh();
   }
 
   function toggleOverlay() {
     state.shown = !state.shown;
     byId("viewer").dataset.overlay = state.shown ? "on" : "off";
     byId("overlay").setAttribute("aria-pressed", String(state.shown));
-    backend?.refresh();
+    drawing?.refresh();
   }
 
   function step(by) {
@@ -553,15 +623,15 @@ const nnsegReport = (() => {
     byId("channel").addEventListener("change", async (e) => {
       state.channel = Number(e.target.value);
       resetWindow();
-      await backend?.show(state.item);
+      await show(state.number, { keep: true });
     });
-    byId("map").addEventListener("change", () => backend?.refresh());
-    byId("opacity").addEventListener("input", (e) => { state.opacity = Number(e.target.value); backend?.refresh(); });
+    byId("map").addEventListener("change", () => drawing?.refresh());
+    byId("opacity").addEventListener("input", (e) => { state.opacity = Number(e.target.value); drawing?.refresh(); });
     const windowed = () => {
       const centre = Number(byId("level").value), width = Number(byId("window").value);
       state.low = centre - width / 2; state.high = centre + width / 2;
       writeWindow();
-      backend?.refresh();
+      drawing?.refresh();
     };
     byId("level").addEventListener("input", windowed);
     byId("window").addEventListener("input", windowed);
@@ -575,7 +645,7 @@ const nnsegReport = (() => {
       box.addEventListener("change", () => {
         const position = Number(box.dataset.label);
         if (box.checked) state.hidden.delete(position); else state.hidden.add(position);
-        backend?.refresh();
+        drawing?.refresh();
       });
     byId("stage").addEventListener("keydown", (event) => {
       const act = KEYS[event.key];
@@ -584,7 +654,7 @@ const nnsegReport = (() => {
       event.stopPropagation();
       act();
     }, { capture: true });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); backend?.refresh(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); drawing?.refresh(); });
     setMode(state.mode, false);
     // Nothing is loaded before somebody comes near: a report of many cases opens at once.
     const first = Number(viewer.dataset.first);

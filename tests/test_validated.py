@@ -1,0 +1,100 @@
+"""What the records of a fold say of its network, whatever version wrote them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnseg import record
+from nnseg.dataset import Fold
+from nnseg.errors import DataError
+from nnseg.folders import checkpoint_file, summary_file, validated_file, validation_folder
+from nnseg.validated import (
+    Validated,
+    hash_of_split,
+    is_known,
+    is_validated,
+    learnt_by,
+    read_validated,
+    retrain,
+    why_not_held_out,
+)
+
+SPLIT = Fold(train=("a", "b", "c"), val=("d",))
+OF_THEN = hash_of_split(SPLIT)
+
+
+def keep(fold: Path, kind: str, **fields: Any) -> None:
+    checkpoint_file(fold, kind).write_text(json.dumps(fields))
+
+
+def test_cases_are_held_out_by_name_whatever_the_folds_are_today(tmp_path: Path) -> None:
+    keep(tmp_path, "latest", split_hash="of then", train_cases=["a", "b"])
+    assert learnt_by(tmp_path).cases == {"a", "b"}
+    assert why_not_held_out(tmp_path, ["c", "d"], None) is None  # others may have joined
+    assert why_not_held_out(tmp_path, ["b", "c"], SPLIT) == "its network was trained on case b"
+
+
+def test_without_names_the_fold_must_be_that_of_then(tmp_path: Path) -> None:
+    keep(tmp_path, "latest", split_hash=OF_THEN)
+    assert is_known(tmp_path)
+    assert why_not_held_out(tmp_path, ["d"], SPLIT) is None
+    other = Fold(train=("a", "b"), val=("c", "d"))
+    for split in (other, None):
+        said = why_not_held_out(tmp_path, ["d"], split)
+        assert said == "its network was trained on another split of the cases than today's"
+
+
+@pytest.mark.parametrize("latest", [None, "{", "[1]", "{}"])
+def test_the_checkpoint_before_says_it_where_the_latest_is_lost(
+    tmp_path: Path, latest: str | None
+) -> None:
+    keep(tmp_path, "previous", split_hash=OF_THEN, train_cases=["a"])
+    if latest is not None:
+        checkpoint_file(tmp_path, "latest").write_text(latest)
+    assert learnt_by(tmp_path).cases == {"a"}
+
+
+def test_the_proof_says_it_where_both_are_lost_but_not_of_other_weights(tmp_path: Path) -> None:
+    assert not is_known(tmp_path)
+    assert why_not_held_out(tmp_path, ["a"], SPLIT) is None
+    proof = Validated(weights_sha256="w", trained_on=("a",))
+    record.save(proof, validated_file(tmp_path))
+    keep(tmp_path, "final", weights_sha256="w")
+    assert learnt_by(tmp_path).cases == {"a"}
+    keep(tmp_path, "final", weights_sha256="others")
+    assert not is_known(tmp_path)
+
+
+def test_the_scores_must_be_those_that_were_written(tmp_path: Path) -> None:
+    keep(tmp_path, "final", weights_sha256="w")
+    file = summary_file(validation_folder(tmp_path))
+    older = Validated(weights_sha256="w")
+    record.save(older, validated_file(tmp_path))
+    assert not is_validated(tmp_path)
+    file.write_text("{}")
+    assert is_validated(tmp_path)
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    record.save(Validated(weights_sha256="w", summary_sha256=digest), validated_file(tmp_path))
+    assert is_validated(tmp_path)
+    file.write_text("{ }")
+    assert not is_validated(tmp_path)
+
+
+def test_the_file_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    validated_file(tmp_path).parent.mkdir()
+    validated_file(tmp_path).write_text('{"weights_sha256": "w"}')
+    assert read_validated(tmp_path) == Validated(weights_sha256="w")
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", "a/b"])
+def test_a_proof_names_cases_and_no_other_files(name: str) -> None:
+    with pytest.raises(DataError, match="is no name of a case"):
+        Validated(weights_sha256="", cases=(name,))
+
+
+def test_the_command_that_trains_anew_names_plan_and_seed() -> None:
+    assert "`nnseg train D 2d 1 -p resenc --seed 7 --overwrite`" in retrain(
+        "D", "resenc", "2d", "1", 7
+    )
