@@ -109,7 +109,11 @@ def test_two_runs_do_not_plan_a_dataset_at_once(
 
 
 @pytest.mark.parametrize(
-    "name", ["plans", "PLANS", "fingerprint.json", "Groups.json", "run_plan.json", "log.txt"]
+    "name",
+    [
+        *("plans", "PLANS", "fingerprint.json", "Groups.json", "run_plan.json", "log.txt"),
+        *("run", "report", "comparison", "predicted_test"),
+    ],
 )
 def test_a_plan_does_not_take_the_name_of_what_lies_beside_it(folders: Folders, name: str) -> None:
     with pytest.raises(PlanError, match=f"name is '{name}', which names files of ours; choose"):
@@ -117,5 +121,5 @@ def test_a_plan_does_not_take_the_name_of_what_lies_beside_it(folders: Folders, 
 
 
 def test_a_plan_whose_name_only_contains_one_of_ours_is_made(folders: Folders) -> None:
-    for name in ("plans2", "run", "fingerprint"):
+    for name in ("plans2", "run2", "fingerprint", "reported"):
         assert planning.plan(folders, DATASET, name=name, save=False).name == name
