@@ -229,19 +229,33 @@ def confusion_table(
     Raises:
         DataError: The shapes differ, or a value is none of the labels.
     """
+    predicted, truth = paired_positions(prediction, reference, labels)
+    square = count_pairs(truth, predicted, len(labels.values))
+    if labels.ignore is not None:
+        square[-1] = 0  # it is the largest label
+    return square
+
+
+def paired_positions(
+    prediction: Segmentation, reference: Segmentation, labels: Labels
+) -> tuple[Segmentation, Segmentation]:
+    """Give a prediction and its reference (z, y, x) with their labels as places in `labels.values`.
+
+    Raises:
+        DataError: The shapes differ, or a value is none of the labels.
+    """
     if prediction.shape != reference.shape:
         raise DataError(
             f"prediction {prediction.shape} and reference {reference.shape} differ in shape "
             "(z, y, x); predict the image that the reference was drawn on"
         )
-    square = count_pairs(
-        _positions("reference", reference, labels),
-        _positions("prediction", prediction, labels),
-        len(labels.values),
-    )
-    if labels.ignore is not None:
-        square[-1] = 0  # it is the largest label
-    return square
+    found = []
+    for what, segmentation in (("prediction", prediction), ("reference", reference)):
+        try:
+            found.append(labels.to_positions(segmentation))
+        except DataError as error:
+            raise DataError(f"{what} {error}") from None
+    return found[0], found[1]
 
 
 def score_table(table: NDArray[np.int64], labels: Labels) -> dict[str, Score]:
@@ -402,13 +416,6 @@ def _mean(values: Sequence[float | None]) -> tuple[float | None, int]:
     count = sum(value is not None for value in values)
     total = np.sum([0.0 if value is None else value for value in values])
     return (float(total / count) if count else None), count
-
-
-def _positions(what: str, segmentation: Segmentation, labels: Labels) -> Segmentation:
-    try:
-        return labels.to_positions(segmentation)
-    except DataError as error:
-        raise DataError(f"{what} {error}") from None
 
 
 def _boxes(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import with_cascade
 
 from nnseg import inference, phantom, pipeline, record, store
 from nnseg.cascade import out_of_fold
@@ -25,26 +26,6 @@ SHORT = TrainSettings(
     epochs=1, iterations=2, validation_iterations=1, batch_size=2, augmentation="mild"
 )
 CPU = {"device": "cpu", "precision": "fp32"}
-
-
-def with_cascade(plan: Plan) -> Plan:
-    """The plan with a first stage of half the resolution, networks that train in milliseconds."""
-    full = plan.configuration("3d_fullres")
-    tiny = dataclasses.replace(
-        full.architecture,
-        features=(4, 8),
-        kernel_sizes=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    full = dataclasses.replace(full, architecture=tiny, patch_size=(36, 48, 42), batch_size=2)
-    low = dataclasses.replace(
-        full, name=LOW, data=LOW, spacing=(2.0, 2.0, 2.0), patch_size=(18, 24, 22)
-    )
-    cascade = dataclasses.replace(full, name=CASCADE, previous=LOW)
-    stages = {each.name: each for each in (low, full, cascade)}
-    return dataclasses.replace(plan, configurations=stages)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import FLAT
+from tiny import FLAT, with_cascade
 
 import nnseg
 from nnseg import averaging, choosing, cli, phantom, pipeline, record
@@ -42,33 +42,13 @@ SHORT = TrainSettings(
 CPU = {"device": "cpu", "precision": "fp32"}
 
 
-def in_two_stages(plan: Plan) -> Plan:
-    """The plan with a cascade alone, whose networks train in milliseconds."""
-    full = plan.configuration("3d_fullres")
-    tiny = dataclasses.replace(
-        full.architecture,
-        features=(4, 8),
-        kernel_sizes=((3, 3, 3),) * 2,
-        strides=((1, 1, 1), (2, 2, 2)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    )
-    full = dataclasses.replace(full, architecture=tiny, patch_size=(36, 48, 42), batch_size=2)
-    low = dataclasses.replace(
-        full, name=LOW, data=LOW, spacing=(2.0, 2.0, 2.0), patch_size=(18, 24, 22)
-    )
-    cascade = dataclasses.replace(full, name=CASCADE, previous=LOW)
-    stages = {each.name: each for each in (low, full, cascade)}
-    return dataclasses.replace(plan, configurations=stages)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Three phantoms; the folds of both stages trained and validated; tests leave it."""
     folders = Folders.of_root(tmp_path_factory.mktemp("choosing"))
     phantom.write_dataset(folders.raw_folder(DATASET), "mri", cases=3, test_cases=1)
     plan = pipeline.plan_and_preprocess(folders, DATASET, ["2d"], workers=1)[0]
-    record.save(in_two_stages(plan), folders.plan_file(DATASET, "nnseg"))
+    record.save(with_cascade(plan), folders.plan_file(DATASET, "nnseg"))
     pipeline.preprocess(folders, DATASET, workers=1)
     for configuration, folds in ((LOW, "012"), (CASCADE, "01")):
         for fold in folds:

@@ -2,44 +2,21 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
+from scored import LABELS, save, save_results
 
 from nnseg.comparing import compare_results
 from nnseg.errors import DataError, MissingError
-from nnseg.labels import Labels
 from nnseg.scoring import Wanted, evaluate
 from nnseg.summary_json import from_nnunet, to_nnunet
-from nnseg.volume import simple_geometry, write
 
-SHAPE = (4, 6, 9)
-LABELS = Labels(labels={"background": 0, "liver": 1, "spleen": 2})
 OVERLAP = Wanted(surface=False)
-
-
-def save(folder: Path, name: str, *boxes: tuple[int, slice]) -> None:
-    """Write a label map: each label fills all of z and y in a range along x."""
-    array = np.zeros(SHAPE, dtype=np.uint8)
-    for label, columns in boxes:
-        array[:, :, columns] = label
-    folder.mkdir(exist_ok=True)
-    write(folder / f"{name}.nii.gz", array, simple_geometry(SHAPE, (2.0, 1.0, 0.5)))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """The truth of three cases, and predictions a and b of them."""
-    for name in ("a1_x", "a1_y", "b2_z"):
-        save(tmp_path / "truth", name, (1, slice(0, 4)))
-        save(tmp_path / "a", name, (1, slice(2, 4)))
-        save(tmp_path / "b", name, (1, slice(1, 4)))
-    spec = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "liver": 1, "spleen": 2},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(spec))
+    save_results(tmp_path)
     return tmp_path
 
 

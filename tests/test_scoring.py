@@ -8,12 +8,12 @@ import pytest
 from boxed import GEOMETRY, in_image, made, placed
 from boxed import LABELS as BOXED
 from boxed import save as save_probabilities
+from scored import LABELS, SHAPE, save_results
 from tiny import draw
 
 from nnseg import record, scoring
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MachineError, MissingError, UsageError
-from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.parallel import Room
 from nnseg.scoring import (
@@ -27,34 +27,13 @@ from nnseg.scoring import (
 from nnseg.volume import read_segmentation, simple_geometry, write
 
 DATASET = "Dataset002_Mri"
-SHAPE = (4, 6, 9)
-LABELS = Labels(labels={"background": 0, "liver": 1, "spleen": 2})
 OVERLAP = Wanted(surface=False)
-
-
-def save(folder: Path, name: str, *boxes: tuple[int, slice]) -> None:
-    """Write a label map: each label fills all of z and y in a range along x."""
-    array = np.zeros(SHAPE, dtype=np.uint8)
-    for label, columns in boxes:
-        array[:, :, columns] = label
-    folder.mkdir(exist_ok=True)
-    write(folder / f"{name}.nii.gz", array, simple_geometry(SHAPE, (2.0, 1.0, 0.5)))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """The truth of three cases, and predictions a and b of them."""
-    for name in ("a1_x", "a1_y", "b2_z"):
-        save(tmp_path / "truth", name, (1, slice(0, 4)))
-        save(tmp_path / "a", name, (1, slice(2, 4)))
-        save(tmp_path / "b", name, (1, slice(1, 4)))
-    spec = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "liver": 1, "spleen": 2},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(spec))
+    save_results(tmp_path)
     return tmp_path
 
 

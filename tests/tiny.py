@@ -59,6 +59,17 @@ def shrink(plan: Plan, configuration: str, patch: Shape) -> Plan:
     return dataclasses.replace(plan, configurations={configuration: planned})
 
 
+def with_cascade(plan: Plan) -> Plan:
+    """The plan with a first stage of half the resolution, networks that train in milliseconds."""
+    full = shrink(plan, "3d_fullres", (36, 48, 42)).configuration("3d_fullres")
+    low = dataclasses.replace(
+        full, name="3d_lowres", data="3d_lowres", spacing=(2.0, 2.0, 2.0), patch_size=(18, 24, 22)
+    )
+    cascade = dataclasses.replace(full, name="3d_cascade_fullres", previous="3d_lowres")
+    stages = {each.name: each for each in (low, full, cascade)}
+    return dataclasses.replace(plan, configurations=stages)
+
+
 def prepare(folders: Folders, dataset: str, configuration: str, patch: Shape) -> dict[str, int]:
     """Everything before training."""
     pipeline.fingerprint(folders, dataset, workers=1)

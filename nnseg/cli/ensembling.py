@@ -2,16 +2,15 @@
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import numbers, whole_number
+from nnseg.cli.cases import telling_cases
 from nnseg.console import STOP, Progress
-from nnseg.errors import NnsegError
 
 if TYPE_CHECKING:
-    from nnseg.ensembling import Averaged, Foreseen
+    from nnseg.ensembling import Foreseen
 
 KINDS = ("npz", "nifti", "chunks", "compact")  # of files of probabilities
 
@@ -80,9 +79,8 @@ def run_ensemble(args: Namespace) -> None:
         return
     progress = Progress(args.quiet or args.json)
     STOP.listen()
-    told: dict[str, Averaged | NnsegError] = {}
-    try:
-        written = ensemble(
+    with telling_cases(args, progress) as told:
+        ensemble(
             *what,
             weights=args.weights,
             probabilities=args.save_probabilities,
@@ -92,16 +90,6 @@ def run_ensemble(args: Namespace) -> None:
             on_case=told.__setitem__,
             stop=STOP,
         )
-    except NnsegError:
-        if args.json and told:
-            print(_as_json(args.output, told))
-        raise
-    finally:
-        progress.close()
-    if args.json:
-        print(_as_json(args.output, told))
-    else:
-        print(f"{len(written)} segmentations in {args.output}")
 
 
 def _tell(foreseen: "Foreseen", as_json: bool) -> None:
@@ -118,14 +106,3 @@ def _tell(foreseen: "Foreseen", as_json: bool) -> None:
     else:
         print(foreseen)
     raise_failed(foreseen.failed, len(foreseen.states))
-
-
-def _as_json(target: Path, told: "Mapping[str, Averaged | NnsegError]") -> str:
-    """Give what became of each case: its state as run.json has it, and its proof if it is done."""
-    from nnseg import record
-
-    told = dict(sorted(told.items()))
-    failed = {name: str(found) for name, found in told.items() if isinstance(found, NnsegError)}
-    proofs = {name: record.to_json(found) for name, found in told.items() if name not in failed}
-    cases = {name: failed.get(name, "done") for name in told}
-    return json.dumps({"target": str(target), "cases": cases, "proofs": proofs, "written": True})

@@ -3,7 +3,6 @@
 import json
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from nnseg.cli.arguments import (
     numbers,
     whole_number,
 )
+from nnseg.cli.cases import telling_cases
 from nnseg.console import STOP, Progress
-from nnseg.errors import NnsegError, UsageError
+from nnseg.errors import UsageError
 
 if TYPE_CHECKING:
     from nnseg.checkpoint import Kind
     from nnseg.predictor import Predictor
-    from nnseg.proof import Proof
 
 
 PRESETS = ("fast", "default", "best")
@@ -201,19 +200,8 @@ def run_predict(args: Namespace) -> None:
         print(json.dumps(foretold.to_json()) if args.json else foretold)
         predicting.raise_failed(foretold.failed, len(foretold.cases))
         return
-    told: dict[str, Proof | NnsegError] = {}
-    try:
-        written = pipeline.predict(*what, **how, on_case=told.__setitem__)
-    except NnsegError:
-        if args.json and told:
-            print(_as_json(args.output, told))
-        raise
-    finally:
-        progress.close()
-    if args.json:
-        print(_as_json(args.output, told))
-    else:
-        print(f"{len(written)} segmentations in {args.output}")
+    with telling_cases(args, progress) as told:
+        pipeline.predict(*what, **how, on_case=told.__setitem__)
 
 
 def _predictor(args: Namespace) -> "Predictor":
@@ -236,16 +224,6 @@ def _predictor(args: Namespace) -> "Predictor":
     if args.step is not None:
         predictor = replace(predictor, step=args.step)
     return replace(predictor, mirror=False) if args.disable_tta else predictor
-
-
-def _as_json(target: Path, told: "Mapping[str, Proof | NnsegError]") -> str:
-    """Give what became of each case: its state as run.json has it, and its proof if it is done."""
-    from nnseg import record
-
-    failed = {name: str(found) for name, found in told.items() if isinstance(found, NnsegError)}
-    proofs = {name: record.to_json(found) for name, found in told.items() if name not in failed}
-    cases = {name: failed.get(name, "done") for name in told}
-    return json.dumps({"target": str(target), "cases": cases, "proofs": proofs, "written": True})
 
 
 def _models(args: Namespace, kind: str) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnseg.axes import Segmentation, Spacing, smallest_integer_type
-from nnseg.errors import DataError
+from nnseg.evaluate import paired_positions
 from nnseg.image.components import Connectivity
 from nnseg.image.crop import bounding_box, cut
 from nnseg.labels import Labels
@@ -55,13 +55,7 @@ def component_table(
     Raises:
         DataError: The shapes differ, or a value is none of the labels.
     """
-    if prediction.shape != reference.shape:
-        raise DataError(
-            f"prediction {prediction.shape} and reference {reference.shape} differ in shape "
-            "(z, y, x); predict the image that the reference was drawn on"
-        )
-    predicted = _positions("prediction", prediction, labels)
-    truth = _positions("reference", reference, labels)
+    predicted, truth = paired_positions(prediction, reference, labels)
     found = predicted != 0
     found |= truth != 0
     box = bounding_box(found)
@@ -179,13 +173,6 @@ def score_after(
     where = (table.overlap_references, painted[table.overlap_components])
     np.add.at(result, where, table.overlap_voxels)
     return result
-
-
-def _positions(what: str, segmentation: Segmentation, labels: Labels) -> Segmentation:
-    try:
-        return labels.to_positions(segmentation)
-    except DataError as error:
-        raise DataError(f"{what} {error}") from None
 
 
 def _overlaps(

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from nnseg.axes import Planes
-from nnseg.errors import DataError
 from nnseg.labels import Labels
 from nnseg.preprocess import Placement
-from nnseg.probabilities.frames import AXES, ArrayShape, Packing, growing, open_proven, runs_of
+from nnseg.probabilities.frames import (
+    AXES,
+    ArrayShape,
+    Packing,
+    check_readable,
+    growing,
+    open_proven,
+    runs_of,
+)
 from nnseg.probabilities.heads import STEPS, head_names, heads_first
 from nnseg.probabilities.target import TakePlanes, Target
 from nnseg.volume import Geometry
@@ -45,12 +52,7 @@ class StoredProbabilities:
 
     def __post_init__(self) -> None:
         wanted = {"axes": AXES, "heads": head_names(self.labels), "steps": STEPS, "format": FORMAT}
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise DataError(
-                    f"{name} is {getattr(self, name)!r}, and this version reads {value!r}; run "
-                    f"`{MADE_BY}` again"
-                )
+        check_readable(self, wanted, MADE_BY)
 
     @property
     def shape(self) -> ArrayShape:

@@ -22,12 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnseg.axes import Planes
-from nnseg.errors import DataError
 from nnseg.folders import compact_files
 from nnseg.labels import Labels
 from nnseg.plan import Resampling
 from nnseg.preprocess import Placement
-from nnseg.probabilities.frames import AXES, ArrayShape, Packing, growing, open_proven, runs_of
+from nnseg.probabilities.frames import (
+    AXES,
+    ArrayShape,
+    Packing,
+    check_readable,
+    growing,
+    open_proven,
+    runs_of,
+)
 from nnseg.probabilities.heads import head_names
 from nnseg.probabilities.target import TakePlanes, Target, naming
 from nnseg.volume import Geometry
@@ -87,12 +94,7 @@ class StoredCompact:
             "sure_value": SURE_VALUE,
             "format": FORMAT,
         }
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise DataError(
-                    f"{name} is {getattr(self, name)!r}, and this version reads {value!r}; run "
-                    f"`{MADE_BY}` again"
-                )
+        check_readable(self, wanted, MADE_BY)
 
     @property
     def shape(self) -> ArrayShape:

@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,20 @@ class Proven(Protocol):
 
 
 T = TypeVar("T", bound=Proven)
+
+
+def check_readable(stored: Any, wanted: Mapping[str, Any], made_by: str) -> None:
+    """Make sure that this version reads what a record says of its array.
+
+    Raises:
+        DataError: One of the fields is not as `wanted`.
+    """
+    for name, value in wanted.items():
+        if getattr(stored, name) != value:
+            raise DataError(
+                f"{name} is {getattr(stored, name)!r}, and this version reads {value!r}; run "
+                f"`{made_by}` again"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
