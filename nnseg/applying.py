@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnseg import commit, record
-from nnseg.dataset import DatasetSpec, spec_to_json, visible_files
+from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, DiskFullError, MissingError, NnsegError, UsageError
 from nnseg.estimate import READ_BYTES, bytes_to_read, room_for, workers_for
-from nnseg.folders import applied_file, applied_files, predicted_spec_file, proof_files
+from nnseg.folders import applied_file, applied_files, predicted_spec_file
+from nnseg.jobs import predicted_maps
 from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress, for_each, out_of_memory
@@ -156,7 +157,7 @@ def find_applying_jobs(
     elif is_file or target.is_file():
         raise UsageError(f"{target} is a file; the label maps of a folder go into a folder")
     else:
-        maps = [source] if source.is_file() else _label_maps(source, ending)
+        maps = [source] if source.is_file() else predicted_maps(source, ending)
         jobs = [
             ApplyingJob(case_id=_stem(path), source=path, target=target / path.name)
             for path in maps
@@ -174,22 +175,6 @@ def find_applying_jobs(
     if not is_file:
         _refuse_to_mix(target, jobs, _made_by(postprocessing, spec.labels))
     return tuple(jobs)
-
-
-def _label_maps(folder: Path, ending: str) -> list[Path]:
-    """List the label maps of a folder, without the maps and probabilities of a prediction."""
-    beside = set[str]()
-    for path in proof_files(folder):
-        try:
-            content = record.read_json(path)
-            beside |= set(content["outputs"]) - {content["label_map"]}
-        except (NnsegError, KeyError, TypeError):  # what proves nothing hides nothing
-            continue
-    return [
-        path
-        for path in visible_files(folder)
-        if path.name.endswith(ending) and path.name not in beside
-    ]
 
 
 def _stem(path: Path) -> str:

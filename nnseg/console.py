@@ -1,12 +1,10 @@
 """The terminal: parsing with help for typing errors, progress, signals, the log's short form."""
 
-import difflib
 import logging
 import os
 import re
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -34,6 +32,8 @@ class Parser(ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
+        import difflib
+
         unknown = re.findall(r"(?:unrecognized arguments:|invalid choice:) '?([^\s'=]+)", message)
         known = [*self._option_string_actions, *_commands(self)]
         near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5) if unknown else []
@@ -147,6 +147,8 @@ def show_log(*, quiet: bool, verbose: bool) -> None:
 
 def keep_traceback() -> str:
     """Write the traceback of a bug to a file and give its name."""
+    import tempfile  # slow to import, and bugs are few
+
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="nnseg-", suffix=".log", delete=False, encoding="utf-8"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from nnseg import commit, record
 from nnseg.averaging import Opened, label_map, shares_of
@@ -63,6 +64,9 @@ class Averaged:
         for name in self.outputs:
             if name in ("", "..") or Path(name).name != name:  # or to remove them were a danger
                 raise DataError(f"outputs: {name!r} is no name of a file beside the label map")
+
+
+OnCase: TypeAlias = Callable[[str, Averaged | NnsegError], object]  # its id; its proof, or error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +156,7 @@ def ensemble(
     workers: int | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    on_case: Callable[[str, Averaged | NnsegError], object] | None = None,
+    on_case: OnCase | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Path]:
     """Average what several models found in the same images; write label maps.
@@ -183,27 +187,8 @@ def ensemble(
         StoppedError: `stop` said True; what is done is kept.
     """
     ready = _prepare(sources, target, weights, probabilities, overwrite)
-    cases, targets = list(ready.targets), ready.targets
     probe(target)
     outcomes: dict[str, Averaged | NnsegError] = {}
-
-    def average(case_id: str) -> Averaged | NnsegError:
-        try:
-            return _average(ready.members, ready.wanted, case_id, targets[case_id])
-        except DiskFullError:
-            raise
-        except NnsegError as error:
-            return _cleared(targets[case_id], error)
-        except MemoryError as error:
-            return out_of_memory(error)
-
-    def work(case_id: str) -> None:
-        if stop():
-            raise StoppedError(STOPPED)
-        outcomes[case_id] = average(case_id)
-        if on_case:
-            on_case(case_id, outcomes[case_id])
-
     arguments = {
         "sources": [str(folder) for folder in sources],
         "target": str(target),
@@ -219,16 +204,49 @@ def ensemble(
             text = record.json_text(spec_to_json(spec))
             commit.write_whole(predicted_spec_file(target), text.encode())
         try:
-            at_once = workers_for(ready.needs, workers)
-            room = room_for(ready.needs)
-            for_each(work, cases, str, at_once, "averaging", on_progress, room)
-        except StoppedError:
-            raise StoppedError(STOPPED) from None  # not case by case
+            _average_all(ready, outcomes, workers, on_progress, on_case, stop)
         finally:
             _tell(run, target, outcomes)
         failed = {n: found for n, found in outcomes.items() if isinstance(found, NnsegError)}
-        raise_failed(dict(sorted(failed.items())), len(cases))
-    return targets
+        raise_failed(dict(sorted(failed.items())), len(ready.targets))
+    return ready.targets
+
+
+def _average_all(
+    ready: _Prepared,
+    outcomes: dict[str, Averaged | NnsegError],
+    workers: int | None,
+    on_progress: OnProgress | None,
+    on_case: OnCase | None,
+    stop: Callable[[], bool],
+) -> None:
+    """Average the cases, and put what became of each into `outcomes`, whatever ends the work."""
+
+    def work(case_id: str) -> None:
+        if stop():
+            raise StoppedError(STOPPED)
+        outcomes[case_id] = _outcome(ready, case_id)
+        if on_case:
+            on_case(case_id, outcomes[case_id])
+
+    at_once, room = workers_for(ready.needs, workers), room_for(ready.needs)
+    try:
+        for_each(work, list(ready.targets), str, at_once, "averaging", on_progress, room)
+    except StoppedError:
+        raise StoppedError(STOPPED) from None  # not case by case
+
+
+def _outcome(ready: _Prepared, case_id: str) -> Averaged | NnsegError:
+    """Average one case, and give its proof, or the error that lets the others go on."""
+    target = ready.targets[case_id]
+    try:
+        return _average(ready.members, ready.wanted, case_id, target)
+    except DiskFullError:
+        raise
+    except NnsegError as error:
+        return _cleared(target, error)
+    except MemoryError as error:
+        return out_of_memory(error)
 
 
 def _prepare(

@@ -17,12 +17,6 @@ from nnseg.axes import Mask, Segmentation, Spacing
 from nnseg.detection import Detection, MeanDetection, detect, mean_over_cases, mean_over_labels
 from nnseg.errors import DataError, UsageError
 from nnseg.image.pairs import count_pairs
-from nnseg.image.surface import (
-    average_distance,
-    robust_hausdorff,
-    surface_dice,
-    surface_distances,
-)
 from nnseg.labels import Labels
 
 TOLERANCE_MM = 1.0  # surfaces this near to each other count as one in NSD
@@ -204,6 +198,13 @@ def check_tolerance(tolerance_mm: float) -> None:
 def _with_distances(
     score: Score, predicted: Mask, true: Mask, spacing: Spacing, tolerance_mm: float
 ) -> Score:
+    from nnseg.image.surface import (  # slow to import, and overlap does without
+        average_distance,
+        robust_hausdorff,
+        surface_dice,
+        surface_distances,
+    )
+
     distances = surface_distances(predicted, true, spacing)
     return dataclasses.replace(
         score,

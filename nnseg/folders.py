@@ -192,6 +192,11 @@ def report_file(report: Path) -> Path:
     return report / "index.html"
 
 
+def facts_file(report: Path) -> Path:
+    """Give the record of what the page of a report shows."""
+    return report / "report.json"
+
+
 def run_record(folder: Path) -> Path:
     """Give the record of what the command did whose results the folder holds."""
     return folder / "run.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnseg import record
+from nnseg.choose import Choosing
 from nnseg.comparison import compare
 from nnseg.confidence import Confidence
 from nnseg.dataset import Case, DatasetSpec, find_cases, find_training_cases, read_spec
@@ -36,6 +37,7 @@ from nnseg.runlog import RunReport
 from nnseg.scoring import spec_for_evaluation
 from nnseg.sources import (
     DAMAGED,
+    ScoredFold,
     Sources,
     folds_of_choice,
     groups_of,
@@ -215,29 +217,16 @@ def gather_dataset(
     )
     choosing = read_choice(sources, folders, dataset)
     suspects = _suspects(sources, folders, dataset)
-    home = folders.models_folder(dataset)
-    if choosing is not None:
-        folds = folds_of_choice(sources, home, spec.labels, choosing)
-        plan = _plan_of(sources, folds[0].folder) if folds else None
-    else:
-        folds = most_scored(sources, folders.plan_models(dataset, plan_name), spec.labels)
-        plan = sources.get(
-            "plan",
-            folders.plan_file(dataset, plan_name),
-            lambda _: load_plan(folders, dataset, plan_name),
-        )
-    if not folds:
-        text = f"no fold's are of its weights; `nnseg train {dataset} 3d_fullres 0` trains one"
-        sources.lacks("scores", text)
+    folds, plan = _folds_and_plan(sources, folders, dataset, plan_name, spec.labels, choosing)
     summary = together(spec.labels, folds)
-    scored = rows.label_rows(summary) if summary is not None else None
+    foreground, labelled = (None, ()) if summary is None else rows.label_rows(summary)
     facts = Facts(
         kind="choice" if choosing is not None else "dataset",
         title=dataset,
-        subject=str(home if folds else folders.raw_folder(dataset)),
+        subject=str((folders.models_folder if folds else folders.raw_folder)(dataset)),
         made="",
-        foreground=scored[0] if scored else None,
-        labels=scored[1] if scored else (),
+        foreground=foreground,
+        labels=labelled,
         tolerance_mm=summary.tolerance_mm if summary else None,
         cases=rows.case_rows(summary, groups_of(folds))
         if summary
@@ -253,13 +242,46 @@ def gather_dataset(
         else None,
         runs=_runs(sources, [fold.folder for fold in folds]),
     )
-    marks = {row.case_id: row.where for row in suspects.suspects} if suspects else {}
-    images = {case.case_id: case for case in cases}
-    if summary is None:
-        shown = tuple(_labelled(case, marks) for case in cases)
-    else:
-        shown = _shown({"prediction": summary}, images, facts.cases, marks)
+    shown = _shown_of_dataset(cases, summary, facts.cases, suspects)
     return _gathered(facts, spec.labels, spec, plan, shown, sources, _names(folders))
+
+
+def _folds_and_plan(
+    sources: Sources,
+    folders: Folders,
+    dataset: str,
+    plan_name: str,
+    labels: Labels,
+    choosing: Choosing | None,
+) -> tuple[tuple[ScoredFold, ...], Plan | None]:
+    """Give the folds whose scores are shown, and the plan: those of the choice, if there is one."""
+    if choosing is not None:
+        folds = folds_of_choice(sources, folders.models_folder(dataset), labels, choosing)
+        plan = _plan_of(sources, folds[0].folder) if folds else None
+    else:
+        folds = most_scored(sources, folders.plan_models(dataset, plan_name), labels)
+        plan = sources.get(
+            "plan",
+            folders.plan_file(dataset, plan_name),
+            lambda _: load_plan(folders, dataset, plan_name),
+        )
+    if not folds:
+        text = f"no fold's are of its weights; `nnseg train {dataset} 3d_fullres 0` trains one"
+        sources.lacks("scores", text)
+    return folds, plan
+
+
+def _shown_of_dataset(
+    cases: Sequence[Case],
+    summary: Summary | None,
+    order: Sequence[CaseRow],
+    suspects: Suspects | None,
+) -> tuple[ShownCase, ...]:
+    """Give the files that the cases of a dataset are shown by: the scored ones, or all labelled."""
+    marks = {row.case_id: row.where for row in suspects.suspects} if suspects else {}
+    if summary is None:
+        return tuple(_labelled(case, marks) for case in cases)
+    return _shown({"prediction": summary}, {case.case_id: case for case in cases}, order, marks)
 
 
 def _gathered(

@@ -139,12 +139,7 @@ def find_scoring_jobs(reference: Path, prediction: Path, ending: str) -> tuple[S
     if prediction.is_file():
         case_id = prediction.name.removesuffix(ending)
         return (ScoringJob(case_id=case_id, reference=reference, prediction=prediction),)
-    others = _files_beside_label_maps(prediction)
-    predictions = [
-        path
-        for path in visible_files(prediction)
-        if path.name.endswith(ending) and path.name not in others
-    ]
+    predictions = predicted_maps(prediction, ending)
     case_ids = [path.name.removesuffix(ending) for path in predictions]
     references = called_as(find_label_maps(reference, ending), case_ids)
     jobs = []
@@ -175,11 +170,21 @@ def find_unpredicted(reference: Path, jobs: Sequence[ScoringJob], ending: str) -
     return tuple(sorted(case for case, files in found.items() if not taken & set(files)))
 
 
-def _files_beside_label_maps(predictions: Path) -> set[str]:
-    """Name the maps and probabilities among predicted label maps, as their proofs do."""
-    found = set[str]()
-    for path in proof_files(predictions):
+def predicted_maps(folder: Path, ending: str) -> list[Path]:
+    """List the label maps of a folder that end so, by name.
+
+    What a proof lists beside its label map, such as a map of entropy, is none.
+
+    Raises:
+        MissingError, MachineError, DataError: As `visible_files`.
+    """
+    beside = set[str]()
+    for path in proof_files(folder):
         with suppress(NnsegError, KeyError, TypeError):  # what proves nothing hides nothing
             content = record.read_json(path)
-            found |= set(content["outputs"]) - {content["label_map"]}
-    return found
+            beside |= set(content["outputs"]) - {content["label_map"]}
+    return [
+        path
+        for path in visible_files(folder)
+        if path.name.endswith(ending) and path.name not in beside
+    ]

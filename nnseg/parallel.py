@@ -5,10 +5,10 @@ costs nothing to start. Work that may exhaust the memory is done apart, in proce
 which the system can kill without ending the run: `nnseg.workers`.
 """
 
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, how much, of how much
+_Results: TypeAlias = Generator[tuple[str, Callable[[], T]], None, None]  # by name, to be called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,53 @@ def for_each(
 
     Whatever is no NnsegError, Ctrl-C included, ends the work: what waits is not begun, what runs is
     waited for. So does a full disk. An item that does not fit into `room` beside those under way
-    waits for them.
+    waits for them. A worker alone is the caller's own thread, where Ctrl-C ends what runs, too.
     """
     workers = workers or cores()
     done: dict[str, T] = {}
     failed: dict[str, NnsegError] = {}
     waiting = list(reversed(items))
+    if min(workers, len(items)) > 1:
+        results = _in_threads(work, waiting, name_of, workers, room)
+    else:
+        results = _one_by_one(work, waiting, name_of)
+    with closing(results):
+        for name, result in results:
+            try:
+                done[name] = result()
+            except NnsegError as error:
+                failed[name] = error
+                if isinstance(error, DiskFullError):
+                    waiting.clear()
+            except MemoryError as error:
+                failed[name] = out_of_memory(error)
+            if on_progress:
+                on_progress(what, len(done) + len(failed), len(items))
+    raise_together(failed, len(items), len(items) - len(done) - len(failed))
+    return done
+
+
+def _one_by_one(
+    work: Callable[[Item], T], waiting: list[Item], name_of: Callable[[Item], str]
+) -> _Results[T]:
+    """Have what calls a result do the work; see `_in_threads`."""
+    while waiting:
+        item = waiting.pop()
+        yield name_of(item), functools.partial(work, item)
+
+
+def _in_threads(
+    work: Callable[[Item], T],
+    waiting: list[Item],
+    name_of: Callable[[Item], str],
+    workers: int,
+    room: Room,
+) -> _Results[T]:
+    """Give results as they come; what is taken out of `waiting` meanwhile is not begun."""
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
     running: dict[Future[T], str] = {}
-    with ThreadPoolExecutor(workers) as pool, one_blas_thread(workers > 1 and len(items) > 1):
+    with ThreadPoolExecutor(workers) as pool, one_blas_thread():
         try:
             while waiting or running:
                 while (
@@ -69,22 +109,10 @@ def for_each(
                     item = waiting.pop()
                     running[pool.submit(work, item)] = name_of(item)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name = running.pop(future)
-                    try:
-                        done[name] = future.result()
-                    except NnsegError as error:
-                        failed[name] = error
-                        if isinstance(error, DiskFullError):
-                            waiting.clear()
-                    except MemoryError as error:
-                        failed[name] = out_of_memory(error)
-                    if on_progress:
-                        on_progress(what, len(done) + len(failed), len(items))
+                    yield running.pop(future), future.result
         except BaseException:  # Ctrl-C among them, which strikes while this thread waits
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    raise_together(failed, len(items), len(items) - len(done) - len(failed))
-    return done
 
 
 def some(case_ids: Iterable[str]) -> str:

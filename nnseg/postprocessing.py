@@ -1,9 +1,11 @@
 """Postprocessing rules chosen by files: predictions, and the label maps that they should be."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from nnseg import record
 from nnseg.axes import Spacing
@@ -11,6 +13,7 @@ from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.estimate import READ_BYTES, bytes_to_read, room_for, workers_for
 from nnseg.jobs import ScoringJob, find_scoring_jobs, find_unpredicted
+from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress, for_each
 from nnseg.postprocess import (
@@ -26,6 +29,8 @@ from nnseg.stored_rules import decided_on
 from nnseg.volume import SLICE_OF_2D, grid_fault, read_segmentation
 
 logger = logging.getLogger(__name__)
+
+Counted: TypeAlias = tuple[ComponentTable, Spacing]  # of a case
 
 TABLE_BYTES = 20  # for each voxel, beside what reading takes: measured
 
@@ -66,17 +71,6 @@ def decide_postprocessing(
     refuse_foreign_rules(target)
     jobs, folds = find_deciding_jobs(predictions, reference, spec)
     needs = {job.case_id: _bytes_of(job) for job in jobs}
-
-    def count(job: ScoringJob) -> tuple[ComponentTable, Spacing]:
-        truth, geometry = read_segmentation(job.reference)
-        predicted, other = read_segmentation(job.prediction)
-        if fault := grid_fault(geometry, other):
-            raise DataError(
-                f"{job.prediction} lies on another grid than {job.reference}: {fault}; predict "
-                "again"
-            )
-        return component_table(predicted, truth, spec.labels), geometry.spacing
-
     arguments = {
         "predictions": [str(folder) for folder in predictions],
         "reference": str(reference),
@@ -89,8 +83,8 @@ def decide_postprocessing(
         locked(folder, f"nnseg postprocess -o {target}"),
         logged_run(folder, "postprocess", arguments) as run,
     ):
-        found = for_each(
-            count,
+        counted = for_each(
+            functools.partial(_count, spec.labels),
             jobs,
             lambda job: job.case_id,
             workers_for(needs, workers),
@@ -98,26 +92,46 @@ def decide_postprocessing(
             on_progress,
             room_for(needs),
         )
-        tables = {case: table for case, (table, _) in found.items()}
-        spacings = {case: spacing for case, (_, spacing) in found.items()}
         if as_nnunet:
-            result = decide_as_nnunet(tables, spec.labels)
+            result = decide_as_nnunet({n: table for n, (table, _) in counted.items()}, spec.labels)
         else:
-            flat = all(_is_flat(spacing) for spacing in spacings.values())
-            result = decide(
-                tables,
-                spec.labels,
-                spacings,
-                folds=folds if len(predictions) > 1 else None,
-                minimum_sizes=minimum_sizes,
-                unit="voxels" if flat else "ml",
-            )
+            known_folds = folds if len(predictions) > 1 else None
+            result = _decide(counted, spec.labels, known_folds, minimum_sizes)
         told = decided_on(predictions, spec.labels)
         record.save(replace(result.postprocessing, decided_on=told), target)
         run.inputs += [path for job in jobs for path in (job.reference, job.prediction)]
         run.outputs.append(target)
         run.facts["decided"] = record.to_json(result)
     return result
+
+
+def _count(labels: Labels, job: ScoringJob) -> Counted:
+    """Read a prediction and its reference, and count the prediction's components."""
+    truth, geometry = read_segmentation(job.reference)
+    predicted, other = read_segmentation(job.prediction)
+    if fault := grid_fault(geometry, other):
+        raise DataError(
+            f"{job.prediction} lies on another grid than {job.reference}: {fault}; predict again"
+        )
+    return component_table(predicted, truth, labels), geometry.spacing
+
+
+def _decide(
+    counted: Mapping[str, Counted],
+    labels: Labels,
+    folds: Mapping[str, str] | None,
+    minimum_sizes: bool,
+) -> Decided:
+    spacings = {case_id: spacing for case_id, (_, spacing) in counted.items()}
+    flat = all(_is_flat(spacing) for spacing in spacings.values())
+    return decide(
+        {case_id: table for case_id, (table, _) in counted.items()},
+        labels,
+        spacings,
+        folds=folds,
+        minimum_sizes=minimum_sizes,
+        unit="voxels" if flat else "ml",
+    )
 
 
 def refuse_foreign_rules(target: Path) -> None:

@@ -21,7 +21,6 @@ from nnseg.folders import (
 from nnseg.jobs import PredictionJob, find_prediction_jobs
 from nnseg.labels import Labels
 from nnseg.lock import in_use, locked
-from nnseg.probabilities.kinds import probability_files
 from nnseg.volume import side_files
 
 if TYPE_CHECKING:
@@ -43,8 +42,11 @@ class Wanted:
     def files(self, label_map: Path) -> tuple[Path, ...]:
         """Name all that is written of a case, its label map first."""
         maps = [map_file(label_map, name) for name in self.maps]
-        kind = self.probabilities
-        return (label_map, *maps, *(() if kind is None else probability_files(label_map, kind)))
+        if self.probabilities is None:
+            return (label_map, *maps)
+        from nnseg.probabilities.kinds import probability_files  # slow to import, and few ask
+
+        return (label_map, *maps, *probability_files(label_map, self.probabilities))
 
 
 LABELS_ONLY = Wanted()

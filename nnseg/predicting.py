@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -67,6 +67,24 @@ class _BugError(NnsegError):
     """A case met what a user cannot put right."""
 
 
+@dataclass(slots=True)
+class _Settled:
+    """What became of the cases so far, by their ids."""
+
+    on_case: OnCase | None
+    done: dict[str, Proof] = field(default_factory=dict)
+    failed: dict[str, NnsegError] = field(default_factory=dict)
+
+    def add(self, job: PredictionJob, outcome: Proof | NnsegError) -> None:
+        """Note what became of a case, and tell it."""
+        if isinstance(outcome, Proof):
+            self.done[job.case_id] = outcome
+        else:
+            self.failed[job.case_id] = outcome
+        if self.on_case:
+            self.on_case(job.case_id, outcome)
+
+
 def predict(
     predictor: "Predictor",
     source: Path,
@@ -120,26 +138,11 @@ def predict(
         "mirror": predictor.mirror,
         **asdict(wanted),
     }
-    making = making_of(predictor, wanted)
-    proofs: dict[str, Proof] = {}
-    failed: dict[str, NnsegError] = {}
-
-    def settle(job: PredictionJob, outcome: Proof | NnsegError) -> None:
-        if isinstance(outcome, Proof):
-            proofs[job.case_id] = outcome
-        else:
-            failed[job.case_id] = outcome
-        if on_case:
-            on_case(job.case_id, outcome)
-
-    def finished(job: PredictionJob, known: Proof | DataError) -> Proof | NnsegError:
-        if isinstance(known, DataError) or known.statistics is not None or not wanted.statistics:
-            return known
-        return _outcome(job, lambda: _completed(job, known, predictor.spec.labels))
+    making, settled = making_of(predictor, wanted), _Settled(on_case)
 
     def conclude() -> None:
-        _tell(run, jobs, proofs, failed)
-        _sum_up(folder, name, [proofs[n] for n in run.cases if n in proofs], wanted)
+        _tell(run, jobs, settled)
+        _sum_up(folder, name, [settled.done[n] for n in run.cases if n in settled.done], wanted)
         if source.is_dir():
             text = record.json_text(spec_to_json(predictor.spec))
             commit.write_whole(predicted_spec_file(folder), text.encode())
@@ -155,16 +158,16 @@ def predict(
         known = {} if overwrite else look_up(jobs, making.sha256, stop)
         for job in jobs:
             if job.case_id in known:
-                settle(job, finished(job, known[job.case_id]))
-        if proofs:
-            logger.info("%d of %d cases are done", len(proofs), len(jobs))
+                settled.add(job, _finished(job, known[job.case_id], predictor.spec.labels, wanted))
+        if settled.done:
+            logger.info("%d of %d cases are done", len(settled.done), len(jobs))
         left = [job for job in jobs if job.case_id not in known]
         withdraw_scores(folder, left)
         for job, outcome in _predict_each(predictor, left, wanted, making, stop):
-            settle(job, outcome)
+            settled.add(job, outcome)
             if on_progress:
-                on_progress("predicting", len(proofs) + len(failed), len(jobs))
-        raise_failed(failed, len(jobs))
+                on_progress("predicting", len(settled.done) + len(settled.failed), len(jobs))
+        raise_failed(settled.failed, len(jobs))
     return {job.case_id: job.target for job in jobs}
 
 
@@ -426,29 +429,33 @@ def _save(
     return record.save_sealed(proof, proof_file(job.target))
 
 
-def _completed(job: PredictionJob, proof: Proof, labels: Labels) -> Proof:
-    """Add statistics to the proof of a case that is done; they follow from its label map."""
-    segmentation, geometry = read_segmentation(job.target)
-    statistics = measure(segmentation, labels, geometry)
-    return record.save_sealed(replace(proof, statistics=statistics), proof_file(job.target))
+def _finished(
+    job: PredictionJob, known: Proof | DataError, labels: Labels, wanted: Wanted
+) -> Proof | NnsegError:
+    """Give what is known of a case that is done; statistics that it lacks follow from its map."""
+    if isinstance(known, DataError) or known.statistics is not None or not wanted.statistics:
+        return known
+
+    def completed() -> Proof:
+        segmentation, geometry = read_segmentation(job.target)
+        statistics = measure(segmentation, labels, geometry)
+        return record.save_sealed(replace(known, statistics=statistics), proof_file(job.target))
+
+    return _outcome(job, completed)
 
 
-def _tell(
-    run: Run,
-    jobs: Sequence[PredictionJob],
-    proofs: Mapping[str, Proof],
-    failed: Mapping[str, NnsegError],
-) -> None:
+def _tell(run: Run, jobs: Sequence[PredictionJob], settled: _Settled) -> None:
     """Put into run.json what became of each case; of those that a stop left, nothing."""
     for job in jobs:
-        if job.case_id in failed:
-            run.cases[job.case_id] = str(failed[job.case_id])
-        elif job.case_id in proofs:
+        if job.case_id in settled.failed:
+            run.cases[job.case_id] = str(settled.failed[job.case_id])
+        elif job.case_id in settled.done:
             run.cases[job.case_id] = "done"
-            proof, beside = proofs[job.case_id], job.images[0].parent
+            proof, beside = settled.done[job.case_id], job.images[0].parent
             run.input_hashes |= {beside / name: sha for name, sha in proof.inputs.items()}
             run.output_hashes |= {job.target.with_name(n): s for n, s in proof.outputs.items()}
-    run.facts["quality"] = {name: proofs[name].quality for name in run.cases if name in proofs}
+    found = settled.done
+    run.facts["quality"] = {name: found[name].quality for name in run.cases if name in found}
 
 
 def _sum_up(folder: Path, name: str, proofs: Sequence[Proof], wanted: Wanted) -> None:

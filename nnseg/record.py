@@ -1,27 +1,31 @@
 """Frozen dataclasses to JSON and back, strictly: every error of a file is reported at once."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import typing
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nnseg.commit import write_whole
 from nnseg.errors import DataError, MissingError, NnsegError
+from nnseg.plain_records import DoubtError, build, take_apart
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 MAX_BYTES = 256 * 2**20  # no file of ours comes near; a larger one is not read
 MAX_DEPTH = 64
 SEAL = "record_sha256"  # the field of a sealed record that holds the hash of all the others
 FORMAT = "format"  # the field, where it has one, that is raised when a record's meaning changes
 
 _ADAPTERS: dict[Any, "TypeAdapter[Any]"] = {}
+_FLAT = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def save(value: Any, path: Path) -> None:
@@ -106,6 +110,10 @@ def _seal(data: dict[str, Any]) -> str:
 def parse(kind: type[T], data: Any, where: str) -> T:
     """Build the record `kind` from plain JSON values; `where` opens the message of an error."""
     try:
+        return cast(T, build(kind, data))
+    except DoubtError:  # pydantic names every fault, if there is one
+        from pydantic import ValidationError
+    try:
         return cast(T, _adapter(kind).validate_json(json.dumps(data)))
     except ValidationError as error:
         faults = [_fault(fault) for fault in error.errors()]
@@ -122,7 +130,10 @@ def differences(old: Any, new: Any) -> list[str]:
 
 def to_json(value: Any) -> Any:
     """Turn a record into plain dicts, lists, strings and numbers."""
-    return _adapter(type(value)).dump_python(value, mode="json", warnings="error")
+    try:
+        return take_apart(type(value), value)
+    except DoubtError:
+        return _adapter(type(value)).dump_python(value, mode="json", warnings="error")
 
 
 def dumps(value: Any) -> str:
@@ -172,6 +183,8 @@ def read_json(path: Path, made_by: str = "") -> Any:
 
 
 def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter  # slow to import
+
     if kind not in _ADAPTERS:
         _be_strict(kind, set())
         _ADAPTERS[kind] = TypeAdapter(kind)
@@ -229,20 +242,26 @@ def _depth(data: Any) -> int:
 
 
 def _layout(data: Any, indent: str) -> str:
-    flat = json.dumps(data, allow_nan=False, ensure_ascii=False)
     if not isinstance(data, dict | list) or not data:
-        return flat
-    leaves = all(not isinstance(v, dict) for v in data) if isinstance(data, list) else False
-    if leaves and len(flat) + len(indent) <= 100:
-        return flat
+        return _FLAT.encode(data)
     deeper = indent + "  "
     if isinstance(data, dict):
-        rows = [
-            f"{json.dumps(k, ensure_ascii=False)}: {_layout(v, deeper)}" for k, v in data.items()
-        ]
+        if not any(isinstance(value, dict | list | tuple) for value in data.values()):
+            return f"{{\n{deeper}{_rows_encoder(deeper).encode(data)[1:-1]}\n{indent}}}"
+        rows = [f"{_FLAT.encode(key)}: {_layout(value, deeper)}" for key, value in data.items()]
         return "{\n" + ",\n".join(deeper + row for row in rows) + f"\n{indent}}}"
-    rows = [_layout(v, deeper) for v in data]
+    if not any(isinstance(value, dict) for value in data):
+        flat = _FLAT.encode(data)
+        if len(flat) + len(indent) <= 100:
+            return flat
+    rows = [_layout(value, deeper) for value in data]
     return "[\n" + ",\n".join(deeper + row for row in rows) + f"\n{indent}]"
+
+
+@functools.cache
+def _rows_encoder(indent: str) -> json.JSONEncoder:
+    """Give what writes each entry of a dict without inner ones on a line of its own, at once."""
+    return json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(f",\n{indent}", ": "))
 
 
 def null_if_nan(value: float) -> float | None:

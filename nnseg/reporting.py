@@ -16,7 +16,7 @@ from nnseg import commit, record
 from nnseg.axes import Segmentation
 from nnseg.errors import DataError, NnsegError, StoppedError, UsageError
 from nnseg.estimate import bytes_to_read, room_for, workers_for
-from nnseg.folders import Folders, comparison_folder, report_file, report_folder
+from nnseg.folders import Folders, comparison_folder, facts_file, report_file, report_folder
 from nnseg.gathering import (
     STOPPED,
     Gathered,
@@ -30,7 +30,7 @@ from nnseg.parallel import OnProgress, for_each
 from nnseg.planning import DEFAULT_PLAN
 from nnseg.report.facts import CaseRow, Facts, Kind, Missing, Pick
 from nnseg.report.page import niivue, page
-from nnseg.report.places import without_places
+from nnseg.report.places import named, without_places
 from nnseg.report.preview import Preview, make_preview, to_script
 from nnseg.report.sheets import contact_sheet
 from nnseg.report.wording import number, verdict
@@ -288,12 +288,12 @@ def _check_target(target: Path) -> None:
 
 def _is_report(target: Path) -> bool:
     """Say whether a folder has a report of ours: its facts, or the record of the run."""
-    for name, key, values in (
-        ("report.json", "kind", get_args(Kind)),
-        ("run_report.json", "command", ("report",)),
+    for path, key, values in (
+        (facts_file(target), "kind", get_args(Kind)),
+        (target / "run_report.json", "command", ("report",)),
     ):
         with suppress(NnsegError):
-            found = record.read_json(target / name)
+            found = record.read_json(path)
             if isinstance(found, dict) and found.get(key) in values:
                 return True
     return False
@@ -305,14 +305,21 @@ def _write(
     """Gather, draw and write; the page, which is replaced in one step, is what makes it a report.
 
     What the page loads lies in a folder named for what it holds, so that a page never loads the
-    files of another.
+    files of another. The facts name their page by its hash: where a kill leaves them beside the
+    page of the run before, that shows, and the same command mends it.
     """
     _check_target(target)
+    names: dict[str, str] = {}
+
+    def tell(text: str) -> str:
+        return named(text, names)
+
     with (
         locked(target, "nnseg report"),
-        logged_run(target, "report", arguments, stop=work.stop) as run,
+        logged_run(target, "report", arguments, stop=work.stop, tell=tell) as run,
     ):
         gathered = gather()
+        names |= gathered.names
         if work.stop():
             raise StoppedError(STOPPED)
         run.inputs += gathered.inputs
@@ -333,14 +340,15 @@ def _write(
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = without_places(replace(facts, made=made), gathered.names)
         facts = replace(facts, verdict=verdict(facts))
-        text = page(facts, gathered.labels, name, has_niivue=bool(extras))
+        text = page(facts, gathered.labels, name, has_niivue=bool(extras)).encode()
         index = report_file(target)
-        record.save(facts, target / "report.json")
-        commit.write_whole(index, text.encode("utf-8"))
+        facts = replace(facts, page_sha256=hashlib.sha256(text).hexdigest())
+        record.save(facts, facts_file(target))
+        commit.write_whole(index, text)
         for old in target.iterdir():
             if OLD_FILES.fullmatch(old.name) and old != files:
                 commit.remove(old)
-        run.outputs += [index, target / "report.json"]
+        run.outputs += [index, facts_file(target)]
     return index
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import signal
 import sys
 import time
@@ -11,13 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from nnseg import record
-from nnseg.commit import sha256
+from nnseg.commit import sha256, write_whole
 from nnseg.errors import FILE_ONLY, INTERRUPTED, NnsegError, StoppedError
 
 RESULT_MAKERS = ("train", "predict")
+Tell: TypeAlias = Callable[[str], str]
+
 PACKAGES = ("nnseg", "numpy", "torch", "nibabel", "SimpleITK", "blosc2")
 
 
@@ -61,6 +64,17 @@ class _Warnings(logging.Handler):
         self.texts.append(entry.getMessage())
 
 
+class _Form(logging.Formatter):
+    """The form of a line of the log, with `tell` for its text."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self.tell = tell
+
+    def format(self, entry: logging.LogRecord) -> str:
+        return self.tell(super().format(entry))
+
+
 class _LogFile(logging.FileHandler):
     """A log that costs nothing but itself where it cannot be written."""
 
@@ -86,6 +100,7 @@ def logged_run(
     name: str | None = None,
     *,
     stop: Callable[[], bool] | None = None,
+    tell: Tell = str,
 ) -> Iterator[Run]:
     """Keep a log in `folder` while a command runs, and write what it did at the end.
 
@@ -93,6 +108,8 @@ def logged_run(
     RESULT_MAKERS; for others run_COMMAND.json and run_COMMAND.log. `name` is for runs that share a
     folder: NAME.json and NAME.log. `stop` is what the command asks whether to stop; where it knows
     the signal that it got, as a StopFlag does, Ctrl-C gives the exit code that the process has.
+    `tell` gives what is kept of every text, for results that are handed on: without the paths of
+    the machine.
 
     The run.json is written after an error, too; an error goes on to the caller. A folder that
     cannot be written costs the log, with a warning, never the run.
@@ -107,7 +124,7 @@ def logged_run(
         file = _LogFile(
             folder / ("log.txt" if name == "run" else f"{name}.log"), encoding="utf-8", delay=False
         )
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Form(tell))
         handlers.append(file)
     except OSError as error:
         root.warning("%s: no log can be kept there (%s)", folder, error.strerror)
@@ -149,7 +166,8 @@ def logged_run(
             facts=run.facts,
         )
         try:
-            record.save(report, folder / f"{name}.json")
+            kept = _told(record.to_json(report), tell)
+            write_whole(folder / f"{name}.json", record.json_text(kept).encode())
         except NnsegError as error:  # the error under way, if any, is the one to show
             root.warning("no record of this run can be kept: %s", error)
         root.setLevel(level)
@@ -157,6 +175,15 @@ def logged_run(
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+def _told(data: Any, tell: Tell) -> Any:
+    """Give plain JSON values with `tell` for every text and name in them."""
+    if isinstance(data, dict):
+        return {tell(name): _told(value, tell) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_told(value, tell) for value in data]
+    return tell(data) if isinstance(data, str) else data
 
 
 def peak_memory() -> int:
@@ -174,7 +201,10 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            text = metadata.distribution(name).read_text("METADATA") or ""
+            # metadata.version would parse all of it, licences and all, as an e-mail
+            if version := re.search(r"^Version: *(\S+)", text, re.MULTILINE):
+                found[name] = version[1]
     return found
 
 

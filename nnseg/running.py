@@ -7,14 +7,14 @@ step of it can be killed and begun again, and so can all of it: the same call go
 import logging
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from nnseg import pipeline, record, report
-from nnseg.agenda import PLAIN, Agenda, Order, Rehearsed, Training, describe, draw_up, wanted
+from nnseg import pipeline, record, report, scheduling
+from nnseg.agenda import PLAIN, Agenda, Order, Training, describe
 from nnseg.choose import Choosing, describe_choosing
 from nnseg.commit import cannot_write
 from nnseg.elsewhere import train_elsewhere
@@ -26,24 +26,19 @@ from nnseg.errors import (
     NnsegError,
     PartlyDoneError,
     StoppedError,
-    UsageError,
 )
 from nnseg.folders import Folders
 from nnseg.lock import in_use, locked
 from nnseg.parallel import OnProgress
 from nnseg.planned_fold import find_fold
 from nnseg.runlog import logged_run
-from nnseg.splits import planned_folds
+from nnseg.scheduling import Say, Stop
 
 if TYPE_CHECKING:
     from nnseg.plan import Plan
-    from nnseg.recipe import TrainSettings
     from nnseg.resume import EpochReport
 
 logger = logging.getLogger(__name__)
-
-Say: TypeAlias = Callable[[str], None]
-Stop: TypeAlias = Callable[[], bool]
 
 STEPS = 5  # that are told: prepare, plan the work, train, choose, report
 
@@ -98,20 +93,22 @@ def run(
         NnsegError: As the verbs for each step.
     """
     started = time.monotonic()
-    _check_devices(devices)
-    asking = _asking(on_progress, stop)
+    scheduling.check_devices(devices)
+    asking = scheduling.asking(on_progress, stop)
     folder = folders.run_folder(dataset)
     with ExitStack() as held:
         held.enter_context(locked(folder, f"nnseg run {dataset}"))
-        agenda = None if overwrite else _kept(folders, dataset, order)
+        agenda = None if overwrite else scheduling.kept_agenda(folders, dataset, order)
         log = held.enter_context(logged_run(folder, "run", asdict(order), name="run", stop=stop))
         if agenda is None:
             say(f"1/{STEPS} examining, planning and preprocessing")
             plan = _prepare(folders, dataset, order, workers, asking, say)
-            _raise_if(stop)
+            scheduling.raise_if(stop)
             say(f"2/{STEPS} measuring what a training step takes")
             count = len(pipeline.folds(folders, dataset))
-            agenda = _draw_up(folders, plan, order, count, devices, precision, started, stop)
+            agenda = scheduling.measured_agenda(
+                folders, plan, order, count, devices, precision, started, stop
+            )
             _check(folders, agenda, devices, precision, begun_anew=overwrite)
             if overwrite:
                 _set_aside(folders, agenda)
@@ -120,7 +117,7 @@ def run(
         else:
             say(f"going on with the job of {folders.agenda_file(dataset)}")
             _check(folders, agenda, devices, precision)
-        _raise_if(stop)
+        scheduling.raise_if(stop)
         costs = describe(agenda, max(1, len(devices)))
         say(f"3/{STEPS} training {len(agenda.trainings)} networks\n{costs}")
         if order.budget_seconds is not None:
@@ -176,84 +173,6 @@ def run(
     return result
 
 
-def foresee(
-    folders: Folders,
-    dataset: str,
-    order: Order,
-    *,
-    devices: Sequence[str] = (),
-    precision: str | None = None,
-    workers: int | None = None,
-    on_progress: OnProgress | None = None,
-    say: Say = lambda text: None,
-    stop: Stop = lambda: False,
-) -> Agenda:
-    """Say what `run` would train, without writing anything.
-
-    What a training takes is measured where the dataset is preprocessed, by ten steps of each
-    network; else it is unknown, and a budget is shared as if it did not matter. A dataset that is
-    not planned is examined and planned. The arguments are those of `run`.
-
-    Raises:
-        UsageError: As `run`.
-        MissingError: The dataset is not there.
-        DataError: Its cases cannot be used.
-        StoppedError: `stop` said True.
-    """
-    started = time.monotonic()
-    _check_devices(devices)
-    if (kept := _kept(folders, dataset, order)) is not None:
-        return kept
-    count, measured = len(planned_folds(folders, dataset)), None
-    try:
-        plan = pipeline.load_plan(folders, dataset, order.plan)
-        with suppress(MissingError):  # a case that is not preprocessed
-            return _draw_up(folders, plan, order, count, devices, precision, started, stop)
-    except MissingError:
-        measured = pipeline.up_to_date_fingerprint(
-            folders,
-            dataset,
-            save=False,
-            workers=workers,
-            on_progress=_asking(on_progress, stop),
-        )
-        plan = pipeline.plan(folders, dataset, name=order.plan, measured=measured, save=False)
-    foretold = pipeline.foretell(folders, plan, measured=measured, workers=workers)
-    say(f"preprocessing would take {foretold}; what training takes is known after it")
-    return _draw(plan, order, count, {}, None, len(devices))
-
-
-def _check_devices(devices: Sequence[str]) -> None:
-    """Refuse devices of several kinds: a training goes on on whichever is free.
-
-    Raises:
-        UsageError: They are.
-    """
-    if len({device.partition(":")[0] for device in devices}) > 1:
-        raise UsageError(
-            f"{', '.join(devices)} are devices of several kinds, and a training cannot change from "
-            "one to the other; give those of one kind"
-        )
-
-
-def _kept(folders: Folders, dataset: str, order: Order) -> Agenda | None:
-    """Give the agenda of the job that is there; None where none was begun.
-
-    Raises:
-        UsageError: It was ordered otherwise.
-    """
-    path = folders.agenda_file(dataset)
-    if not path.is_file():
-        return None
-    kept = record.load(Agenda, path, f"nnseg run {dataset}")
-    if changed := record.differences(kept.order, order):
-        raise UsageError(
-            f"{path}: the job there was begun with other options: {'; '.join(changed)}; give those "
-            "to go on, or --overwrite to begin anew"
-        )
-    return kept
-
-
 def _prepare(
     folders: Folders,
     dataset: str,
@@ -278,79 +197,6 @@ def _prepare(
         folders, dataset, name=order.plan, workers=workers, on_progress=on_progress, say=say
     )
     return plan
-
-
-def _draw_up(
-    folders: Folders,
-    plan: "Plan",
-    order: Order,
-    fold_count: int,
-    devices: Sequence[str],
-    precision: str | None,
-    started: float,
-    stop: Stop,
-) -> Agenda:
-    """Measure a few steps of each network, and share the budget.
-
-    The quickest step counts: others may have waited for what else the machine did meanwhile.
-    """
-    rehearsed = {}
-    for name in wanted(order, _builds_on(plan)):
-        found = pipeline.rehearse(
-            folders,
-            plan.dataset,
-            name,
-            "0" if fold_count else "all",
-            settings=_settings(order, None),
-            plan_name=order.plan,
-            device=devices[0] if devices else None,
-            precision=precision,
-            stop=stop,
-        )
-        rehearsed[name] = Rehearsed(
-            epochs=found.epochs,
-            iterations=found.iterations,
-            step_seconds=found.quickest_seconds,
-            bytes=found.bytes,
-        )
-    left = None
-    if order.budget_seconds is not None:
-        left = order.budget_seconds - (time.monotonic() - started)
-    return _draw(plan, order, fold_count, rehearsed, left, len(devices))
-
-
-def _draw(
-    plan: "Plan",
-    order: Order,
-    fold_count: int,
-    rehearsed: Mapping[str, Rehearsed],
-    left: float | None,
-    devices: int,
-) -> Agenda:
-    return draw_up(
-        plan.dataset,
-        order,
-        _builds_on(plan),
-        fold_count,
-        rehearsed=rehearsed,
-        left=left,
-        devices=max(1, devices),
-    )
-
-
-def _builds_on(plan: "Plan") -> dict[str, str | None]:
-    """Give the configurations of a plan, each with the one that it builds on, if any."""
-    return {name: one.previous for name, one in plan.configurations.items()}
-
-
-def _settings(order: Order, budget_seconds: float | None) -> "TrainSettings":
-    """Give the settings of a training: a budget's, or those of the preset."""
-    from dataclasses import replace
-
-    from nnseg.recipe import PRESETS
-
-    preset = "best" if budget_seconds is not None else order.preset
-    return replace(PRESETS[preset], seed=order.seed, budget_seconds=budget_seconds)
 
 
 def _fold(folders: Folders, agenda: Agenda, one: Training) -> Path:
@@ -397,7 +243,7 @@ def _check(
         with suppress(DataError):  # is for this training to say; the others can go on
             find_run(
                 folder,
-                _settings(order, one.budget_seconds),
+                scheduling.training_settings(order, one.budget_seconds),
                 plan_hash=about.plan_hash,
                 split_hash=about.split_hash,
                 device=devices[0] if devices else None,
@@ -450,7 +296,7 @@ def _trained(
         )
         return
     for number, one in enumerate(agenda.trainings, 1):
-        _raise_if(stop)
+        scheduling.raise_if(stop)
         _check_free(_fold(folders, agenda, one))
         say(f"    {number}/{len(agenda.trainings)} {one.name}")
         try:
@@ -459,7 +305,7 @@ def _trained(
                 agenda.dataset,
                 one.configuration,
                 one.fold,
-                settings=_settings(order, one.budget_seconds),
+                settings=scheduling.training_settings(order, one.budget_seconds),
                 plan_name=order.plan,
                 device=devices[0] if devices else None,
                 precision=precision,
@@ -567,22 +413,3 @@ def _goes_on(overwrite: bool) -> Iterator[None]:
         if overwrite and "without --overwrite" not in str(error):
             raise StoppedError(f"{error} (without --overwrite)") from None
         raise
-
-
-def _asking(on_progress: OnProgress | None, stop: Stop) -> OnProgress:
-    """Give what is called after each case of work that cannot be asked to stop, and ends it then.
-
-    Whatever such work has written is whole.
-    """
-
-    def tell(what: str, done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(what, done, total)
-        _raise_if(stop)
-
-    return tell
-
-
-def _raise_if(stop: Stop) -> None:
-    if stop():
-        raise StoppedError("stopped between two steps; the same command goes on")

@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nnseg import commit, record
 from nnseg.axes import Segmentation
 from nnseg.dataset import DatasetSpec, read_spec, visible_files
-from nnseg.dataset.groups import GroupRule
 from nnseg.errors import DataError, MachineError, MissingError, NnsegError, UsageError
-from nnseg.estimate import bytes_to_score, room_for
 from nnseg.evaluate import (
     TOLERANCE_MM,
     CaseScores,
@@ -32,7 +31,7 @@ from nnseg.folders import (
 )
 from nnseg.jobs import ScoringJob, find_scoring_jobs, find_unpredicted
 from nnseg.labels import BACKGROUND, Labels
-from nnseg.parallel import OnProgress, for_each, some
+from nnseg.parallel import NO_BOUND, OnProgress, Room, for_each, some
 from nnseg.predicted_folder import alone
 from nnseg.runlog import logged_run
 from nnseg.summary_json import from_nnunet, to_nnunet
@@ -61,6 +60,8 @@ class Wanted:
         if self.match_iou is not None and not 0 < self.match_iou <= 1:
             raise UsageError(f"match_iou is {self.match_iou}; give a share over 0 and at most 1")
         if self.group_regex is not None:
+            from nnseg.dataset.groups import GroupRule  # few ask for it
+
             GroupRule(regex=self.group_regex)
 
 
@@ -86,6 +87,17 @@ class Evaluation:
             lines.append(f"groups: {', '.join(self.groups)}")
         lines.append(f"writes {self.target or 'nothing; -o names a file'}")
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what would be scored as plain JSON values."""
+        return {
+            "cases": [job.case_id for job in self.jobs],
+            "missing_predictions": list(self.missing),
+            "labels": list(self.labels.foreground),
+            "groups": {name: list(members) for name, members in self.groups.items()},
+            "target": None if self.target is None else str(self.target),
+            "written": False,
+        }
 
 
 def find_evaluation(
@@ -376,12 +388,7 @@ def score_jobs(
     if workers is None and overlap:
         size = sum(job.prediction.stat().st_size for job in jobs)
         workers = 1 if size < SMALL_FILE * len(jobs) else None
-    room = room_for(
-        {
-            job.case_id: bytes_to_score(job.reference, job.prediction, overlap=overlap)
-            for job in jobs
-        }
-    )
+    room = NO_BOUND if workers == 1 else _room_for(jobs, overlap)
     scored = for_each(score, jobs, lambda job: job.case_id, workers, "scoring", on_progress, room)
     return summarize(
         [scored[job.case_id] for job in jobs],
@@ -390,6 +397,18 @@ def score_jobs(
         match_iou=wanted.match_iou,
         groups=found.groups,
         missing=found.missing,
+    )
+
+
+def _room_for(jobs: Sequence[ScoringJob], overlap: bool) -> Room:
+    """Give the memory that cases scored at once may take, and what each does."""
+    from nnseg.estimate import bytes_to_score, room_for  # slow to import
+
+    return room_for(
+        {
+            job.case_id: bytes_to_score(job.reference, job.prediction, overlap=overlap)
+            for job in jobs
+        }
     )
 
 
@@ -411,6 +430,8 @@ def group_cases(case_ids: Sequence[str], regex: str) -> dict[str, tuple[str, ...
     Raises:
         UsageError: It is no regular expression with a group, or finds nothing in some ids.
     """
+    from nnseg.dataset.groups import GroupRule
+
     pattern = re.compile(GroupRule(regex=regex).regex)
     found = {case_id: pattern.search(case_id) for case_id in case_ids}
     without = sorted(case_id for case_id, match in found.items() if not (match and match[1]))

@@ -15,7 +15,6 @@ from nnseg.evaluate import CaseScores, Summary, summarize
 from nnseg.folders import (
     FOLD_FOLDER,
     Folders,
-    checkpoint_file,
     folds_by_seed,
     run_record,
     summary_file,
@@ -26,7 +25,7 @@ from nnseg.parallel import some
 from nnseg.report.facts import Missing
 from nnseg.runlog import RunReport
 from nnseg.scoring import read_summary
-from nnseg.validated import is_validated
+from nnseg.validated import final_weights, is_validated, replaced_maps
 
 T = TypeVar("T")
 
@@ -135,6 +134,8 @@ def scored_folds(
         path = summary_file(validation_folder(folder))
         summary = sources.get(section, path, lambda path: read_scores(path.parent, labels))
         if summary is not None:
+            summary = still_true(sources, path.parent, summary, labels)
+        if summary is not None:
             found.append(ScoredFold(name=name, fold=fold, folder=folder, summary=summary))
     return tuple(found)
 
@@ -203,7 +204,7 @@ def read_choice(sources: Sources, folders: Folders, dataset: str) -> Choosing | 
         other = [
             name
             for name, weights in found.weights_sha256.items()
-            if _final_weights(home / name) != weights
+            if final_weights(home / name) != weights
         ]
         if other:
             raise DataError(
@@ -241,8 +242,8 @@ def still_true(
 ) -> Summary | None:
     """Give the scores of the cases whose label maps are those that were scored.
 
-    `nnseg evaluate` leaves the hashes of what it read. Where they are of other scores than those
-    that are there, or not there, nobody can tell.
+    `nnseg evaluate` leaves the hashes of what it read, and a fold's validation those of what it
+    wrote. Where they are of other scores than those that are there, or not there, nobody can tell.
 
     Args:
         sources: Gets the cases that are left out.
@@ -253,17 +254,23 @@ def still_true(
     Returns:
         None where no case is left.
     """
-    hashes = _scored_files(predictions)
+    hashes, fold = _scored_files(predictions), predictions.absolute().parent
+    of_fold = validation_folder(fold) == predictions.absolute()
+    maps = {c.case_id: predictions / Path(c.prediction_file).name for c in summary.cases}
+    replaced = replaced_maps(fold, maps) if of_fold else []
     changed = [
         case.case_id
         for case in summary.cases
-        if _has_changed(case.reference_file, hashes) or _has_changed(case.prediction_file, hashes)
+        if case.case_id in replaced
+        or _has_changed(case.reference_file, hashes)
+        or _has_changed(case.prediction_file, hashes)
     ]
     if not changed:
         return summary
+    remedy = "`nnseg train ... --val` makes" if of_fold else "`nnseg evaluate` scores"
     sources.lacks(
         f"scores of {some(changed)}",
-        "label maps were replaced since they were scored; `nnseg evaluate` scores them anew",
+        f"label maps were replaced since they were scored; {remedy} them anew",
     )
     kept = [case for case in summary.cases if case.case_id not in set(changed)]
     if not kept:
@@ -285,11 +292,3 @@ def _has_changed(file: str, hashes: Mapping[str, str]) -> bool:
         return file in hashes and sha256(Path(file)) != hashes[file]
     except OSError:  # its picture says so
         return False
-
-
-def _final_weights(fold: Path) -> str | None:
-    with suppress(NnsegError):
-        final = record.read_json(checkpoint_file(fold, "final"))
-        if isinstance(final, dict):
-            return str(final.get("weights_sha256"))
-    return None

@@ -25,10 +25,12 @@ from nnseg.plan import Plan, differing_key
 from nnseg.planning import DEFAULT_PLAN
 from nnseg.splits import folds as folds_of
 from nnseg.validated import (
+    final_weights,
     is_known,
     is_validated,
     prediction_fault,
     retrain,
+    seen_before,
     why_not_held_out,
 )
 
@@ -143,8 +145,8 @@ def survey(
 
     Raises:
         MissingError: A model is not trained, or its validation or probabilities are missing, of
-            other weights, or of cases that it was trained on before the folds changed; the commands
-            that make them are named.
+            other weights, or of cases that it was trained on before the folds changed or that the
+            weights it started from were; the commands that make them are named.
         DataError: A model is of another dataset.json than today's.
         UsageError: An argument cannot be meant.
     """
@@ -170,6 +172,8 @@ def survey(
     if again:
         notes.append(f"{some(again)}: held out by several folds, of which the first one counts")
     notes += _unknown(models, common)
+    trained_here = _by_weights(folders.models_folder(dataset))
+    notes += _unknown_starts(models, common, trained_here)
     result = Survey(
         dataset=dataset,
         spec=spec,
@@ -185,7 +189,7 @@ def survey(
         references={case_id: maps[case_id] for case_id in cases},
         notes=tuple(notes),
     )
-    _check_predictions(result, splits)
+    _check_predictions(result, splits, trained_here)
     return result
 
 
@@ -376,7 +380,34 @@ def _unknown(models: Mapping[str, TrainedModel], common: Sequence[str]) -> Itera
             )
 
 
-def _check_predictions(found: Survey, splits: Sequence[Fold]) -> None:
+def _by_weights(models: Path) -> dict[str, Path]:
+    """Give the folders of all trained folds of a dataset by their final weights."""
+    folds = (
+        fold
+        for plan in (sorted(models.glob("[!.]*/")) if models.is_dir() else ())
+        for place in trained_configurations(plan)
+        for of_seed in folds_by_seed(place).values()
+        for fold in of_seed.values()
+    )
+    return {weights: fold for fold in folds if (weights := final_weights(fold)) is not None}
+
+
+def _unknown_starts(
+    models: Mapping[str, TrainedModel], common: Sequence[str], trained: Mapping[str, Path]
+) -> Iterator[str]:
+    """Say which models started from weights of which no record tells what they had seen."""
+    for model in models.values():
+        if unknown := tuple(
+            fold for fold in common if not seen_before(model.folds[fold], (), trained)[1]
+        ):
+            yield (
+                f"{model.folder}: no record here says on which cases the weights were trained that "
+                f"{_folds(unknown)} started from; that they held out those compared is taken for "
+                "granted"
+            )
+
+
+def _check_predictions(found: Survey, splits: Sequence[Fold], trained: Mapping[str, Path]) -> None:
     """Make sure that all predictions are there, of the models' final weights and out of fold.
 
     Raises:
@@ -396,6 +427,11 @@ def _check_predictions(found: Survey, splits: Sequence[Fold]) -> None:
             if fault := why_not_held_out(model.folds[fold], cases, splits[int(fold)]):
                 again = retrain(model.dataset, model.plan, model.configuration, fold, model.seed)
                 faults.append(f"{model.folds[fold]}: {fault}; {again}")
+            elif fault := seen_before(model.folds[fold], cases, trained)[0]:
+                faults.append(
+                    f"{model.folds[fold]}: {fault}; train it anew without --pretrained or from "
+                    "weights that held them out, or leave it out by -c and -p"
+                )
             elif fault := prediction_fault(
                 model.folds[fold], maps, compact=model.folder in averaged
             ):

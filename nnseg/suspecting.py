@@ -13,13 +13,20 @@ from nnseg.folders import Folders, folds_by_seed, validation_folder
 from nnseg.label_errors import Suspects, rank
 from nnseg.labels import Labels
 from nnseg.lock import locked
-from nnseg.parallel import OnProgress, for_each
+from nnseg.parallel import OnProgress, for_each, some
 from nnseg.planning import DEFAULT_PLAN
 from nnseg.runlog import logged_run
 from nnseg.scoring import read_summary
 from nnseg.splits import folds as folds_of
 from nnseg.uncertainty import ExpectedDice
-from nnseg.validated import is_known, is_validated, learnt_by, retrain, why_not_held_out
+from nnseg.validated import (
+    is_known,
+    is_validated,
+    learnt_by,
+    replaced_maps,
+    retrain,
+    why_not_held_out,
+)
 from nnseg.volume import grid_fault, read_segmentation
 
 logger = logging.getLogger(__name__)
@@ -138,9 +145,15 @@ def _predicted(
                 raise DataError(
                     f"{fold}: {fault}, and label maps are judged by cases held out; {again}"
                 )
+            maps = {c.case_id: where / Path(c.prediction_file).name for c in summary.cases}
+            replaced = replaced_maps(fold, maps)
+            if replaced:
+                text = "%s: %s: predictions were changed since they were made, and judge nothing"
+                logger.warning(text, fold, some(replaced))
             for case in summary.cases:
-                path = where / Path(case.prediction_file).name
-                cases.setdefault(case.case_id, path)
+                if case.case_id in replaced:
+                    continue
+                cases.setdefault(case.case_id, maps[case.case_id])
                 scores += [score.dice for score in case.scores.values() if score.dice is not None]
         if cases:
             dice = sum(scores) / len(scores) if scores else 0.0

@@ -28,17 +28,21 @@ RUNS = ("latest", "previous")  # checkpoints whose records say what a run was tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated:
-    """What the content of a validation folder is of; an older file has the first field only."""
+    """What the content of a validation folder is of; older files lack some of the last fields."""
 
     weights_sha256: str  # of the network that predicted; empty while a validation is under way
     cases: tuple[str, ...] | None = None  # whose predictions are there; None is not known
     trained_on: tuple[str, ...] | None = None  # cases of the network; None is not known
     summary_sha256: str | None = None  # of the scores; None is not known
+    maps_sha256: dict[str, str] | None = None  # of the label maps by name; None is not known
 
     def __post_init__(self) -> None:
         for case_id in self.cases or ():
             if case_id in ("", "..") or Path(case_id).name != case_id:  # their files are removed
                 raise DataError(f"cases: {case_id!r} is no name of a case; validate again")
+        for name in self.maps_sha256 or ():
+            if name in ("", "..") or Path(name).name != name:
+                raise DataError(f"maps_sha256: {name!r} is no name of a file; validate again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,57 @@ def why_not_held_out(fold: Path, case_ids: Iterable[str], split: Fold | None) ->
     return None
 
 
+def final_weights(fold: Path) -> str | None:
+    """Give the SHA-256 of a fold's final weights; None where no record tells it."""
+    with suppress(DataError, MissingError):
+        final = record.read_json(checkpoint_file(fold, "final"))
+        if isinstance(final, dict) and "weights_sha256" in final:
+            return str(final["weights_sha256"])
+    return None
+
+
+def seen_before(
+    fold: Path, case_ids: Iterable[str], models: Mapping[str, Path]
+) -> tuple[str | None, bool]:
+    """Say why the weights that a training started from had seen cases; None where nothing tells.
+
+    A network that another training began knows its cases still, and so does one that began that.
+
+    Args:
+        fold: Its folder.
+        case_ids: That are to be predicted as if the network had never seen them.
+        models: The folders of trained folds by their final weights.
+
+    Returns:
+        The reason, and whether all is known of what the weights had seen.
+    """
+    cases, begun = set(case_ids), set[str]()
+    start = _start_of(fold)
+    while start is not None and start not in begun:
+        begun.add(start)
+        if start not in models:
+            return None, False
+        learnt = learnt_by(models[start]).cases
+        if learnt is None:
+            return None, False
+        if seen := learnt & cases:
+            return f"it began with the weights of {models[start]}, trained on {some(seen)}", True
+        start = _start_of(models[start])
+    return None, True
+
+
+def _start_of(fold: Path) -> str | None:
+    """Give the SHA-256 of the weights that a training was given; None of one that drew its own."""
+    for kind in RUNS:
+        with suppress(DataError, MissingError):
+            run = record.read_json(checkpoint_file(fold, kind))
+            settings = run.get("settings") if isinstance(run, dict) else None
+            if isinstance(settings, dict):
+                start = settings.get("pretrained")
+                return None if start is None else str(start)
+    return None
+
+
 def retrain(dataset: str, plan: str, configuration: str, fold: str, seed: int) -> str:
     """Say what to do about a fold whose network learnt from what it is to be judged by."""
     of_seed = f" --seed {seed}" if seed else ""
@@ -127,6 +182,25 @@ def is_validated(fold: Path) -> bool:
     return proof.summary_sha256 in (None, digest)
 
 
+def replaced_maps(fold: Path, maps: Mapping[str, Path]) -> list[str]:
+    """Name the cases whose label maps are others than the validation of a fold wrote.
+
+    Where it kept no hash of one, as older versions did not, that cannot be told.
+
+    Args:
+        fold: Its folder.
+        maps: The label map that each case has there, by its id.
+    """
+    proof = read_validated(fold)
+    known = {} if proof is None or proof.maps_sha256 is None else proof.maps_sha256
+    replaced = []
+    for case_id, path in maps.items():
+        with suppress(OSError):  # who reads it says so
+            if path.name in known and sha256(path) != known[path.name]:
+                replaced.append(case_id)
+    return replaced
+
+
 def prediction_fault(fold: Path, maps: Mapping[str, Path], *, compact: bool) -> str | None:
     """Say what is wrong with what a fold predicted of cases that it held out; None if nothing is.
 
@@ -144,6 +218,8 @@ def prediction_fault(fold: Path, maps: Mapping[str, Path], *, compact: bool) -> 
     predicted = set(maps) if proof is None or proof.cases is None else set(proof.cases)
     if missing := [one for one, path in maps.items() if one not in predicted or not path.is_file()]:
         return f"its validation lacks {some(missing)}"
+    if replaced := replaced_maps(fold, maps):
+        return f"the label maps of {some(replaced)} were changed since its validation wrote them"
     without = [
         case_id
         for case_id, path in maps.items()
@@ -158,8 +234,4 @@ def prediction_fault(fold: Path, maps: Mapping[str, Path], *, compact: bool) -> 
 
 
 def _is_of_final(fold: Path, proof: Validated) -> bool:
-    try:
-        final = record.read_json(checkpoint_file(fold, "final"))
-    except (DataError, MissingError):
-        return False
-    return isinstance(final, dict) and final.get("weights_sha256") == proof.weights_sha256
+    return final_weights(fold) == proof.weights_sha256

@@ -130,7 +130,7 @@ def validate_with(
         in_memory=False,
         stop=stop,
     )
-    scored = []
+    scored, written = [], list[Path]()
     observer = Observer(labels, len(cases))
     for number, case in enumerate(cases):
         if stop():
@@ -145,6 +145,7 @@ def validate_with(
             target,
         )
         write(target, segmentation, volume.geometry, labels.as_text)
+        written.append(target)
         scored.append(
             CaseScores(
                 case_id=case.case_id,
@@ -172,6 +173,7 @@ def validate_with(
         cases=tuple(sorted(case.case_id for case in cases)),
         trained_on=_trained_on(about.folder),
         summary_sha256=sha256(summary_file(out)),
+        maps_sha256={path.name: sha256(path) for path in written},
     )
     record.save(proof, validated_file(about.folder))
     return summary

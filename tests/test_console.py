@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def test_the_log_is_shown_from_warnings_on_unless_asked_otherwise(
 def test_the_traceback_of_a_bug_is_kept_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     try:
         raise ZeroDivisionError("oh")
     except ZeroDivisionError:
@@ -215,7 +216,7 @@ def test_without_a_place_for_files_the_traceback_is_shown(
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError("no")
 
-    monkeypatch.setattr(console.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     try:
         raise ZeroDivisionError("oh")
     except ZeroDivisionError:

@@ -1,3 +1,4 @@
+import concurrent.futures
 import threading
 from typing import Any
 
@@ -5,7 +6,6 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from nnseg import parallel
 from nnseg.errors import DataError, DiskFullError, MachineError, NnsegError
 from nnseg.parallel import Room, cores, for_each, one_blas_thread
 
@@ -169,10 +169,32 @@ def test_ctrl_c_while_waiting_begins_nothing_more(monkeypatch: pytest.MonkeyPatc
         struck.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parallel, "wait", strike)
+    monkeypatch.setattr(concurrent.futures, "wait", strike)
     with pytest.raises(KeyboardInterrupt):
-        for_each(work, range(1000), str, 1, "working", None)
+        for_each(work, range(1000), str, 2, "working", None)
     assert len(begun) < 1000
+
+
+@pytest.mark.parametrize(("items", "workers"), [((1, 2, 3), 1), ((1,), 2)])
+def test_a_worker_alone_is_the_thread_of_the_caller(items: tuple[int, ...], workers: int) -> None:
+    seen = for_each(lambda _: threading.get_ident(), items, str, workers, "working", None)
+    assert set(seen.values()) == {threading.get_ident()}
+
+
+def test_a_bug_waits_for_what_runs_beside_it() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            begun.wait(10)
+            raise ZeroDivisionError
+        begun.set()
+        threading.Event().wait(0.05)
+        ended.set()
+
+    with pytest.raises(ZeroDivisionError):
+        for_each(work, [0, 1], str, 2, "working", None)
+    assert ended.is_set()
 
 
 def test_a_failure_of_the_one_who_is_told_begins_nothing_more() -> None:

@@ -19,6 +19,7 @@ from nnseg.cli import main
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders
+from nnseg.fsck.examine import examine_results
 from nnseg.info import describe, info
 from nnseg.label_errors import Suspect, Suspects
 from nnseg.postprocess import KeepLargest, Postprocessing
@@ -168,6 +169,36 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one_whole(
     monkeypatch.undo()
     assert index.read_bytes() == page
     assert content(index) == before
+
+
+def test_facts_beside_the_page_of_another_run_are_found_and_mended(
+    solid: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = predictions(solid, "good")
+    index = report_on_predictions(solid, folder)
+
+    def faults() -> list[str]:
+        found = examine_results(index.parent).findings
+        return [finding.found for finding in found if finding.rule == "report"]
+
+    assert facts_of(index).page_sha256 == commit.sha256(index)
+    assert faults() == []
+    write_whole = commit.write_whole
+
+    def fail(path: Path, data: bytes, **options: Any) -> None:
+        if path == index:
+            raise KeyboardInterrupt
+        write_whole(path, data, **options)
+
+    monkeypatch.setattr(commit, "write_whole", fail)
+    with pytest.raises(KeyboardInterrupt):
+        report_on_predictions(solid, folder, most_cases=3)
+    monkeypatch.undo()
+    assert faults() == ["is of another run than the report.json beside it"]
+    report_on_predictions(solid, folder, most_cases=3)
+    assert faults() == []
+    index.unlink()
+    assert faults() == ["does not exist"]
 
 
 def test_what_a_kill_left_goes_the_next_time(solid: Folders) -> None:
@@ -559,7 +590,8 @@ def test_no_path_of_the_machine_is_in_the_report(copied: Folders, solid: Folders
         report_on_predictions(solid, predictions(solid, "good"), predictions(solid, "poor")),
         report_on(solid, SOLID),
     ):
-        for path in (index, index.parent / "report.json"):
+        names = ("index.html", "report.json", "run_report.json", "run_report.log")
+        for path in (index.parent / name for name in names):
             text = path.read_text("utf-8")
             assert str(copied.raw.parent.parent) not in text
             assert "/tmp" not in text

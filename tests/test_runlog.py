@@ -4,12 +4,14 @@ import logging
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnseg import record, runlog
+from nnseg.commit import sha256
 from nnseg.console import StopFlag
 from nnseg.errors import DataError, PartlyDoneError, StoppedError
 from nnseg.runlog import RunReport, logged_run, versions
@@ -190,3 +192,26 @@ def test_a_command_that_shares_its_folder_with_others_has_files_of_its_own(tmp_p
     assert record.load(RunReport, tmp_path / "run_plan.json").command == "plan"
     assert "as always" in (tmp_path / "run_plan.log").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run_plan.json", "run_plan.log"]
+
+
+def test_what_is_kept_is_told_as_the_caller_wants_it(tmp_path: Path) -> None:
+    source = tmp_path / "source.txt"
+    source.write_text("x")
+    hidden = str(tmp_path)
+
+    def tell(text: str) -> str:
+        return text.replace(hidden, "here")
+
+    folder = tmp_path / "results"
+    arguments = {"of": [str(source)]}
+    with suppress(DataError), logged_run(folder, "report", arguments, tell=tell) as run:
+        run.inputs.append(source)
+        run.cases["a"] = run.facts["place"] = hidden
+        logging.getLogger("nnseg").warning("%s is odd", source)
+        raise DataError(f"{source} cannot be read")
+    for name in ("run_report.json", "run_report.log"):
+        text = (folder / name).read_text("utf-8")
+        assert hidden not in text
+        assert text.count("here/source.txt") >= 3
+    found = record.load(RunReport, folder / "run_report.json")
+    assert found.inputs == {"here/source.txt": sha256(source)}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
-from nnseg import elsewhere, pipeline, record, running
+from nnseg import elsewhere, pipeline, record, running, scheduling
 from nnseg.agenda import Agenda, Order, Rehearsed, Training
 from nnseg.choose import Choosing
 from nnseg.commit import sha256
@@ -46,8 +46,8 @@ def organs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         dataclasses.replace(plan, configurations=small), folders.plan_file(DATASET, plan.name)
     )
     monkeypatch.setattr(
-        running,
-        "_settings",
+        scheduling,
+        "training_settings",
         lambda order, seconds: dataclasses.replace(tiny.SHORT, seed=order.seed),
     )
     return folders
@@ -333,7 +333,7 @@ def test_the_quickest_step_says_how_long_a_training_takes(
     assert 0 < rehearsal.quickest_seconds <= rehearsal.step_seconds
     slow = dataclasses.replace(rehearsal, step_seconds=4.9, quickest_seconds=1.5, bytes=7)
     monkeypatch.setattr(pipeline, "rehearse", lambda *_, **__: slow)
-    agenda = running.foresee(organs, DATASET, ORDER)
+    agenda = scheduling.foresee(organs, DATASET, ORDER)
     wanted = Rehearsed(epochs=2, iterations=2, step_seconds=1.5, bytes=7)
     assert agenda.rehearsed == {"2d": wanted, "3d_fullres": wanted}
 
@@ -344,7 +344,7 @@ def test_a_budget_is_shared_by_all_devices(
     pipeline.preprocess(organs, DATASET, workers=1)
     order = dataclasses.replace(ORDER, budget_seconds=4000)
     alone, several = (
-        running.foresee(organs, DATASET, order, devices=("cpu",) * count, precision="fp32")
+        scheduling.foresee(organs, DATASET, order, devices=("cpu",) * count, precision="fp32")
         for count in (1, 4)
     )
     assert len(alone.trainings) == len(several.trainings) == 4
@@ -353,7 +353,7 @@ def test_a_budget_is_shared_by_all_devices(
 
 
 def test_devices_of_several_kinds_are_refused(organs: Folders) -> None:
-    for refused in (job, lambda *_, **more: running.foresee(organs, DATASET, ORDER, **more)):
+    for refused in (job, lambda *_, **more: scheduling.foresee(organs, DATASET, ORDER, **more)):
         with pytest.raises(UsageError, match="several kinds"):
             refused(organs, devices=("cpu", "cuda:0"))
 
@@ -363,7 +363,7 @@ def test_what_would_be_trained_of_a_dataset_that_is_not_planned_is_told(tmp_path
     before = set(tmp_path.rglob("*"))
     said: list[str] = []
     order = dataclasses.replace(ORDER, configurations=("2d",))
-    agenda = running.foresee(folders, DATASET, order, workers=1, say=said.append)
+    agenda = scheduling.foresee(folders, DATASET, order, workers=1, say=said.append)
     assert [one.name for one in agenda.trainings] == ["2d fold 0", "2d fold 1"]
     assert "preprocessing would take" in said[0]
     assert set(tmp_path.rglob("*")) == before
@@ -391,22 +391,25 @@ def test_a_model_trained_on_all_cases_is_named_by_its_folder(
 def test_what_would_be_trained_is_told_without_writing_anything(organs: Folders) -> None:
     before = set(organs.raw.parent.rglob("*"))
     order = dataclasses.replace(ORDER, budget_seconds=4000)
-    agenda = running.foresee(organs, DATASET, order, devices=("cpu",), precision="fp32")
+    agenda = scheduling.foresee(organs, DATASET, order, devices=("cpu",), precision="fp32")
     assert set(organs.raw.parent.rglob("*")) == before
     assert agenda.rehearsed == {}  # nothing is preprocessed yet
     assert len(agenda.trainings) == 4
     pipeline.preprocess(organs, DATASET, workers=1)
-    agenda = running.foresee(organs, DATASET, order, devices=("cpu",), precision="fp32")
+    agenda = scheduling.foresee(organs, DATASET, order, devices=("cpu",), precision="fp32")
     assert set(agenda.rehearsed) == set(PATCH)
     assert not organs.run_folder(DATASET).exists()
 
 
 def test_a_budget_goes_to_the_trainings_and_the_seed_with_it() -> None:
-    settings = running._settings(dataclasses.replace(ORDER, seed=7), 90.0)
+    settings = scheduling.training_settings(dataclasses.replace(ORDER, seed=7), 90.0)
     assert (settings.budget_seconds, settings.seed, settings.epochs) == (90.0, 7, 1000)
-    planned = running._settings(ORDER, None)
+    planned = scheduling.training_settings(ORDER, None)
     assert (planned.budget_seconds, planned.epochs) == (None, None)
-    assert running._settings(dataclasses.replace(ORDER, preset="best"), None) == TrainSettings()
+    assert (
+        scheduling.training_settings(dataclasses.replace(ORDER, preset="best"), None)
+        == TrainSettings()
+    )
 
 
 # ---------------------------------------------------------------- several devices

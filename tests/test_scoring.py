@@ -11,7 +11,7 @@ from boxed import save as save_probabilities
 from scored import LABELS, SHAPE, save_results
 from tiny import draw
 
-from nnseg import record, scoring
+from nnseg import estimate, record, scoring
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.lock import locked
@@ -268,9 +268,12 @@ def test_cases_are_scored_at_once_as_far_as_memory_goes(
         seen.append(needs)
         return Room(total=1, needs=needs)
 
-    monkeypatch.setattr(scoring, "room_for", watched)
+    monkeypatch.setattr(estimate, "room_for", watched)
+    about = (results / "truth", results / "a", LABELS, ".nii.gz")
+    evaluate(*about, wanted=OVERLAP, workers=1)
+    assert not seen  # one at a time needs no room beside others
     for wanted in (OVERLAP, Wanted(match_iou=0.1)):
-        evaluate(results / "truth", results / "a", LABELS, ".nii.gz", wanted=wanted)
+        evaluate(*about, wanted=wanted, workers=2)
     assert set(seen[0]) == {"a1_x", "a1_y", "b2_z"}
     voxels = int(np.prod(SHAPE))
     assert all(need > 12 * voxels for need in seen[0].values())

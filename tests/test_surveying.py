@@ -1,6 +1,7 @@
 """What of a dataset's models can be compared; what is missing is said with its command."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ from nnseg.volume import simple_geometry, write
 DATASET = "Dataset001_Toy"
 LABELS = {"background": 0, "organ": 1}
 HELD_OUT = (("a", "b"), ("c", "d"), ("a", "e"))  # by fold; a by two of them
+EMPTY = hashlib.sha256(b"").hexdigest()
 PLAN = record.to_json(toy_plan(Labels(labels=LABELS)))
 
 
@@ -88,6 +90,60 @@ def fold_of(folders: Folders, configuration: str, fold: int) -> Path:
 
 def named(found: Survey) -> list[str]:
     return [candidate.name for candidate in found.candidates]
+
+
+def begin_with(fold: Path, weights: str | None) -> None:
+    """Have a training say which weights it started from."""
+    path = checkpoint_file(fold, "latest")
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "settings": {"pretrained": weights}}))
+
+
+def test_a_start_from_weights_that_had_seen_the_cases_is_no_comparison(folders: Folders) -> None:
+    train(folders, "2d")
+    train(folders, "3d_fullres")
+    begin_with(fold_of(folders, "2d", 0), None)
+    assert survey(folders, DATASET).notes == ()
+    begin_with(fold_of(folders, "2d", 0), "3d_fullres 0 0")  # which held the same cases out
+    assert survey(folders, DATASET).notes == ()
+    begin_with(fold_of(folders, "2d", 0), "3d_fullres 1 0")
+    with pytest.raises(MissingError) as caught:
+        survey(folders, DATASET)
+    source = fold_of(folders, "3d_fullres", 1)
+    said = f"it began with the weights of {source}, trained on 2 cases, such as a, b; train it anew"
+    assert said in str(caught.value)
+    assert str(fold_of(folders, "2d", 0)) in str(caught.value)
+
+
+def test_weights_that_began_with_others_know_their_cases_too(folders: Folders) -> None:
+    train(folders, "2d")
+    train(folders, "3d_fullres")
+    begin_with(fold_of(folders, "2d", 0), "3d_fullres 0 0")
+    begin_with(fold_of(folders, "3d_fullres", 0), "2d 1 0")
+    with pytest.raises(MissingError, match=r"2d.fold_0: it began with .*2d.fold_1, trained on"):
+        survey(folders, DATASET)
+    begin_with(fold_of(folders, "3d_fullres", 0), "2d 0 0")  # a circle ends
+    assert survey(folders, DATASET).notes == ()
+
+
+def test_a_start_from_weights_that_are_not_here_is_told(folders: Folders) -> None:
+    train(folders, "2d")
+    begin_with(fold_of(folders, "2d", 1), "of nnU-Net")
+    (note,) = survey(folders, DATASET).notes
+    assert note.startswith("nnseg/2d: no record here says on which cases the weights were trained")
+    assert "that fold 1 started from" in note
+
+
+def test_label_maps_changed_since_the_validation_are_no_comparison(folders: Folders) -> None:
+    train(folders, "2d")
+    fold = fold_of(folders, "2d", 1)
+    names = [f"{case}.nii.gz" for case in HELD_OUT[1]]
+    proof = Validated(weights_sha256="2d 1 0", maps_sha256=dict.fromkeys(names, EMPTY))
+    record.save(proof, validated_file(fold))
+    assert survey(folders, DATASET).folds == ("0", "1")
+    (validation_folder(fold) / names[0]).write_bytes(b"by hand")
+    with pytest.raises(MissingError, match=r"label maps of case c were changed since its valid"):
+        survey(folders, DATASET)
 
 
 def test_every_trained_configuration_and_pair_is_compared_on_all_folds(folders: Folders) -> None:

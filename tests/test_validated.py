@@ -17,6 +17,7 @@ from nnseg.validated import (
     is_validated,
     learnt_by,
     read_validated,
+    replaced_maps,
     retrain,
     why_not_held_out,
 )
@@ -92,6 +93,24 @@ def test_the_file_of_an_older_version_can_be_read(tmp_path: Path) -> None:
 def test_a_proof_names_cases_and_no_other_files(name: str) -> None:
     with pytest.raises(DataError, match="is no name of a case"):
         Validated(weights_sha256="", cases=(name,))
+
+
+@pytest.mark.parametrize("name", ["../x.nii.gz", "..", "", "a/b"])
+def test_a_proof_names_label_maps_beside_it_only(name: str) -> None:
+    with pytest.raises(DataError, match="is no name of a file"):
+        Validated(weights_sha256="", maps_sha256={name: "0"})
+
+
+def test_replaced_label_maps_are_told_where_a_hash_was_kept(tmp_path: Path) -> None:
+    out = validation_folder(tmp_path)
+    maps = {name: out / f"{name}.nii.gz" for name in ("a", "b", "gone")}
+    known = {"a.nii.gz": "0" * 64, "gone.nii.gz": "0" * 64}
+    record.save(Validated(weights_sha256="w", maps_sha256=known), validated_file(tmp_path))
+    for name in ("a", "b"):
+        maps[name].write_bytes(b"x")
+    assert replaced_maps(tmp_path, maps) == ["a"]
+    record.save(Validated(weights_sha256="w"), validated_file(tmp_path))  # as older ones are
+    assert replaced_maps(tmp_path, maps) == []
 
 
 def test_the_command_that_trains_anew_names_plan_and_seed() -> None:

@@ -102,6 +102,7 @@ def test_what_a_fold_learnt_and_what_it_predicted_is_kept(flat: Folders) -> None
         cases=tuple(split["val"]),
         trained_on=tuple(split["train"]),
         summary_sha256=sha256(summary_file(folder)),
+        maps_sha256={f"{case}.nii.gz": sha256(folder / f"{case}.nii.gz") for case in split["val"]},
     )
     assert learnt_by(fold).cases == set(split["train"])
 

@@ -6,88 +6,47 @@ It imports nothing heavy until a command runs.
 import os
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
 
 from nnseg import __version__
-from nnseg.cli.arguments import (
-    add_common,
-)
-from nnseg.cli.choosing import find_best_arguments, run_find_best
-from nnseg.cli.data import (
-    doctor_arguments,
-    fsck_arguments,
-    init_arguments,
-    run_doctor,
-    run_fsck,
-    run_init,
-)
-from nnseg.cli.demonstrating import demo_arguments, run_demo
-from nnseg.cli.ensembling import ensemble_arguments, run_ensemble
-from nnseg.cli.porting import export_arguments, import_arguments, run_export, run_import
-from nnseg.cli.postprocessing import postprocess_arguments, run_postprocess
-from nnseg.cli.predicting import predict_arguments, run_predict
-from nnseg.cli.preparing import (
-    plan_and_preprocess_arguments,
-    plan_arguments,
-    preprocess_arguments,
-    run_plan,
-    run_plan_and_preprocess,
-    run_preprocess,
-)
-from nnseg.cli.reporting import report_arguments, run_report
-from nnseg.cli.running import run_arguments, run_run
-from nnseg.cli.scoring import (
-    compare_arguments,
-    evaluate_arguments,
-    run_compare,
-    run_evaluate,
-)
-from nnseg.cli.telling import info_arguments, run_info, run_verify, verify_arguments
-from nnseg.cli.training import run_train, train_arguments
+from nnseg.cli.arguments import add_common
 from nnseg.console import STOP, Parser, keep_traceback, show_log
 from nnseg.errors import INTERRUPTED, MachineError, NnsegError, StoppedError
 
 Arguments = Callable[[ArgumentParser], None]
-COMMANDS: dict[str, tuple[Arguments, Callable[[Namespace], None], str]] = {
-    "demo": (demo_arguments, run_demo, "The whole job on built-in data, or on a raw dataset."),
-    "run": (run_arguments, run_run, "From data to the best model and a report, in one command."),
-    "init": (init_arguments, run_init, "Make a raw dataset from files as they lie."),
-    "doctor": (doctor_arguments, run_doctor, "List every problem of a raw dataset at once."),
-    "plan": (plan_arguments, run_plan, "Measure a dataset and plan its networks."),
-    "preprocess": (preprocess_arguments, run_preprocess, "Preprocess the cases of a dataset."),
-    "plan_and_preprocess": (
-        plan_and_preprocess_arguments,
-        run_plan_and_preprocess,
-        "Examine, measure, plan and preprocess datasets.",
-    ),
-    "train": (train_arguments, run_train, "Train one fold of a configuration, then validate it."),
-    "predict": (predict_arguments, run_predict, "Segment images with trained networks."),
-    "find-best": (
-        find_best_arguments,
-        run_find_best,
-        "Choose the trained models that predict best, alone or together.",
-    ),
-    "ensemble": (ensemble_arguments, run_ensemble, "Average what several models predicted."),
-    "evaluate": (evaluate_arguments, run_evaluate, "Score predictions against their references."),
-    "compare": (compare_arguments, run_compare, "Compare two results of the same cases."),
+COMMANDS = {  # the file beside this one that has NAME_arguments and run_NAME, and what it does
+    "demo": ("demonstrating", "The whole job on built-in data, or on a raw dataset."),
+    "run": ("running", "From data to the best model and a report, in one command."),
+    "init": ("data", "Make a raw dataset from files as they lie."),
+    "doctor": ("data", "List every problem of a raw dataset at once."),
+    "plan": ("preparing", "Measure a dataset and plan its networks."),
+    "preprocess": ("preparing", "Preprocess the cases of a dataset."),
+    "plan_and_preprocess": ("preparing", "Examine, measure, plan and preprocess datasets."),
+    "train": ("training", "Train one fold of a configuration, then validate it."),
+    "predict": ("predicting", "Segment images with trained networks."),
+    "find-best": ("choosing", "Choose the trained models that predict best, alone or together."),
+    "ensemble": ("ensembling", "Average what several models predicted."),
+    "evaluate": ("scoring", "Score predictions against their references."),
+    "compare": ("scoring", "Compare two results of the same cases."),
     "postprocess": (
-        postprocess_arguments,
-        run_postprocess,
+        "postprocessing",
         "Choose rules that take out implausible pieces, or carry them out on a folder.",
     ),
-    "report": (report_arguments, run_report, "Write a page that shows results, or a dataset."),
-    "fsck": (fsck_arguments, run_fsck, "Find what is damaged among all that nnseg keeps."),
-    "verify": (verify_arguments, run_verify, "Say what is proven of results, and what changed."),
-    "info": (info_arguments, run_info, "Versions, devices, data, models, and what can be chosen."),
-    "import": (import_arguments, run_import, "Make models of ours from nnU-Net's, or a plan."),
-    "export": (export_arguments, run_export, "Write a trained model for another program."),
+    "report": ("reporting", "Write a page that shows results, or a dataset."),
+    "fsck": ("data", "Find what is damaged among all that nnseg keeps."),
+    "verify": ("telling", "Say what is proven of results, and what changed."),
+    "info": ("telling", "Versions, devices, data, models, and what can be chosen."),
+    "import": ("porting", "Make models of ours from nnU-Net's, or a plan."),
+    "export": ("porting", "Write a trained model for another program."),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the umbrella command `nnseg`; give its exit code."""
-    return _run(build_parser(), argv)
+    words = sys.argv[1:] if argv is None else argv
+    return _run(build_parser(words), words)
 
 
 def plan_and_preprocess(argv: Sequence[str] | None = None) -> int:
@@ -105,8 +64,13 @@ def predict(argv: Sequence[str] | None = None) -> int:
     return _run_one("predict", argv)
 
 
-def build_parser() -> Parser:
-    """Build the parser of `nnseg` with all its commands."""
+def build_parser(words: Collection[str] = tuple(COMMANDS)) -> Parser:
+    """Build the parser of `nnseg` with all its commands.
+
+    Args:
+        words: What will be parsed; commands that are not among it get no arguments, as nobody would
+            see them and they take their time.
+    """
     parser = Parser(
         prog="nnseg",
         description="Self-configuring segmentation of medical images. Not a medical device.",
@@ -122,22 +86,29 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"nnseg {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (add_arguments, run, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        add_arguments(command)
-        add_common(command)
-        command.set_defaults(run=run)
+    for name, (_, text) in COMMANDS.items():
+        asked = name in words
+        command = commands.add_parser(name, help=text, description=text, add_help=asked)
+        if asked:
+            _complete(command, name)
     return parser
 
 
 def _run_one(name: str, argv: Sequence[str] | None) -> int:
-    add_arguments, run, text = COMMANDS[name]
-    parser = Parser(prog=f"nnseg_{name}", description=text)
+    parser = Parser(prog=f"nnseg_{name}", description=COMMANDS[name][1])
     parser.add_argument("--version", action="version", version=f"nnseg {__version__}")
+    _complete(parser, name)
+    return _run(parser, argv)
+
+
+def _complete(parser: ArgumentParser, name: str) -> None:
+    """Give a parser the arguments of a command, and the function that runs it."""
+    room = import_module(f"nnseg.cli.{COMMANDS[name][0]}")
+    word = name.replace("-", "_")
+    add_arguments: Arguments = getattr(room, f"{word}_arguments")
     add_arguments(parser)
     add_common(parser)
-    parser.set_defaults(run=run)
-    return _run(parser, argv)
+    parser.set_defaults(run=getattr(room, f"run_{word}"))
 
 
 def _run(parser: Parser, argv: Sequence[str] | None) -> int:
@@ -148,6 +119,7 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> int:
         return int(ended.code or 0)
     show_log(quiet=args.quiet, verbose=args.verbose)
     os.environ.setdefault("BLOSC_NTHREADS", "1")  # or it starts 4 threads for every array it writes
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # or it reads every package's data
     try:
         args.run(args)
     except StoppedError as error:

@@ -55,7 +55,11 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be scored, and write nothing"
     )
-    parser.add_argument("--json", action="store_true", help="print summary.json, nothing else")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print summary.json, or with --dry-run what would be scored, nothing else",
+    )
 
 
 def compare_arguments(parser: ArgumentParser) -> None:
@@ -148,7 +152,8 @@ def run_evaluate(args: Namespace) -> None:
     about = (truth, prediction, spec.labels, spec.file_ending)
     wanted = _wanted(args)
     if args.dry_run:
-        print(scoring.find_evaluation(*about, wanted=wanted, output=args.output))
+        found = scoring.find_evaluation(*about, wanted=wanted, output=args.output)
+        print(record.json_text(found.to_json()) if args.json else f"{found}\n", end="")
         return
     progress = Progress(args.quiet or args.json)
     summary = scoring.evaluate(

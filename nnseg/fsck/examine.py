@@ -18,8 +18,9 @@ from nnseg.errors import MachineError, MissingError, NnsegError
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import DATASET_NAME, Folders, checkpoint_file
 from nnseg.fsck.audit import CaseFolder, RawCases, Remake, audit
-from nnseg.fsck.compact import examine_compact
 from nnseg.fsck.proofs import Look, Proof
+from nnseg.fsck.reports import examine_report
+from nnseg.fsck.validations import examine_validation
 from nnseg.lock import in_use
 from nnseg.parallel import OnProgress, for_each, some
 from nnseg.plan import Plan, differing_key
@@ -277,7 +278,8 @@ def _examine_results(look: Look, top: Path) -> None:
     for folder in folders:
         if there := [kind for kind in KINDS if checkpoint_file(folder, kind).exists()]:
             _examine_fold(look, folder, there, proofs)
-        examine_compact(look, folder, proofs)
+        examine_validation(look, folder, proofs)
+        examine_report(look, folder)
     checkpoints = {checkpoint_file(folder, kind) for folder in folders for kind in KINDS}
     for path, proof in proofs.items():
         if path in checkpoints:

@@ -239,4 +239,5 @@ class Facts:
     runs: tuple[RunFacts, ...] = ()
     missing: tuple[Missing, ...] = ()
     sheets: tuple[str, ...] = ()  # contact sheets, in the report's folder of files
+    page_sha256: str = ""  # of the page that shows this; another one there is of another run
     format: int = 1

@@ -176,9 +176,10 @@ def read_segmentation(path: Path) -> tuple[Segmentation, Geometry]:
         MissingError: The file does not exist.
         DataError: It is damaged, lossy or holds values that are no integers.
     """
-    if _ending(path) in picture.JPEG:
+    ending = _ending(path)
+    if ending in picture.JPEG:
         raise DataError(f"{path}: JPEG changes values; make the label map anew as a .png file")
-    array, geometry = read_array(path)
+    array, geometry = _read_array(path, ending)
     if np.issubdtype(array.dtype, np.integer):
         return array, geometry
     rounded = np.rint(array)
@@ -204,9 +205,13 @@ def read_array(path: Path) -> tuple[NDArray[Any], Geometry]:
         DataError: It is damaged, of an unknown format, holds several values a voxel, or its
             geometry cannot be used.
     """
-    if _ending(path) in picture.PICTURES:
+    return _read_array(path, _ending(path))
+
+
+def _read_array(path: Path, ending: str) -> tuple[NDArray[Any], Geometry]:
+    if ending in picture.PICTURES:
         return picture.read_values(path)
-    channels, geometry = read_channels(path, 1)
+    channels, geometry = _read_channels(path, ending, 1)
     return channels[0], geometry
 
 
@@ -222,7 +227,10 @@ def read_channels(path: Path, count: int | None = None) -> tuple[NDArray[Any], G
         DataError: It is damaged, of an unknown format, holds another number of channels or
             something else than real numbers, or its geometry cannot be used.
     """
-    ending = _ending(path)
+    return _read_channels(path, _ending(path), count)
+
+
+def _read_channels(path: Path, ending: str, count: int | None) -> tuple[NDArray[Any], Geometry]:
     if ending in picture.PICTURES:
         array, geometry = picture.read(path, count)
     elif ending in tiff.TIFF:

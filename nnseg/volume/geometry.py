@@ -1,5 +1,6 @@
 """Where the voxels of a file lie, and whether two files lie on one grid."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,8 +114,14 @@ def checked_spacing(path: Path, x: float, y: float, z: float, dimensions: Dimens
     return z, y, x
 
 
+def voxel_volume(affine: Matrix) -> float:
+    """Give the volume of a voxel, mm^3; it is 0 where a matrix (4, 4) has no inverse."""
+    x, y, z = _columns(affine)
+    return abs(_dot(x, _normal(y, z)))
+
+
 def check_directions(
-    path: Path, field: str, affine: NDArray[np.float64], spacing: Spacing | None, shape: Shape
+    path: Path, field: str, affine: Matrix, spacing: Spacing | None, shape: Shape
 ) -> None:
     """Refuse a matrix that contradicts the spacing beside it, or is no grid of voxels.
 
@@ -132,13 +139,14 @@ def check_directions(
         DataError: They differ by more than 5 %, or axes are more than 30 degrees from a right
             angle.
     """
-    judged = np.array(shape[::-1]) > 1
-    columns = affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    units = (columns / lengths)[:, judged]
-    cosines = np.abs(units.T @ units)
-    np.fill_diagonal(cosines, 0)
-    sheared = math.degrees(math.asin(min(1.0, float(cosines.max(initial=0)))))
+    judged = [axis for axis in range(3) if shape[2 - axis] > 1]
+    columns = _columns(affine)
+    lengths = [math.hypot(*column) for column in columns]
+    cosines = [
+        abs(_dot(columns[a], columns[b])) / (lengths[a] * lengths[b])
+        for a, b in itertools.combinations(judged, 2)
+    ]
+    sheared = math.degrees(math.asin(min(1.0, max(cosines, default=0.0))))
     if sheared > MOST_SHEARED:
         raise DataError(
             f"{path}: the axes of the header's {field} meet at {90 - sheared:.0f} degrees; more "
@@ -147,15 +155,34 @@ def check_directions(
         )
     if spacing is None:
         return
-    heights = 1 / np.linalg.norm(np.linalg.inv(columns), axis=1)  # over the other axes' plane
-    stated = np.array(spacing[::-1])
-    apart = np.minimum(np.abs(lengths / stated - 1), np.abs(heights / stated - 1))
-    if (apart[judged] > LENGTHS_DIFFER).any():
-        z, y, x = (float(length) for length in lengths[::-1])
-        raise DataError(
-            f"{path}: the header states a spacing of {mm(spacing)}, but its {field} one of "
-            f"{mm((z, y, x))} (z, y, x); correct the one that is wrong"
-        )
+    for axis in judged:
+        stated = spacing[2 - axis]
+        up = _normal(columns[axis - 2], columns[axis - 1])  # to the plane of the other axes
+        height = abs(_dot(columns[axis], up)) / math.hypot(*up)
+        if min(abs(lengths[axis] / stated - 1), abs(height / stated - 1)) > LENGTHS_DIFFER:
+            raise DataError(
+                f"{path}: the header states a spacing of {mm(spacing)}, but its {field} one of "
+                f"{mm(lengths[::-1])} (z, y, x); correct the one that is wrong"
+            )
+
+
+_Vector: TypeAlias = tuple[float, float, float]  # x, y, z
+
+
+def _columns(affine: Matrix) -> tuple[_Vector, _Vector, _Vector]:
+    """Give the steps in mm, (x, y, z), from a voxel to the next along x, y and z."""
+    (a, b, c, _), (d, e, f, _), (g, h, i, _), *_ = affine
+    return (a, d, g), (b, e, h), (c, f, i)
+
+
+def _dot(one: _Vector, other: _Vector) -> float:
+    return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+
+
+def _normal(one: _Vector, other: _Vector) -> _Vector:
+    """Give the vector that is normal to two others, as long as the area between them."""
+    (a, b, c), (d, e, f) = one, other
+    return b * f - c * e, c * d - a * f, a * e - b * d
 
 
 def matrix(values: NDArray[np.float64]) -> Matrix:

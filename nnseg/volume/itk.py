@@ -106,7 +106,7 @@ def from_itk(image: Any, where: Path, field: str) -> tuple[NDArray[Any], Geometr
         raise DataError(f"{where}: the header's geometry is not finite; repair the header")
     shape = to_shape(image.GetSize())
     checked = checked_spacing(where, spacing[0], spacing[1], spacing[2], dimensions)
-    check_directions(where, field, affine, checked, shape)
+    check_directions(where, field, matrix(affine), checked, shape)
     return array.reshape((1, *array.shape)) if dimensions == 2 else array, Geometry(
         shape=shape,
         spacing=checked,

@@ -1,9 +1,9 @@
 """NIfTI-1 and NIfTI-2, as one file or as a pair of header and voxels, plain or compressed.
 
 The whole stream is decompressed, its CRC and length are checked, and only then does nibabel parse
-it, because no library does all of that by itself. A header in which nibabel would find nothing to
-correct, as most are, is taken as it is, and the voxels behind it stay where they were unpacked:
-that is several times as quick, and a large image is never there twice.
+it, because no library does all of that by itself. Where a header has nothing to correct, as most
+have not, nibabel isn't needed, and the voxels behind it stay where they were unpacked: that is many
+times as quick, and a large image is never there twice.
 """
 
 import io
@@ -12,12 +12,11 @@ import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.axes import Spacing
 from nnseg.commit import write_whole
 from nnseg.errors import DataError, MissingError, NnsegError
 from nnseg.volume.damage import MAX_BYTES, check_announced, cut_off, damaged, unreadable
@@ -27,24 +26,28 @@ from nnseg.volume.geometry import (
     NiftiGrid,
     check_directions,
     checked_spacing,
-    matrix,
     to_shape,
+    voxel_volume,
+)
+from nnseg.volume.nifti_header import (
+    ATLAS_CODES,
+    NIFTI_1,
+    NIFTI_2,
+    NiftiHeader,
+    affine_of,
+    parse_header,
 )
 
 logger = logging.getLogger(__name__)
 
-Data = TypeVar("Data", bytes, bytearray)
+Taken = TypeVar("Taken")
 
 NIFTI = (".nii.gz", ".nii")
 NIFTI_PAIRS = (".hdr.gz", ".hdr")  # the voxels lie beside it, under the same name
 
 MAX_HEADER = 2**24  # bytes of a .hdr, its extensions included
 
-_NIFTI_1, _NIFTI_2 = 348, 540  # sizes that headers state, in bytes
 _COMMENT = 6  # the code of a header's extension that is plain text
-_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32}  # of plain datatypes
-_FORM_CODES = range(6)
-_ATLAS_CODES = (3, 4, 5)  # of an sform: Talairach, MNI 152, another template
 _READ_AT_ONCE = 2**24
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units, lowest three bits
 
@@ -52,9 +55,9 @@ _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units, lowest three bi
 def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a NIfTI file, or the pair that a .hdr belongs to: values (z, y, x) and geometry."""
     if path.name.lower().endswith(NIFTI_PAIRS):
-        header, affine, array, raw = _parsed(path, *_pair(path))
+        header, raw, array = _pair(path)
     else:
-        header, affine, array, raw = _single(path)
+        header, raw, array = _single(path)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3):
@@ -62,7 +65,7 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
             f"{path}: has {array.ndim} dimensions {array.shape} (x, y, z, ...); split it into one "
             "3D file for each channel"
         )
-    return _z_first(array), _geometry(path, header, affine, raw, array.shape)
+    return _z_first(array), _geometry(path, header, raw, array.shape)
 
 
 def write(path: Path, array: NDArray[Any], geometry: Geometry, comment: str = "") -> None:
@@ -92,14 +95,14 @@ def from_nibabel(image: Any, where: Path) -> tuple[NDArray[Any], Geometry]:
     import nibabel
 
     kind = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
-    header = kind.from_image(image).header
+    header = _header(where, kind.from_image(image).header.binaryblock)
     array = np.asanyarray(image.dataobj)
     if array.ndim not in (2, 3, 4):
         raise DataError(
             f"{where}: has the shape {array.shape} (x, y, z, ...); give a 3D image, or a list of "
             "one for each channel"
         )
-    geometry = _geometry(where, header, header.get_best_affine(), header, array.shape[:3])
+    geometry = _geometry(where, header, header, array.shape[:3])
     if array.ndim == 4:
         return np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1), geometry
     return _z_first(array), geometry
@@ -110,7 +113,7 @@ def to_nibabel(array: NDArray[Any], geometry: Geometry) -> Any:
     import nibabel
 
     header, voxels = _header_and_voxels(array, geometry, pair=False)
-    large = len(header) > _NIFTI_2
+    large = len(header) > NIFTI_2
     kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
     return kind.from_bytes(header + voxels)
 
@@ -136,76 +139,32 @@ def _is_packed(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _single(path: Path) -> tuple[Any, Any, NDArray[Any], Any]:
-    """Parse a file that holds header and voxels; see `_parsed` for what it gives."""
+def _single(path: Path) -> tuple[NiftiHeader, NiftiHeader, NDArray[Any]]:
+    """Read a file that holds header and voxels; see `_mended` for what it gives."""
+
+    def read_all(stream: Any) -> tuple[NiftiHeader, bytearray]:
+        head = stream.read(NIFTI_2)
+        header = _header(path, head)
+        return header, _announced_bytes(path, stream, header, head)
+
+    header, data = _unpacked(path, read_all)
+    if header.is_flawless:
+        count = math.prod(header.shape)
+        voxels = np.frombuffer(data, header.kind, count, int(header.vox_offset))
+        return header, header, voxels.reshape(header.shape, order="F")
     import nibabel
 
-    def read_all(stream: Any) -> bytearray:
-        head = stream.read(_NIFTI_2)
-        return _announced_bytes(path, stream, _raw_header(path, head), head)
-
-    data = _unpacked(path, read_all)
-    raw = _raw_header(path, data)
-    if _is_flawless(raw):
-        shape = raw.get_data_shape()
-        offset, count = int(raw["vox_offset"]), math.prod(shape)
-        voxels = np.frombuffer(data, raw.get_data_dtype(), count, offset)
-        return raw, _affine(path, raw), voxels.reshape(shape, order="F"), raw
-    kind = nibabel.Nifti1Image if int(raw["sizeof_hdr"]) == _NIFTI_1 else nibabel.Nifti2Image
-    try:
-        nifti = kind.from_bytes(bytes(data))
-    except Exception as error:  # nibabel's own errors share no base class
-        raise _no_nifti(path, error) from None
-    return _parsed(path, nifti, raw)
+    kind = nibabel.Nifti1Image if header.size == NIFTI_1 else nibabel.Nifti2Image
+    return _mended(path, header, lambda: kind.from_bytes(bytes(data)))
 
 
-def _affine(path: Path, raw: Any) -> Any:
-    """Give the matrix that a header prefers: sform, qform, or only its spacing."""
-    try:
-        return raw.get_best_affine()
-    except ValueError:  # what nibabel makes of a quaternion that is none
-        parts = ", ".join(f"{float(raw[f'quatern_{axis}']):g}" for axis in "bcd")
-        raise DataError(
-            f"{path}: the header's quatern is ({parts}), longer than 1, and so no rotation; repair "
-            "the header"
-        ) from None
-
-
-def _is_flawless(raw: Any) -> bool:
-    """Say whether nibabel finds nothing to correct in a header, and no scale for the voxels."""
-    magic = b"n+1" if int(raw["sizeof_hdr"]) == _NIFTI_1 else b"n+2"
-    offset, slope, inter = (float(raw[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
-    dimensions, *sizes = (int(n) for n in raw["dim"])
-    handedness, *spacing = (float(value) for value in raw["pixdim"][:4])
-    return (
-        bytes(raw["magic"].tobytes())[:3] == magic
-        and _BITS.get(int(raw["datatype"])) == int(raw["bitpix"])
-        and 1 <= dimensions <= 7
-        and min(sizes[:dimensions]) > 0
-        and handedness in (-1.0, 1.0)
-        and min(spacing) > 0
-        and offset % 16 == 0
-        and int(raw["qform_code"]) in _FORM_CODES
-        and int(raw["sform_code"]) in _FORM_CODES
-        and (slope == 0 or math.isnan(slope) or (slope == 1 and inter == 0))
-    )
-
-
-def _parsed(path: Path, nifti: Any, raw: Any) -> tuple[Any, Any, NDArray[Any], Any]:
-    """Give nibabel's header, affine and voxels of an image, and the header as it is in the file."""
-    try:
-        return nifti.header, nifti.affine, np.asanyarray(nifti.dataobj), raw
-    except Exception as error:  # nibabel's own errors share no base class
-        raise _no_nifti(path, error) from None
-
-
-def _pair(path: Path) -> tuple[Any, Any]:
-    """Parse a .hdr and its voxels, likewise."""
+def _pair(path: Path) -> tuple[NiftiHeader, NiftiHeader, NDArray[Any]]:
+    """Read a .hdr and its voxels, likewise."""
     import nibabel
 
-    header = _unpacked(path, lambda stream: cast(bytes, stream.read(MAX_HEADER)))
-    raw = _raw_header(path, header)
-    if bytes(raw["magic"].tobytes())[:2] != b"ni":
+    head = _unpacked(path, lambda stream: cast(bytes, stream.read(MAX_HEADER)))
+    header = _header(path, head)
+    if header.magic[:2] != b"ni":
         raise DataError(
             f"{path}: is an Analyze header, which does not say where left and right are; convert "
             "the file to NIfTI by the program that made it"
@@ -218,21 +177,30 @@ def _pair(path: Path) -> tuple[Any, Any]:
         names = " and ".join(file.name for file in found)
         raise DataError(f"{path}: {names} both claim to be its voxels; remove one")
     file = found[0]
-    voxels = _unpacked(file, lambda stream: _announced_bytes(file, stream, raw, b""))
-    kind: Any = nibabel.Nifti1Pair if int(raw["sizeof_hdr"]) == _NIFTI_1 else nibabel.Nifti2Pair
-    parts = {"header": header, "image": bytes(voxels)}
+    voxels = _unpacked(file, lambda stream: _announced_bytes(file, stream, header, b""))
+    kind: Any = nibabel.Nifti1Pair if header.size == NIFTI_1 else nibabel.Nifti2Pair
+    parts = {"header": head, "image": bytes(voxels)}
     holders = {k: nibabel.FileHolder(fileobj=io.BytesIO(v)) for k, v in parts.items()}
+    return _mended(path, header, lambda: kind.from_file_map(holders))
+
+
+def _mended(
+    path: Path, raw: NiftiHeader, parse: Callable[[], Any]
+) -> tuple[NiftiHeader, NiftiHeader, NDArray[Any]]:
+    """Give a header as nibabel corrects it and as it is, and the voxels, x first, as meant."""
     try:
-        return kind.from_file_map(holders), raw
+        nifti = parse()
+        corrected, array = nifti.header.binaryblock, np.asanyarray(nifti.dataobj)
     except Exception as error:  # nibabel's own errors share no base class
         raise _no_nifti(path, error) from None
+    return _header(path, corrected), raw, array
 
 
 def _no_nifti(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: is not a NIfTI file ({error}); restore it")
 
 
-def _unpacked(path: Path, read: Callable[[Any], Data]) -> Data:
+def _unpacked(path: Path, read: Callable[[Any], Taken]) -> Taken:
     """Give what `read` takes from the bytes of a file, unpacked if they are compressed."""
     from isal import igzip
 
@@ -249,39 +217,28 @@ def _unpacked(path: Path, read: Callable[[Any], Data]) -> Data:
         raise damaged(path, error) from None
 
 
-def _raw_header(path: Path, head: bytes | bytearray) -> Any:
-    """Give the header that `head` begins with, nothing in it corrected."""
-    import nibabel
-
-    for order, name in (("<", "little"), (">", "big")):
-        size = int.from_bytes(head[:4], cast(Literal["little", "big"], name))
-        if size in (_NIFTI_1, _NIFTI_2) and len(head) >= size:
-            kind: Any = nibabel.Nifti1Header if size == _NIFTI_1 else nibabel.Nifti2Header
-            return kind(bytes(head[:size]), endianness=order, check=False)
-    raise DataError(f"{path}: does not begin with a NIfTI header; restore it")
+def _header(path: Path, head: bytes | bytearray) -> NiftiHeader:
+    header = parse_header(head)
+    if header is None:
+        raise DataError(f"{path}: does not begin with a NIfTI header; restore it")
+    return header
 
 
-def _first_voxel(raw: Any) -> int:
-    """Give the byte of a single file at which its voxels can begin: header, then 4 of flags."""
-    return int(raw["sizeof_hdr"]) + 4
-
-
-def _announced_bytes(path: Path, stream: Any, raw: Any, head: bytes) -> bytearray:
+def _announced_bytes(path: Path, stream: Any, header: NiftiHeader, head: bytes) -> bytearray:
     """Give `head` and what follows it in `stream`, as far as the header announces it.
 
     A `head` is there in a file that holds header and voxels.
     """
-    count = math.prod(max(int(n), 1) for n in raw["dim"][1 : int(raw["dim"][0]) + 1])
-    offset = float(raw["vox_offset"])
+    offset = float(header.vox_offset)
     if not math.isfinite(offset) or not 0 <= offset < MAX_BYTES:
         raise DataError(f"{path}: the header's vox_offset is {offset}; restore the file")
-    first = _first_voxel(raw)
+    first = header.size + 4  # what follows the header says whether extensions do
     if head and offset < first:
         raise DataError(
             f"{path}: the header's vox_offset is {offset:g}, but the header alone takes the first "
             f"{first} bytes; restore the file"
         )
-    announced = int(offset) + count * int(raw["bitpix"]) // 8
+    announced = int(offset) + header.announced
     on_disk = path.stat().st_size
     packed = _is_packed(path)
     check_announced(path, announced, on_disk, packed=packed)
@@ -300,23 +257,27 @@ def _announced_bytes(path: Path, stream: Any, raw: Any, head: bytes) -> bytearra
     return data
 
 
-def _geometry(path: Path, header: Any, affine: Any, raw: Any, shape: tuple[int, ...]) -> Geometry:
-    pixdim = tuple(float(v) for v in raw["pixdim"][:4])  # nibabel would turn a zero into 1 mm
-    srow = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], dtype=float)
-    quaternion = tuple(float(header[f"quatern_{axis}"]) for axis in "bcd")
-    offset = tuple(float(header[f"qoffset_{axis}"]) for axis in "xyz")
-    fields = {"pixdim": pixdim, "srow": srow, "quatern": quaternion, "qoffset": offset}
-    for name, value in fields.items():
-        if not np.all(np.isfinite(np.asarray(value))):
+def _geometry(
+    path: Path, header: NiftiHeader, raw: NiftiHeader, shape: tuple[int, ...]
+) -> Geometry:
+    pixdim = raw.pixdim[:4]  # nibabel would turn a zero into 1 mm
+    fields = {
+        "pixdim": pixdim,
+        "srow": [value for row in header.srow for value in row],
+        "quatern": header.quatern,
+        "qoffset": header.qoffset,
+    }
+    for name, values in fields.items():
+        if not all(map(math.isfinite, values)):
             raise DataError(f"{path}: the header's {name} is not finite; repair the header")
     grid = NiftiGrid(
         pixdim=cast(tuple[float, float, float, float], pixdim),
-        units=int(header["xyzt_units"]),
-        qform_code=int(header["qform_code"]),
-        sform_code=int(header["sform_code"]),
-        quaternion=cast(Spacing, quaternion),
-        offset=cast(Spacing, offset),
-        srow=matrix(srow),
+        units=header.xyzt_units,
+        qform_code=header.qform_code,
+        sform_code=header.sform_code,
+        quaternion=header.quatern,
+        offset=header.qoffset,
+        srow=header.srow,
     )
     scale = _UNITS_MM.get(grid.units & 7)
     if scale is None:
@@ -325,19 +286,19 @@ def _geometry(path: Path, header: Any, affine: Any, raw: Any, shape: tuple[int, 
         logger.warning("%s: the header is not in mm; lengths are scaled by %g", path, scale)
     x, y, z = (abs(value) * scale for value in pixdim[1:])
     dimensions: Dimensions = 2 if len(shape) == 2 else 3
-    affine = np.array(affine, dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-30:
+    *rows, last = affine_of(path, header)
+    affine = (*(tuple(scale * value for value in row) for row in rows), last)
+    if not voxel_volume(affine) > 1e-30:
         raise DataError(f"{path}: the header's affine cannot be inverted; repair the header")
-    affine[:3] *= scale
     spacing = checked_spacing(path, x, y, z, dimensions)
     if grid.sform_code > 0:
         # an sform may also lead to an atlas, by a scale; the spacing then goes with the qform
-        to_atlas = grid.sform_code in _ATLAS_CODES and grid.qform_code > 0
+        to_atlas = grid.sform_code in ATLAS_CODES and grid.qform_code > 0
         check_directions(path, "srow", affine, None if to_atlas else spacing, to_shape(shape))
     return Geometry(
         shape=to_shape(shape),
         spacing=spacing,
-        affine=matrix(affine),
+        affine=affine,
         dimensions=dimensions,
         nifti=grid,
     )
@@ -370,7 +331,7 @@ def _header_and_voxels(
             header[f"qoffset_{chr(ord(axis) + 22)}"] = o
         header["srow_x"], header["srow_y"], header["srow_z"] = grid.srow
     # nibabel would write its own idea of the affine over the fields just set
-    header["vox_offset"] = 0 if pair else (_NIFTI_2 if large else _NIFTI_1) + len(flags)
+    header["vox_offset"] = 0 if pair else (NIFTI_2 if large else NIFTI_1) + len(flags)
     header["magic"] = (b"ni" if pair else b"n+") + (b"2\0\r\n\x1a\n" if large else b"1")
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
     return header.binaryblock + flags, np.asfortranarray(data).tobytes(order="F")

@@ -1,4 +1,4 @@
-"""Compact probabilities that are damaged, missing or nobody's."""
+"""Label maps of a validation that were changed; probabilities damaged, missing or nobody's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from boxed import GEOMETRY, LABELS, placed
 
-from nnseg.folders import compact_files
+from nnseg import record
+from nnseg.commit import sha256
+from nnseg.folders import compact_files, validated_file, validation_folder
 from nnseg.fsck.examine import examine_results
 from nnseg.lock import locked
 from nnseg.probabilities import writing_compact
+from nnseg.validated import Validated
 
 CASES = ("brain_1", "brain_2")
 
@@ -54,6 +57,40 @@ def test_a_missing_array_is_an_error_and_a_missing_record_leaves_something(fold:
     files_of(fold, CASES[1])[1].unlink()
     rules = {(finding.severity, finding.rule) for finding in examine_results(fold).findings}
     assert rules == {("error", "probabilities"), ("warning", "leftover")}
+
+
+def test_probabilities_of_other_weights_than_the_validation_are_an_error(tmp_path: Path) -> None:
+    fold, rng = tmp_path / "fold_0", np.random.default_rng(0)
+    placement = replace(placed(), shape_resampled=(3, 5, 7))
+    for case_id, weights in zip((*CASES, "brain_3"), ("now", "before", None), strict=True):
+        label_map = validation_folder(fold) / f"{case_id}.nii.gz"
+        with writing_compact(
+            label_map, LABELS, GEOMETRY, placement, weights_sha256=weights
+        ) as take:
+            take(rng.normal(size=(3, 5, 7, 3)).astype(np.float32))
+    assert examine_results(fold).findings == ()  # nothing says whose the folder is
+    record.save(Validated(weights_sha256="now"), validated_file(fold))
+    (finding,) = examine_results(fold).findings
+    assert (finding.severity, finding.rule) == ("error", "probabilities")
+    assert CASES[1] in str(finding)
+    assert "of other weights" in finding.found
+    record.save(Validated(weights_sha256=""), validated_file(fold))  # under way
+    assert examine_results(fold).findings == ()
+
+
+def test_a_label_map_that_was_changed_since_the_validation_is_an_error(fold: Path) -> None:
+    path = validation_folder(fold) / f"{CASES[0]}.nii.gz"
+    path.write_bytes(b"as it was")
+    digest = sha256(path)
+    record.save(
+        Validated(weights_sha256="w", maps_sha256={path.name: digest}), validated_file(fold)
+    )
+    assert examine_results(fold).findings == ()
+    path.write_bytes(b"by hand")
+    (finding,) = examine_results(fold).findings
+    assert (finding.severity, finding.rule) == ("error", "validation")
+    assert path.name in str(finding)
+    assert "--val" in str(finding)
 
 
 def test_those_of_a_fold_in_use_are_not_judged(fold: Path) -> None:
