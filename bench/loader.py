@@ -30,7 +30,7 @@ import torch
 from nnseg import record, store
 from nnseg.batches import BatchSource, make_batches
 from nnseg.folders import Folders
-from nnseg.model.augment import plan_augmentation
+from nnseg.model.draws import plan_augmentation
 from nnseg.plan import Plan
 from nnseg.preprocess import preprocessing_hash
 from nnseg.splits import folds
@@ -58,7 +58,7 @@ source = BatchSource(
 )
 strides = configuration.architecture.strides
 shares, started = [], 0.0
-for number, (image, labels, _) in enumerate(
+for number, (image, labels, *_) in enumerate(
     make_batches(source, 0, range(work["warm_up"] + work["batches"]), workers=work["workers"])
 ):
     z, y, x = 1, 1, 1

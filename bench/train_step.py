@@ -58,8 +58,9 @@ from nnseg.exchange.nnunet_weights import from_nnunet
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution, choose_execution
-from nnseg.model.loss import deep_supervision_loss, make_loss
-from nnseg.model.unet import build_network
+from nnseg.losses.build import make_loss
+from nnseg.losses.supervision import deep_supervision_loss
+from nnseg.networks.build import build_network
 dimensions = len(shape)
 flat = lambda triple, fill: tuple(triple) if dimensions == 3 else (fill, *triple)
 architecture = Architecture(
@@ -146,8 +147,8 @@ import torch
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution, choose_execution
-from nnseg.model.loss import LOSSES
-from nnseg.model.unet import build_network
+from nnseg.losses.build import LOSSES
+from nnseg.networks.build import build_network
 work = json.loads(sys.argv[1])
 chosen = choose_execution("cpu")
 execution = chosen if work["chosen"] else Execution(device="cpu", threads=chosen.threads)

@@ -22,6 +22,7 @@ _HOMES = {
     "Folders": "folders",
     "Labels": "labels",
     "Model": "inference",
+    "NetworkOptions": "model.architecture",
     "NnsegError": "errors",
     "Plan": "plan",
     "Postprocessing": "postprocess",

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Barrier
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from nnseg.axes import Box, Shape
 from nnseg.errors import DataError, NnsegError
-from nnseg.model.augment import Augmentation, Draw, augment, draw, reach
+from nnseg.model.augment import augment, reach
 from nnseg.model.device import is_out_of_memory
+from nnseg.model.draws import Augmentation, Draw, draw
+from nnseg.model.mixup import Mixed, Mixing, draw_mixing, mix
 from nnseg.model.previous import Spoiling, draw_spoiling, spoil, to_channels
 from nnseg.model.sampling import PatchDraw, draw_patch, inner_start, is_forced, sample_rng
 from nnseg.plan import Configuration
 from nnseg.preprocess import ANNOTATED
 from nnseg.store import TrainingCase
-
-Batch: TypeAlias = tuple[Tensor, Tensor, list[str]]  # image, segmentation, case ids
 
 WORKERS = 4  # that feed a GPU, where there are so many cores
 AHEAD = 2  # batches ready or being made, besides one a worker
@@ -37,9 +37,18 @@ DEVICE_SHARE = 0.15
 UNREADABLE = (RuntimeError, OSError, ValueError)  # what Blosc2 raises of damaged data
 
 
+class Batch(NamedTuple):
+    """What a training step is given."""
+
+    image: Tensor  # (batch, channel, z, y, x), float32
+    segmentation: Tensor  # (batch, z, y, x), int16
+    case_ids: list[str]  # of all that it shows; where it is mixed, of partners from elsewhere, too
+    mixed: Mixed | None = None  # what its images show besides; None where they are not mixed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSource:
-    """What batches are cut from, and how; validation has no augmentation.
+    """What batches are cut from, and how; validation has no augmentation and no mixup.
 
     A cascade has `previous`: for every case a label map of positions (z, y, x) from the stage
     before, on the case's grid. It becomes a channel for each of `previous_labels` labels, behind
@@ -56,6 +65,7 @@ class BatchSource:
     previous: Sequence[Any] | None = None
     previous_labels: int = 0
     samples: range | None = None  # of the batch that are made here; None: all
+    mixup: float | None = None  # alpha of the shares; see `draw_mixing`
 
     def __post_init__(self) -> None:
         if self.previous is not None and len(self.previous) != len(self.cases):
@@ -185,8 +195,7 @@ def make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
     """Make batch `number` of an epoch.
 
     Returns:
-        Image (batch, channel, z, y, x), float32; segmentation (batch, z, y, x), int16; the case
-        ids. Both tensors are on the source's device.
+        It, its tensors on the source's device.
 
     Raises:
         DataError: A case is damaged.
@@ -199,10 +208,11 @@ def _make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
     """Do the work of `make_batch` where torch computes in this thread only."""
     shapes = [case.shape for case in source.cases]
     locations = [case.locations for case in source.cases]
-    samples = [
-        _draw_sample(source, shapes, locations, epoch, number, sample)
-        for sample in source.samples or range(source.batch_size)
-    ]
+    own = list(source.samples or range(source.batch_size))
+    mixing = _draw_mixing(source, epoch, number)
+    partners = [mixing.partner(each, source.batch_size) for each in own] if mixing else []
+    wanted = list(dict.fromkeys([*own, *partners]))  # another rank may have partners, too
+    samples = [_draw_sample(source, shapes, locations, epoch, number, sample) for sample in wanted]
     case_ids = [source.cases[sample.place.case].case_id for sample in samples]
     try:
         image, segmentation = _make(source, samples)
@@ -212,7 +222,24 @@ def _make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
         named = ", ".join(dict.fromkeys(case_ids))
         where = f"batch {number} of epoch {epoch + 1}, of the cases {named}"
         raise RuntimeError(f"{where}: {error}") from error
-    return image, segmentation, case_ids
+    if mixing is None:
+        return Batch(image, segmentation, case_ids)
+    others = [wanted.index(partner) for partner in partners]
+    return Batch(
+        mix(image[: len(own)], image[others], mixing.share),
+        segmentation[: len(own)],
+        case_ids,
+        Mixed(segmentation=segmentation[others], share=mixing.share),
+    )
+
+
+def _draw_mixing(source: BatchSource, epoch: int, number: int) -> Mixing | None:
+    """Draw how a batch is mixed, by the number behind that of its last sample."""
+    if source.mixup is None:
+        return None
+    last = max(source.batch_size, 2)
+    rng = sample_rng(source.seed, source.fold, epoch, number, last)
+    return draw_mixing(source.mixup, source.batch_size, rng)
 
 
 def _draw_sample(
@@ -257,7 +284,7 @@ def _make(source: BatchSource, samples: Sequence[_Sample]) -> tuple[Tensor, Tens
         box: Box = ((0, size[0]), (0, size[1]), (0, size[2]))
         if augmentation and sample.draw:
             draws.append(sample.draw)
-            box = reach(sample.draw.affine, augmentation)
+            box = reach(sample.draw, augmentation)
             if sample.draw.affine is None:
                 start = inner_start(start, augmentation.loaded_shape, size)
         inside, offset = clip_box(start, box, case.shape)

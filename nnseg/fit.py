@@ -6,22 +6,24 @@ left then goes to the batch. `nnseg.plan` decides what is asked for, and explain
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from nnseg.axes import Shape, Spacing, by, three
 from nnseg.errors import PlanError
-from nnseg.model.architecture import Architecture, count_elements
+from nnseg.model.architecture import Architecture, Dimensions, NetworkOptions
+from nnseg.model.kind import NetworkKind
+from nnseg.model.kinds import KINDS, planned_elements
 from nnseg.registry import Registry
-
-SIMILAR = 2.0  # axes are pooled and convolved alike while their spacings differ by less
-
-FIRST_PATCH = {2: 2048**2, 3: 256**3}  # voxels to start from, by the network's dimensions
-SMALLEST_EDGE = 4  # voxels; pooling leaves no feature map smaller
-FIRST_FEATURES = 32
-MOST_FEATURES = {2: 512, 3: 320}
+from nnseg.topology import (
+    SIMILAR,
+    Depth,
+    MedianShape,
+    NetworkSpacing,
+    Topology,
+    find_topology,
+    first_patch,
+    shrink,
+)
 
 REFERENCE_BATCH = {2: 12, 3: 2}  # the batch size that a planner's element counts mean
 SMALLEST_BATCH = 2
@@ -30,22 +32,16 @@ LOWRES_BELOW = 0.25  # of the median image: a patch that shows less calls for 3d
 LOWRES_STEP = 1.03
 LOWRES_GAIN = 2.0  # 3d_lowres must have so many times fewer voxels, or it is not worth training
 
-NetworkSpacing: TypeAlias = tuple[float | None, float, float]  # mm; None: a 2D network
-MedianShape: TypeAlias = tuple[float, float, float]  # voxels; a median may end in .5
-Dimensions: TypeAlias = Literal[2, 3]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """A network and the memory that its training is to fill.
+    """The memory that training is to fill, and the network that fills it if no other is named.
 
     With `memory_gb`, the feature maps of one 3D patch may have `elements_3d` elements and those of
     one 2D patch `elements_2d`, in batches of REFERENCE_BATCH; other targets are in proportion.
     """
 
-    network: str  # a name of NETWORKS
-    encoder_blocks: tuple[int, ...]  # at each level; deeper levels repeat the last
-    decoder_blocks: int  # at each level
+    network: str  # a name of KINDS
     elements_3d: int
     elements_2d: int
     memory_gb: float
@@ -63,8 +59,6 @@ def _resenc(
 ) -> Planner:
     return Planner(
         network="resenc",
-        encoder_blocks=(1, 3, 4, 6),
-        decoder_blocks=1,
         elements_3d=elements_3d,
         elements_2d=elements_2d,
         memory_gb=memory_gb,
@@ -78,8 +72,6 @@ PLANNERS = Registry[Planner](
     "planner",
     default=Planner(
         network="plain",
-        encoder_blocks=(2,),
-        decoder_blocks=2,
         elements_3d=560_000_000,
         elements_2d=85_000_000,
         memory_gb=8,
@@ -95,25 +87,22 @@ PLANNERS = Registry[Planner](
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a network must fit: the memory to fill and the heads to fill it with."""
+    """What a network must fit: the memory to fill, and what it is filled with."""
 
     planner: Planner
     memory_gb: float
+    network: str  # a name of KINDS
+    options: NetworkOptions
+    channels: int  # of the images
     outputs: int  # entries of `labels`, background and ignore included, as nnU-Net counts
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
-    """Where a U-Net pools and how wide it convolves, for one patch. (z, y, x) in plan order."""
-
-    patch_size: Shape  # a multiple of the divisor
-    strides: tuple[Shape, ...]
-    kernel_sizes: tuple[Shape, ...]
+    def __post_init__(self) -> None:
+        self.kind.check_options(self.network, self.options)
 
     @property
-    def divisor(self) -> Shape:
-        """The product of the strides."""
-        return three([math.prod(stride) for stride in zip(*self.strides, strict=True)])
+    def kind(self) -> NetworkKind:
+        """What the network is."""
+        return KINDS[self.network]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +126,8 @@ def fit_networks(
     """Fit the network of each configuration that the dataset calls for, but the cascade's.
 
     2d always; 3d_fullres unless the median image is a single slice; 3d_lowres where `fit_lowres`
-    finds it worth its training.
+    finds it worth its training. A network that is defined in 2D only, or in 3D only, has only such
+    configurations; there may be none.
 
     Args:
         spacing: mm at full resolution, (z, y, x), plan order.
@@ -147,8 +137,10 @@ def fit_networks(
     """
     z, y, x = spacing
     voxels = math.prod(median) * cases
-    fits = {"2d": fit_network((None, y, x), median, voxels, target)}
-    if median[0] != 1:
+    fits = {}
+    if 2 in target.kind.dimensions:
+        fits["2d"] = fit_network((None, y, x), median, voxels, target)
+    if 3 in target.kind.dimensions and median[0] != 1:
         fullres = fit_network((z, y, x), median, voxels, target)
         lowres = fit_lowres(spacing, fullres, cases, target)
         if lowres is not None:
@@ -183,16 +175,21 @@ def fit_network(
     batch = planner.batch_2d if dimensions == 2 else SMALLEST_BATCH
     most = allowed * REFERENCE_BATCH[dimensions] / batch
 
+    least, deepest = target.kind.levels
+    depth = Depth(least=least, most=deepest, halves_plane=target.kind.halves_plane)
+
     first = first_patch(spacing, median)
-    topology = find_topology(spacing, first)
+    topology = find_topology(spacing, first, depth)
     seen = set()
     while True:
-        architecture = build_architecture(topology, dimensions, planner)
-        elements = count_elements(architecture, topology.patch_size, target.outputs)
+        architecture = build_architecture(topology, dimensions, target)
+        elements = planned_elements(
+            architecture, topology.patch_size, target.channels, target.outputs
+        )
         if elements <= most:
             break
         seen.add(topology.patch_size)
-        smaller = shrink(spacing, median, topology)
+        smaller = shrink(spacing, median, topology, depth)
         if smaller is None or smaller.patch_size in seen:
             raise PlanError(
                 f"memory_gb is {target.memory_gb:g}, which is too little for any {dimensions}D "
@@ -215,118 +212,27 @@ def fit_network(
     )
 
 
-def first_patch(spacing: NetworkSpacing, median: MedianShape) -> MedianShape:
-    """Give the patch to start shrinking from: a cube in mm, but nowhere beyond the median image.
-
-    Args:
-        spacing: mm, (z, y, x); None for the slices of a 2D network.
-        median: Voxels of the median case at that spacing.
-
-    Returns:
-        Voxels, (z, y, x); where the median image limits an axis, its .5 may stay.
-
-    Source: nnU-Net v2.
-
-    >>> first_patch((5.0, 1.25, 1.25), (20.0, 900.5, 300.0))
-    (20.0, 406, 300.0)
-    >>> first_patch((None, 1.0, 2.0), (20.0, 3000.0, 3000.0))
-    (1, 2896, 1448)
-    """
-    fineness = np.array([1 / mm for mm in spacing if mm is not None])
-    dimensions = len(fineness)
-    scale = (FIRST_PATCH[dimensions] / np.prod(fineness)) ** (1 / dimensions)
-    edges = [round(edge) for edge in (fineness * scale).tolist()]
-    whole = edges if dimensions == 3 else [1, *edges]
-    return three([min(edge, most) for edge, most in zip(whole, median, strict=True)])
-
-
-def find_topology(spacing: NetworkSpacing, patch: Sequence[float]) -> Topology:
-    """Decide where a U-Net pools so that its deepest feature maps are small and near isotropic.
-
-    At each level those axes are halved that are still 8 voxels long and whose spacing is less
-    than twice the finest of them; an axis alone must be 12 long. A kernel is 1 along an axis until
-    its spacing is less than twice the finest of all; the deepest kernels are 3 throughout.
-
-    Args:
-        spacing: mm, (z, y, x); along None nothing is pooled or convolved.
-        patch: Voxels, (z, y, x).
-
-    Returns:
-        The topology; its patch is padded to a multiple of the divisor.
-
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, Methods, network topology.
-
-    >>> find_topology((4.0, 1.0, 1.0), (10, 60, 40)).strides
-    ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
-    """
-    mm = {axis: value for axis, value in enumerate(spacing) if value is not None}
-    size = dict(enumerate(patch))
-    kernel = dict.fromkeys(range(3), 1)
-    strides, kernels = [(1, 1, 1)], []
-    while True:
-        long = [axis for axis in mm if size[axis] >= 2 * SMALLEST_EDGE]
-        halved = [axis for axis in long if mm[axis] / min(mm[a] for a in long) < SIMILAR]
-        if not halved or (len(halved) == 1 and size[halved[0]] < 3 * SMALLEST_EDGE):
-            break
-        finest = min(mm.values())
-        kernel |= {axis: 3 for axis in mm if mm[axis] / finest < SIMILAR}
-        kernels.append(three(list(kernel.values())))
-        strides.append(three([2 if axis in halved else 1 for axis in range(3)]))
-        mm |= {axis: mm[axis] * 2 for axis in halved}
-        size |= {axis: math.ceil(size[axis] / 2) for axis in halved}
-
-    kernels.append(three([3 if axis in mm else 1 for axis in range(3)]))
-    divisor = [math.prod(stride) for stride in zip(*strides, strict=True)]
-    padded = [math.ceil(edge / d) * d for edge, d in zip(patch, divisor, strict=True)]
-    return Topology(patch_size=three(padded), strides=tuple(strides), kernel_sizes=tuple(kernels))
-
-
-def shrink(spacing: NetworkSpacing, median: MedianShape, topology: Topology) -> Topology | None:
-    """Take the next smaller patch, or None if there is none.
-
-    The axis that covers most of the median image gives way, the last of several; one that is down
-    to its last voxels leaves it to the next. An axis loses the divisor of the patch that is one
-    divisor smaller, since subtracting its own would pass over sizes that need fewer levels: 256 is
-    divisible by 64, but 224 lies between it and 192.
-
-    Args:
-        spacing: mm, (z, y, x); None for the slices of a 2D network.
-        median: Voxels of the median case at that spacing.
-        topology: Of the patch that is too large.
-
-    Source: nnU-Net v2, which finds no plan where the first axis has no voxel to spare.
-    """
-    patch = topology.patch_size
-    axes = [axis for axis, mm in enumerate(spacing) if mm is not None]
-    for axis in sorted(axes, key=lambda a: (patch[a] / median[a], a), reverse=True):
-        one_less = list(patch)
-        one_less[axis] -= topology.divisor[axis]
-        smaller = list(patch)
-        smaller[axis] -= find_topology(spacing, one_less).divisor[axis]
-        if smaller[axis] > 0:
-            return find_topology(spacing, smaller)
-    return None
-
-
-def build_architecture(
-    topology: Topology, dimensions: Dimensions, planner: Planner
-) -> Architecture:
-    """Give the planner's network for a topology; features double at each level up to a limit.
-
-    Source: nnU-Net v2.
-    """
-    levels = len(topology.strides)
-    deepest = len(planner.encoder_blocks) - 1
-    most = MOST_FEATURES[dimensions]
+def build_architecture(topology: Topology, dimensions: Dimensions, target: Target) -> Architecture:
+    """Give the record of the target's network for a topology."""
+    kind, levels = target.kind, len(topology.strides)
+    options = target.options
+    if options.backbone is None and kind.backbones:
+        options = replace(options, backbone=kind.backbones[0])
     return Architecture(
-        network=planner.network,
+        network=target.network,
         dimensions=dimensions,
-        features=tuple(min(most, FIRST_FEATURES * 2**level) for level in range(levels)),
+        features=kind.features(levels, dimensions),
         kernel_sizes=topology.kernel_sizes,
         strides=topology.strides,
-        encoder_blocks=tuple(planner.encoder_blocks[min(k, deepest)] for k in range(levels)),
-        decoder_blocks=(planner.decoder_blocks,) * (levels - 1),
+        encoder_blocks=_by_level(kind.encoder_blocks, levels),
+        decoder_blocks=_by_level(kind.decoder_blocks, levels - 1),
+        options=options,
     )
+
+
+def _by_level(blocks: Sequence[int], levels: int) -> tuple[int, ...]:
+    """Give the blocks of each level; deeper ones repeat the last."""
+    return tuple(blocks[min(level, len(blocks) - 1)] for level in range(levels))
 
 
 def batch_cap(patch_size: Shape, dataset_voxels: float, dataset_share: float) -> int:

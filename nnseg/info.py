@@ -24,6 +24,8 @@ from nnseg.folders import (
     summary_file,
     validation_folder,
 )
+from nnseg.model.kind import NetworkKind
+from nnseg.model.kinds import KINDS
 from nnseg.validated import is_validated
 from nnseg.volume import ENDINGS, LABEL_ENDINGS
 
@@ -35,8 +37,8 @@ PACKAGES = (
 )  # fmt: skip
 UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 REGISTRIES = {  # what is chosen by name: module and table
-    "networks": ("nnseg.model.unet", "NETWORKS"),
-    "losses": ("nnseg.model.loss", "LOSSES"),
+    "networks": ("nnseg.model.kinds", "KINDS"),
+    "losses": ("nnseg.losses.build", "LOSSES"),
     "optimizers": ("nnseg.optimize", "OPTIMIZERS"),
     "schedules": ("nnseg.model.schedule", "SCHEDULES"),
     "normalizers": ("nnseg.image.normalize", "NORMALIZERS"),
@@ -121,6 +123,7 @@ class Info:
     datasets: tuple[DatasetFound, ...]
     models: tuple[ModelFound, ...]
     registries: dict[str, tuple[str, ...]]
+    networks: dict[str, str]  # by name: what each is, where it is from, what it can be made of
     image_endings: tuple[str, ...]
     label_endings: tuple[str, ...]
 
@@ -146,6 +149,7 @@ def info(folders: Folders, *, devices: bool = False) -> Info:
         datasets=tuple(_datasets(folders)),
         models=tuple(_models(folders)),
         registries={kind: registered(*place) for kind, place in REGISTRIES.items()},
+        networks={name: _told(kind) for name, kind in sorted(KINDS.items())},
         image_endings=ENDINGS,
         label_endings=LABEL_ENDINGS,
     )
@@ -157,7 +161,7 @@ def registered(module: str, table: str) -> tuple[str, ...]:
     Entries that a program registered itself are not among them.
 
     >>> registered("nnseg.model.schedule", "SCHEDULES")
-    ('cosine', 'poly')
+    ('cosine', 'cosine_restarts', 'exponential', 'poly')
     """
     source = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(source.read_text("utf-8")).body:
@@ -208,10 +212,19 @@ def describe(found: Info) -> str:
             f"  {model.dataset} {model.plan}/{model.configuration}: folds "
             f"{', '.join(model.folds)}; {dice}"
         )
-    lines += [f"{kind}: {', '.join(names)}" for kind, names in found.registries.items()]
+    for kind, names in found.registries.items():
+        if kind == "networks":
+            lines += ["networks:", *(f"  {name}: {text}" for name, text in found.networks.items())]
+        else:
+            lines.append(f"{kind}: {', '.join(names)}")
     lines.append(f"images: {', '.join(found.image_endings)}")
     lines.append(f"label maps: {', '.join(found.label_endings)}")
     return "\n".join(lines)
+
+
+def _told(kind: NetworkKind) -> str:
+    backbones = f"; backbones: {', '.join(kind.backbones)}" if kind.backbones else ""
+    return f"{kind.title} ({kind.source}){backbones}"
 
 
 def _packages() -> dict[str, str]:

@@ -19,7 +19,18 @@ NO_DEVICE = (
 )
 _LONGEST = 2000  # characters of a text that somebody wrote
 _ACTIVE = re.compile(r"([\\`*_\[\]<>|#!~])")  # signs that Markdown would act on
-_SETTINGS = ("optimizer", "lr", "schedule", "loss", "augmentation", "seed", "budget_seconds")
+_SETTINGS = (
+    "optimizer",
+    "lr",
+    "schedule",
+    "loss",
+    "augmentation",
+    "elastic",
+    "mixup",
+    "accumulate",
+    "seed",
+    "budget_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,11 +203,10 @@ def _networks_of(plan: Plan, folds: Sequence[CardFold]) -> str:
     ]
     for name in dict.fromkeys(fold.configuration for fold in folds):
         one = plan.configuration(name)
-        levels = len(one.architecture.features)
         rows.append(
             f"| {name} | {by(one.spacing)} | {by(one.patch_size)} | {one.batch_size} | "
-            f"{one.architecture.network}, {levels} levels, {one.architecture.features[-1]} "
-            f"features at most | {', '.join(one.normalization)} |"
+            f"{one.architecture.called}, {one.architecture.levels} levels, "
+            f"{max(one.architecture.features)} features at most | {', '.join(one.normalization)} |"
         )
     return "\n".join(rows)
 

@@ -5,7 +5,7 @@ a `Verdict` brings the news to the host in time for the step after.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from nnseg.registry import Registry
 
 FUSED = ("cpu", "cuda")  # devices on which a step can be left out without asking the host
-ADAM_MEMORY = 0.999  # of AdamW's squares
+ADAM_MEMORY = 0.999  # of the squares of Adam and AdamW
 WARM_UP = 10  # steps; until then and some time after an average remembers less
 
 Optimizer: TypeAlias = torch.optim.Optimizer
@@ -40,6 +40,19 @@ def sgd(
     return optimizer
 
 
+def adam(
+    parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float, fused: bool
+) -> Optimizer:
+    """Make Adam (Kingma and Ba 2015, arXiv 1412.6980); `momentum` is its first beta.
+
+    Weight decay is part of the gradient here, and so is scaled with it; AdamW keeps it apart.
+    """
+    betas = (momentum, ADAM_MEMORY)
+    return torch.optim.Adam(
+        parameters, lr, betas=betas, weight_decay=weight_decay, fused=fused or None
+    )
+
+
 def adamw(
     parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float, fused: bool
 ) -> Optimizer:
@@ -50,7 +63,7 @@ def adamw(
     )
 
 
-OPTIMIZERS = Registry[Maker]("optimizer", sgd=sgd, adamw=adamw)
+OPTIMIZERS = Registry[Maker]("optimizer", sgd=sgd, adam=adam, adamw=adamw)
 
 
 def make_optimizer(
@@ -102,8 +115,25 @@ class Verdict:
         return None
 
 
+def push_back(scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
+    """Add the gradient of a share of a step's loss to that of its other shares; give the share.
+
+    So a step may have several batches, one after the other, and the memory of one.
+
+    Args:
+        scaler: Of the loss; does nothing but for fp16.
+        loss: The share, with its graph, which is gone then.
+    """
+    scaler.scale(loss).backward()
+    return loss.detach()
+
+
 def update(
-    optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, gradient_clip: float
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    loss: Tensor,
+    gradient_clip: float,
+    shares: Sequence[Tensor] = (),
 ) -> Verdict:
     """Do one step along the gradient of `loss`, unless it or the loss is not finite.
 
@@ -113,14 +143,15 @@ def update(
     Args:
         optimizer: Of `make_optimizer`.
         scaler: Of the loss; does nothing but for fp16.
-        loss: Of one batch, with its graph.
+        loss: Of one batch, or the last share of the step's, with its graph.
         gradient_clip: Largest norm of the gradient; one that is longer is shortened.
+        shares: What `push_back` gave before; the step is along the gradient of the sum of all.
     """
-    scaler.scale(loss).backward()
+    loss = sum(shares, start=push_back(scaler, loss))
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, gradient_clip)
-    values = torch.stack([loss.detach().float(), norm.float()])
+    values = torch.stack([loss.float(), norm.float()])
     if scaler.is_enabled():  # it has its own flag, which a loss that is not finite sets, too
         scaler.step(optimizer)
         scaler.update()
@@ -140,6 +171,16 @@ def average_into(
     """
     kept = min(decay, (1 + step) / (WARM_UP + step))
     get_ema_multi_avg_fn(kept)(list(averages), list(values), None)
+
+
+def copy_buffers(target: nn.Module, source: nn.Module) -> None:
+    """Give a network of averaged weights the statistics that batch norm keeps in the other.
+
+    They are averages themselves, and counts; both have the same names.
+    """
+    with torch.no_grad():
+        for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+            mine.copy_(theirs)
 
 
 def _step_if(optimizer: Optimizer, good: Tensor) -> None:

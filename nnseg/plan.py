@@ -20,7 +20,6 @@ from nnseg.fit import (
     PLANNERS,
     REFERENCE_BATCH,
     Fit,
-    MedianShape,
     Target,
     fit_networks,
 )
@@ -28,7 +27,8 @@ from nnseg.folders import FOLDER_NAME_RULE, is_folder_name
 from nnseg.image.intensity import Intensity
 from nnseg.image.normalize import HONOURS_MASK, normalizer_for_channel
 from nnseg.labels import Labels
-from nnseg.model.architecture import Architecture
+from nnseg.model.architecture import NO_OPTIONS, Architecture, NetworkOptions
+from nnseg.topology import MedianShape
 
 COARSE = 3.0  # an axis is coarse when its spacing is over 3 times that of every other axis
 MASK_BELOW = 0.75  # volume left by cropping, below which intensities are taken within the body
@@ -206,6 +206,8 @@ def make_plan(
     planner: str = "default",
     memory_gb: float | None = None,
     target_spacing: Spacing | None = None,
+    network: str | None = None,
+    options: NetworkOptions = NO_OPTIONS,
 ) -> Plan:
     """Decide everything that depends on the data; the rules are those of nnU-Net v2.8.1.
 
@@ -218,12 +220,15 @@ def make_plan(
         memory_gb: GPU memory that training is to fill; None takes the planner's own target.
         target_spacing: mm, (z, y, x), image order; takes the place of `fullres_spacing`, and so
             decides the plan order, the slices of 2D and the start of 3d_lowres, too.
+        network: A name of KINDS; None takes the planner's own.
+        options: Of the network.
 
     Raises:
-        PlanError: The planner is unknown, a number is not positive, the fingerprint is of other
+        PlanError: The planner or the network is unknown, the network does not take an option or
+            is not defined for such images, a number is not positive, the fingerprint is of other
             channels, the median image is empty at the target spacing, or no patch fits.
     """
-    target = _target(spec, planner, memory_gb)
+    target = _target(spec, planner, memory_gb, network, options)
     _check_given(spec, fingerprint, target, target_spacing)
     chosen = target_spacing or fullres_spacing(fingerprint)
     order = plan_order(chosen)
@@ -231,6 +236,11 @@ def make_plan(
     normalization = tuple(normalizer_for_channel(channel) for channel in spec.channels)
     use_mask = mask_use(normalization, fingerprint.median_relative_size)
     fits = fit_networks(permute(chosen, order), median, spec.num_training, target)
+    if not fits:
+        raise PlanError(
+            f"network {target.network} is 3D only, and the median image is one slice; choose "
+            "another network"
+        )
     return Plan(
         name=name,
         dataset=dataset,
@@ -249,8 +259,9 @@ def make_plan(
             _decide_order(chosen, order),
             _decide_median(fingerprint, permute(chosen, order), median),
             *_decide_normalization(spec.channels, normalization, use_mask, fingerprint),
+            _decide_network(planner, fits, given=network is not None),
             *(line for kind, fit in fits.items() for line in _decide_fit(kind, fit, spec, target)),
-            *_decide_stages(fits, median),
+            *_decide_stages(fits, median, target),
         ),
     )
 
@@ -400,9 +411,11 @@ def describe_plan(plan: Plan) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (head, *rows)
     ]
+    called = {configuration.architecture.called for configuration in plan.configurations.values()}
     title = (
-        f"plan {plan.name} of {plan.dataset}: planner {plan.planner}, {plan.memory_gb:g} GB; "
-        f"axes in plan order (z, y, x), image axes {plan.order}"
+        f"plan {plan.name} of {plan.dataset}: planner {plan.planner}, {plan.memory_gb:g} GB, "
+        f"network {', '.join(sorted(called))}; axes in plan order (z, y, x), image axes "
+        f"{plan.order}"
     )
     return "\n".join((title, *lines))
 
@@ -412,10 +425,22 @@ def explain_plan(plan: Plan) -> str:
     return "\n".join(f"{d.rule}: {d.result}, given {d.given}" for d in plan.decisions)
 
 
-def _target(spec: DatasetSpec, planner: str, memory_gb: float | None) -> Target:
+def _target(
+    spec: DatasetSpec,
+    planner: str,
+    memory_gb: float | None,
+    network: str | None,
+    options: NetworkOptions,
+) -> Target:
     rules = PLANNERS[planner]
-    wanted = rules.memory_gb if memory_gb is None else memory_gb
-    return Target(planner=rules, memory_gb=wanted, outputs=len(spec.labels.labels))
+    return Target(
+        planner=rules,
+        memory_gb=rules.memory_gb if memory_gb is None else memory_gb,
+        network=rules.network if network is None else network,
+        options=options,
+        channels=len(spec.channels),
+        outputs=len(spec.labels.labels),
+    )
 
 
 def _check_given(
@@ -497,8 +522,16 @@ def _decide_normalization(
     )
 
 
+def _decide_network(planner: str, fits: Mapping[str, Fit], *, given: bool) -> Decision:
+    why = "it was asked for" if given else f"planner {planner}"
+    architecture = next(iter(fits.values())).architecture
+    return Decision(rule="network", given=why, result=architecture.called)
+
+
 def _decide_fit(name: str, fit: Fit, spec: DatasetSpec, target: Target) -> tuple[Decision, ...]:
     depths = (str(d) for d in fit.architecture.divisor)
+    least, most = target.kind.levels
+    allowed = f"{least} to {most}" if least < most else f"just {least}"
     reference = REFERENCE_BATCH[fit.architecture.dimensions]
     return (
         Decision(
@@ -508,7 +541,7 @@ def _decide_fit(name: str, fit: Fit, spec: DatasetSpec, target: Target) -> tuple
         ),
         Decision(
             rule=f"{name} network",
-            given=f"that patch at {by(fit.spacing)} mm",
+            given=f"that patch at {by(fit.spacing)} mm, and that it may have {allowed} levels",
             result=f"{fit.architecture.levels} levels, pooled by {' x '.join(depths)} in all",
         ),
         Decision(
@@ -523,9 +556,16 @@ def _decide_fit(name: str, fit: Fit, spec: DatasetSpec, target: Target) -> tuple
     )
 
 
-def _decide_stages(fits: Mapping[str, Fit], median: MedianShape) -> tuple[Decision, ...]:
+def _decide_stages(
+    fits: Mapping[str, Fit], median: MedianShape, target: Target
+) -> tuple[Decision, ...]:
+    defined = target.kind.dimensions
     if "3d_fullres" not in fits:
-        return (Decision(rule="3D", given="the median image is one slice", result="not planned"),)
+        flat = f"network {target.network} is 2D only"
+        why = "the median image is one slice" if 3 in defined else flat
+        return (Decision(rule="3D", given=why, result="not planned"),)
+    deep = f"network {target.network} is 3D only"
+    without = () if 2 in defined else (Decision(rule="2D", given=deep, result="not planned"),)
     part = math.prod(fits["3d_fullres"].patch_size) / math.prod(median)
     lowres = fits.get("3d_lowres")
     if lowres is not None:
@@ -535,7 +575,7 @@ def _decide_stages(fits: Mapping[str, Fit], median: MedianShape) -> tuple[Decisi
     else:
         result = "no 3d_lowres"
     given = f"a patch of 3d_fullres shows {part:.0%} of the median image"
-    return (Decision(rule="cascade", given=given, result=result),)
+    return (*without, Decision(rule="cascade", given=given, result=result))
 
 
 def _check_name(field: str, name: str) -> None:

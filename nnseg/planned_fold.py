@@ -35,8 +35,16 @@ class PlannedFold:
 
     @property
     def plan_hash(self) -> str:
-        """Of all that the plan decides, without its reasons."""
-        return _hash(replace(self.plan, decisions=()))
+        """Of all that the plan decides, without its reasons.
+
+        Options of a network count where one is chosen: runs from before there were any go on.
+        """
+        data = record.to_json(replace(self.plan, decisions=()))
+        for configuration in data["configurations"].values():
+            architecture = configuration["architecture"]
+            if all(choice is None for choice in architecture["options"].values()):
+                del architecture["options"]
+        return _hash(record.json_text(data))
 
     @property
     def split_hash(self) -> str:
@@ -47,7 +55,8 @@ class PlannedFold:
     def data_hash(self) -> str:
         """Of what the cases were preprocessed from and how."""
         ids = sorted({*self.split.train, *self.split.val})
-        return _hash(tuple((name, store.read_record(self.store, name).made_from) for name in ids))
+        made_from = tuple((name, store.read_record(self.store, name).made_from) for name in ids)
+        return _hash(record.dumps(made_from))
 
     @property
     def store(self) -> Path:
@@ -118,6 +127,5 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _hash(value: Any) -> str:
-    """Give a hash of a record's content."""
-    return hash_of(record.dumps(value).encode()).hexdigest()
+def _hash(text: str) -> str:
+    return hash_of(text.encode()).hexdigest()

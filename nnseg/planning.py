@@ -13,6 +13,7 @@ from nnseg.exchange import nnunet
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, is_folder_name
 from nnseg.lock import locked
+from nnseg.model.architecture import NO_OPTIONS, NetworkOptions
 from nnseg.plan import Plan, differing_key, make_plan
 from nnseg.runlog import logged_run
 from nnseg.splits import plan_folds, source_file
@@ -29,6 +30,8 @@ def plan(
     planner: str = "default",
     memory_gb: float | None = None,
     target_spacing: Spacing | None = None,
+    network: str | None = None,
+    options: NetworkOptions = NO_OPTIONS,
     measured: Fingerprint | None = None,
     group_regex: str | None = None,
     save: bool = True,
@@ -42,12 +45,15 @@ def plan(
         planner: A name of PLANNERS.
         memory_gb: What a training may take; None is the planner's own target.
         target_spacing: mm, (z, y, x) of the files, instead of the median's.
+        network: A name of KINDS; None is the planner's own.
+        options: Of the network.
         measured: Its fingerprint; None reads the one that `fingerprint` wrote.
         group_regex: Finds the patient in the id of a case; the folds keep patients together.
         save: False plans without writing anything.
 
     Raises:
         MissingError: There is no fingerprint.
+        PlanError: As `make_plan`.
         UsageError: `group_regex` is wrong, or finds no patient in some case.
         DataError: The folds part patients by `group_regex`, and were trained on.
         MachineError: Another run is planning this dataset, or its folder cannot be written.
@@ -64,9 +70,12 @@ def plan(
         planner=planner,
         memory_gb=memory_gb,
         target_spacing=target_spacing,
+        network=network,
+        options=options,
     )
     if save:
         arguments = {"planner": planner, "memory_gb": memory_gb, "target_spacing": target_spacing}
+        arguments |= {"network": network, **options.chosen}
         arguments |= {"dataset": dataset, "name": name, "group_regex": group_regex}
         _save_plan(folders, result, "plan", arguments, rule)
     return result
@@ -107,8 +116,14 @@ def plan_as_nnunet(
     planner: str = "default",
     memory_gb: float | None = None,
     target_spacing: Spacing | None = None,
+    network: str | None = None,
+    options: NetworkOptions = NO_OPTIONS,
 ) -> dict[str, Any]:
-    """Plan from nnU-Net's own fingerprint and give the content of nnU-Net's plans.json."""
+    """Plan from nnU-Net's own fingerprint and give the content of nnU-Net's plans.json.
+
+    Raises:
+        PlanError: As `make_plan`, or the network is none of nnU-Net's.
+    """
     spec = read_spec(dataset_json)
     measured = nnunet.read_fingerprint(record.read_json(fingerprint_file), str(fingerprint_file))
     here = dataset_json.resolve().parent.name
@@ -119,6 +134,8 @@ def plan_as_nnunet(
         planner=planner,
         memory_gb=memory_gb,
         target_spacing=target_spacing,
+        network=network,
+        options=options,
     )
     reader = spec.others.get("overwrite_image_reader_writer")
     return nnunet.plans_to_json(result, reader=reader)

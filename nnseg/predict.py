@@ -24,11 +24,12 @@ from nnseg.axes import Box, Image, Planes, Shape, three
 from nnseg.checkpoint import Checkpoint
 from nnseg.errors import DataError, StoppedError
 from nnseg.image.crop import cut
-from nnseg.model.architecture import Architecture, count_elements
+from nnseg.model.architecture import Architecture
 from nnseg.model.device import OUT_OF_MEMORY, Execution, is_out_of_memory
 from nnseg.model.interruptible import Interruptible
+from nnseg.model.kinds import planned_elements
 from nnseg.model.tiles import tile_boxes, tile_shares, tile_starts
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 
 logger = logging.getLogger(__name__)
 
@@ -203,12 +204,13 @@ def bytes_of_sweep(
         execution: Device and number type.
 
     Returns:
-        What a pass takes: as many feature maps as training keeps of the tiles that are computed
-        together. And what is there all the time: the sums, as deep as a tile, and runs of planes.
+        What a pass takes, the tiles left out: as many feature maps as the network is planned by, of
+        the tiles that are computed together. And what is there all the time: the sums, as deep as a
+        tile, and runs of planes.
     """
     size = 4 if execution.precision == "fp32" else 2
     together = _tiles_at_once(patch_size)
-    a_pass = count_elements(architecture, patch_size, heads) * size * together
+    a_pass = planned_elements(architecture, patch_size, 0, heads) * size * together
     _, y, x = (max(n, p) for n, p in zip(shape, patch_size, strict=True))
     return a_pass, patch_size[0] * y * x * heads * size + 2 * RUN_BYTES
 

@@ -36,6 +36,7 @@ from nnseg.folders import Folders
 from nnseg.image.intensity import values_kept
 from nnseg.image.normalize import NORMALIZERS, Normalizer
 from nnseg.lock import locked
+from nnseg.model.architecture import NO_OPTIONS, NetworkOptions
 from nnseg.parallel import OnProgress, for_each, some
 from nnseg.plan import Configuration, Plan, describe_plan
 from nnseg.planning import DEFAULT_PLAN, check_spec, load_plan, plan
@@ -256,6 +257,8 @@ def plan_and_preprocess(
     planner: str = "default",
     memory_gb: float | None = None,
     target_spacing: Spacing | None = None,
+    network: str | None = None,
+    options: NetworkOptions = NO_OPTIONS,
     group_regex: str | None = None,
     anew: bool = False,
     workers: int | None = None,
@@ -272,10 +275,12 @@ def plan_and_preprocess(
         folders: The data roots.
         dataset: Its folder's name.
         configurations: Which to preprocess; None is all that are planned.
-        name: As for `plan`, as are the next four.
+        name: As for `plan`, as are the next six.
         planner: A name of PLANNERS.
         memory_gb: What a training may take.
         target_spacing: mm, (z, y, x) of the files.
+        network: A name of KINDS; None is the planner's own.
+        options: Of the network.
         group_regex: Finds the patient in the id of a case.
         anew: Measure in any case, as for `up_to_date_fingerprint`.
         workers: Cases at once; None is one a core, or one if cases are small.
@@ -311,6 +316,8 @@ def plan_and_preprocess(
         planner=planner,
         memory_gb=memory_gb,
         target_spacing=target_spacing,
+        network=network,
+        options=options,
         measured=measured,
         group_regex=group_regex,
     )

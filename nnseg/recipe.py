@@ -14,9 +14,11 @@ from typing import Literal
 
 from nnseg.axes import Shape
 from nnseg.errors import PlanError, UsageError
-from nnseg.model.augment import STRENGTHS
-from nnseg.model.loss import make_loss
-from nnseg.model.schedule import SCHEDULES
+from nnseg.losses.build import make_loss
+from nnseg.losses.sums import Loss
+from nnseg.model.bending import FARTHEST
+from nnseg.model.draws import STRENGTHS
+from nnseg.model.schedule import COOL_DOWNS, FROM_START, SCHEDULES
 from nnseg.optimize import OPTIMIZERS
 from nnseg.registry import Registry
 
@@ -31,8 +33,8 @@ BUDGET_BATCH = 64  # and how small at most
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win it back
 
 Pace = tuple[float, float]  # learning rate and momentum
-LONG_PACES: dict[str, Pace] = {"sgd": (0.01, 0.99), "adamw": (0.001, 0.9)}
-SHORT_PACES: dict[str, Pace] = {"sgd": (0.1, 0.9), "adamw": (0.002, 0.9)}
+LONG_PACES: dict[str, Pace] = {"sgd": (0.01, 0.99), "adam": (0.001, 0.9), "adamw": (0.001, 0.9)}
+SHORT_PACES: dict[str, Pace] = {"sgd": (0.1, 0.9), "adam": (0.002, 0.9), "adamw": (0.002, 0.9)}
 
 PASSES = 600  # how often a training sees as much as all its data; see `plan_steps`
 FEWEST_STEPS, MOST_STEPS = 12_500, 250_000  # the most are nnU-Net's 1000 epochs of 250
@@ -57,19 +59,27 @@ class TrainSettings:
     iterations: int = 250  # training steps an epoch
     validation_iterations: int = 50  # validation batches an epoch
     batch_size: int | None = None  # None: the plan's
+    accumulate: int = 1  # batches a step; their gradients are averaged
     optimizer: str = "sgd"  # a name of OPTIMIZERS
     lr: float | None = None  # None: of LONG_PACES; see `plan_course` for short budgets
-    momentum: float | None = None  # None: as `lr`; of adamw, its first beta
+    momentum: float | None = None  # None: as `lr`; of Adam, its first beta
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0  # largest norm of the gradient
     ema: float | None = None  # what the average of the weights keeps of itself a step; None: none
     schedule: str = "poly"  # a name of SCHEDULES
     patience: float | None = None  # share of the epochs without a gain that ends it; None: none
     loss: str = "dice_ce"  # a name of LOSSES
-    class_weights: tuple[float, ...] | None = None  # of the loss, one a foreground label or region
+    dice_weight: float | None = None  # w of w Dice + (1 - w) cross-entropy; None: their sum
+    tversky_alpha: float | None = None  # weight of false voxels; None: the loss's own
+    tversky_beta: float | None = None  # weight of missed voxels; None: the loss's own
+    focal_gamma: float | None = None  # exponent of a focal loss, or its inverse; None: its own
+    # Of the loss, one a foreground label or region; "balanced": by their volumes
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
     augmentation: str | None = (
         None  # "full" or "mild"; None: full; see `plan_course` for short budgets
     )
+    elastic: float | None = None  # how far patches bend at most, in voxels of the finest axis
+    mixup: float | None = None  # alpha of the shares by which images of a batch are mixed
     swap_labels: tuple[tuple[str, str], ...] = ()  # that trade places where left and right do
     pretrained: str | None = None  # SHA-256 of the weights to start from; None: of the seed
     seed: int = 0
@@ -79,8 +89,9 @@ class TrainSettings:
         for name in ("epochs", "iterations", "validation_iterations", "lr", "gradient_clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("momentum", "ema"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise UsageError(
@@ -97,13 +108,14 @@ class TrainSettings:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.seed > GREATEST_SEED:
             raise UsageError(f"seed is {self.seed}; it must be at most {GREATEST_SEED}")
-        weights = self.class_weights
-        if weights is not None and not (
-            all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0
-        ):
+        if self.elastic is not None and not 0 < self.elastic <= FARTHEST:
             raise UsageError(
-                f"class_weights is {weights}; none may be negative, and one must be above 0"
+                f"elastic is {self.elastic}; it must be above 0 and at most {FARTHEST} voxels, or "
+                "patches would fold"
             )
+        if self.mixup is not None and not 0 < self.mixup < math.inf:
+            raise UsageError(f"mixup is {self.mixup}; it must be positive and finite")
+        self._check_loss()
         swapped = [name for pair in self.swap_labels for name in pair]
         if twice := sorted({name for name in swapped if swapped.count(name) > 1}):
             raise UsageError(f"swap_labels has {twice[0]!r} twice; a label has one counterpart")
@@ -112,10 +124,51 @@ class TrainSettings:
                 f"augmentation is {self.augmentation!r}; it must be {' or '.join(STRENGTHS)}"
             )
         try:
-            make_loss(self.loss, weights)
             SCHEDULES[self.schedule], OPTIMIZERS[self.optimizer]
         except PlanError as error:  # nothing is wrong with a plan: somebody asked for this name
             raise UsageError(str(error)) from None
+
+    def _check_loss(self) -> None:
+        weights = self.class_weights
+        if isinstance(weights, tuple) and not (
+            all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0
+        ):
+            raise UsageError(
+                f"class_weights is {weights}; none may be negative, and one must be above 0"
+            )
+        share, gamma = self.dice_weight, self.focal_gamma
+        if share is not None and not 0 <= share <= 1:
+            raise UsageError(f"dice_weight is {share}; it must be from 0 to 1")
+        for name in ("tversky_alpha", "tversky_beta"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.tversky_alpha == self.tversky_beta == 0:
+            raise UsageError("tversky_alpha and tversky_beta are 0; one must be above 0")
+        if gamma is not None and not 0 < gamma < math.inf:
+            raise UsageError(f"focal_gamma is {gamma}; it must be positive")
+        try:
+            self.make_loss((1.0,) if weights == "balanced" else weights)
+        except PlanError as error:
+            raise UsageError(str(error)) from None
+
+    def make_loss(self, class_weights: Sequence[float] | None) -> Loss:
+        """Give the loss of these settings, its classes weighted: as told, or as counted.
+
+        Raises:
+            PlanError: There is no such loss, or it does not take what is set.
+        """
+        options = {
+            option: value
+            for option, value in (
+                ("dice_weight", self.dice_weight),
+                ("alpha", self.tversky_alpha),
+                ("beta", self.tversky_beta),
+                ("gamma", self.focal_gamma),
+            )
+            if value is not None
+        }
+        balanced = self.class_weights == "balanced"
+        return make_loss(self.loss, class_weights, balanced=balanced, **options)
 
     @property
     def most_epochs(self) -> int:
@@ -172,10 +225,15 @@ class Course:
 def learning_rate(course: Course, schedule: str, epoch: int) -> float:
     """Give the learning rate of the epoch after `epoch` epochs.
 
-    It is the schedule's, from the start of the training or its turn to its end, where it is 0.
+    It is the schedule's, from the start of the training or its turn to its end, where it is 0. One
+    that rises again ends in a plain fall once nothing is gained; where the user moved the end, one
+    of FROM_START is as if that end had been planned, for what is left of it tells little of it.
     """
-    start, lr = (course.turn.epoch, course.turn.lr) if course.turn else (0, course.lr)
-    return lr * SCHEDULES[schedule]((epoch - start) / (course.epochs - start))
+    turn = course.turn
+    if turn is None or (course.extended and schedule in FROM_START):
+        return course.lr * SCHEDULES[schedule](epoch / course.epochs)
+    fall = COOL_DOWNS.get(schedule, SCHEDULES[schedule])
+    return turn.lr * fall((epoch - turn.epoch) / (course.epochs - turn.epoch))
 
 
 def plan_steps(shapes: Iterable[Shape], patch_size: Shape, batch_size: int) -> int:
@@ -247,7 +305,7 @@ def plan_course(
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
     smaller = None
-    if batch_size is not None and settings.batch_size is None:
+    if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
         fitted = fit_batch(batch_size, fitting)
         fitting *= batch_size / fitted
         smaller = fitted if fitted < batch_size else None

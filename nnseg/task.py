@@ -1,7 +1,8 @@
 """What one training is about: the data, the plan and the choices."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ from torch import Tensor
 
 from nnseg.batches import BatchSource
 from nnseg.errors import UsageError
-from nnseg.model.augment import Augmentation, plan_augmentation
+from nnseg.losses.balance import balanced_weights, count_voxels
+from nnseg.losses.sums import Loss, Weights
 from nnseg.model.device import Execution
-from nnseg.model.loss import Loss, deep_supervision_weights, make_loss
+from nnseg.model.draws import Augmentation, plan_augmentation
+from nnseg.model.kinds import KINDS
 from nnseg.model.ranks import ALONE, Ranks
 from nnseg.plan import Configuration, Plan
 from nnseg.recipe import Course, TrainSettings, plan_course, plan_steps
 from nnseg.store import TrainingCase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Task:
     loader_workers: int | None = None
     ranks: Ranks = ALONE
     data_hash: str = ""  # of what the cases were preprocessed from
+    balance: Weights = None  # class weights counted by `balanced`, where the settings want them
 
     def __post_init__(self) -> None:
         if self.batch_size < self.ranks.count:
@@ -51,7 +57,7 @@ class Task:
                 "fewer"
             )
         names, weights = list(self.plan.labels.foreground), self.settings.class_weights
-        if weights is not None and len(weights) != len(names):
+        if isinstance(weights, tuple) and len(weights) != len(names):
             raise UsageError(
                 f"class_weights has {len(weights)} entries; {', '.join(names)} need one each"
             )
@@ -103,18 +109,25 @@ class Task:
             course.augmentation,
             swaps=self.swaps,
             swap_axis=self.left_right,
+            elastic=self.settings.elastic,
+            spacing=self.configuration.spacing,
         )
 
     def course(self, step_seconds: float | None = None) -> Course:
         """Plan the course: by the settings, and where they leave it open by the data."""
         shapes = [case.shape for case in self.train_cases]
-        steps = plan_steps(shapes, self.configuration.patch_size, self.batch_size)
+        samples = self.batch_size * self.settings.accumulate  # a step
+        steps = plan_steps(shapes, self.configuration.patch_size, samples)
         return plan_course(self.settings, step_seconds, steps, self.batch_size)
 
     @property
     def loss(self) -> Loss:
         """What is minimised."""
-        return make_loss(self.settings.loss, self.settings.class_weights)
+        weights = self.settings.class_weights
+        if weights == "balanced":
+            assert self.balance is not None, "`balanced` has counted"
+            weights = self.balance
+        return self.settings.make_loss(weights)
 
     def _source(
         self, cases: Sequence[TrainingCase], course: Course, augmentation: Augmentation | None
@@ -131,10 +144,26 @@ class Task:
             previous=None if self.previous is None else [self.previous[c.case_id] for c in cases],
             previous_labels=len(self.plan.labels.foreground_values),
             samples=self.ranks.share(batch_size),
+            mixup=None if augmentation is None else self.settings.mixup,
         )
 
     @property
     def output_weights(self) -> tuple[float, ...]:
-        """Weight of the loss at each resolution that has one, full resolution first."""
-        weights = deep_supervision_weights(max(self.configuration.architecture.levels - 1, 1))
-        return tuple(weight for weight in weights if weight > 0)
+        """Weight of the loss at each output of the network that has one, the main one first."""
+        architecture = self.configuration.architecture
+        return KINDS[architecture.network].weights(architecture)
+
+
+def balanced(task: Task) -> Task:
+    """Give the task with its classes' voxels counted, if its settings want weights by them.
+
+    All label maps of the training cases are read once for that.
+    """
+    if task.settings.class_weights != "balanced" or task.balance is not None:
+        return task
+    labels = task.plan.labels.consecutive
+    voxels = count_voxels((case.segmentation for case in task.train_cases), labels)
+    weights = balanced_weights(voxels, labels)
+    named = zip(labels.foreground, weights, strict=True)
+    logger.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in named))
+    return replace(task, balance=weights)

@@ -13,18 +13,16 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from nnseg.batches import Batch, BatchSource, keep_on_device, make_batch, make_batches
+from nnseg.batches import Batch, BatchSource, keep_on_device, make_batches
 from nnseg.errors import DataError, StoppedError
-from nnseg.model.device import compile_network
-from nnseg.model.loss import deep_supervision_loss, hard_counts
-from nnseg.model.ranks import any_rank, from_first, gather
-from nnseg.optimize import Verdict, average_into, set_pace, update
+from nnseg.losses.counts import hard_counts
+from nnseg.model.ranks import any_rank, from_first, gather, share_buffers
+from nnseg.optimize import Verdict, average_into, copy_buffers, set_pace
 from nnseg.recipe import Course, cool_down, fit_budget, learning_rate, refit_budget
 from nnseg.resume import EpochReport, RunRecord
 from nnseg.runlog import peak_memory
-from nnseg.task import Task
+from nnseg.task import Task, balanced
 from nnseg.train_state import (
     TrainState,
     follow,
@@ -34,6 +32,7 @@ from nnseg.train_state import (
     save,
     save_state,
 )
+from nnseg.train_step import compiled_network, share_network, time_steps, train_step
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from
@@ -84,6 +83,7 @@ def train(
     if task.execution.torch_device.type == "cpu":
         torch.set_num_threads(task.execution.threads)  # sums come out the same when a run goes on
     device = task.execution.torch_device
+    task = balanced(task)
     task = replace(
         task,
         train_cases=keep_on_device(task.train_cases, device),
@@ -153,20 +153,19 @@ def train_epoch(
         state.seconds, state.epoch_seconds = clock(), clock() - begun
         save_state(task, state)
 
-    waited = clock()
-    numbers = range(state.iteration, course.iterations)
+    count = settings.accumulate
+    numbers = range(state.iteration * count, course.iterations * count)
     with _batches(task, task.training(course), state.epoch, numbers) as batches:
-        for image, segmentation, case_ids in batches:
-            state.wait_seconds += clock() - waited
-            loss = step_loss(task, step_network, image, segmentation)
-            verdict = update(state.optimizer, state.scaler, loss, settings.gradient_clip)
+        while state.iteration < course.iterations:
+            done = train_step(task, state, step_network, batches, clock)
             look(state, pending)  # one step late, so that a GPU need not wait for the host
-            pending = (verdict, case_ids)
+            pending = done
             state.iteration += 1
             steps = state.epoch * course.iterations + state.iteration
             if state.average is not None and settings.ema is not None:
                 ours, theirs = state.average.parameters(), state.network.parameters()
                 average_into(ours, theirs, settings.ema, steps)
+                copy_buffers(state.average, state.network)
             if on_step:
                 on_step("training", steps, course.steps)
             stopped = any_rank(stop())
@@ -176,7 +175,6 @@ def train_epoch(
                 keep()
             if stopped:
                 return None
-            waited = clock()
     look(state, pending)
     validated = validate_epoch(task, state, stop)
     if validated is None:
@@ -245,11 +243,12 @@ def validate_epoch(
     """
     labels = task.plan.labels.consecutive
     state.model.eval()
+    share_buffers(state.model)
     losses: list[Tensor] = []
     counts, cases = [], []
     numbers = range(state.course.validation_iterations)
     with _batches(task, task.validation(state.course), VALIDATION_EPOCH, numbers) as batches:
-        for image, segmentation, case_ids in batches:
+        for image, segmentation, case_ids, _ in batches:
             if losses and any_rank(stop()):
                 return None
             with task.execution.autocast():
@@ -270,21 +269,6 @@ def validate_epoch(
         union = 2 * tp[i] + fp[i] + fn[i]
         scores[name] = 2 * tp[i] / union if union else None
     return sum(values) / len(values), scores
-
-
-def step_loss(task: Task, network: Any, image: Tensor, segmentation: Tensor) -> Tensor:
-    """Give the deeply supervised loss of one batch."""
-    weights = task.output_weights
-    with task.execution.autocast():
-        outputs = network(image, len(weights))
-    return deep_supervision_loss(
-        task.loss,
-        outputs,
-        segmentation,
-        task.plan.labels.consecutive,
-        task.configuration.batch_dice,
-        weights,
-    )
 
 
 def fit_course(
@@ -339,27 +323,6 @@ def is_due(state: TrainState) -> bool:
     return time.monotonic() - state.saved_at > SAVE_EVERY
 
 
-def share_network(task: Task, state: TrainState) -> nn.Module:
-    """Have the ranks average the gradients of the network, where there are several."""
-    if task.ranks.count == 1:
-        return state.network
-    device = task.execution.torch_device
-    return DistributedDataParallel(
-        state.network,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # heads of weight 0 are not computed
-    )
-
-
-def compiled_network(task: Task, state: TrainState, network: nn.Module) -> Any:
-    """Compile the network for the task's batches where the execution says so."""
-    if not task.execution.compiled:
-        return network
-    image, _, _ = make_batch(task.training(state.course), 0, 0)
-    network.train()
-    return compile_network(network, image, task.execution, len(task.output_weights))
-
-
 def rehearse_steps(
     task: Task, steps: int, stop: Callable[[], bool] = lambda: False
 ) -> tuple[Course, float, float, int]:
@@ -372,6 +335,7 @@ def rehearse_steps(
     Raises:
         StoppedError: `stop` said True between two steps.
     """
+    task = balanced(task)
     state = new_state(task)
     network = compiled_network(task, state, state.network)
     times = time_steps(task, state.course, network, steps, stop)
@@ -395,33 +359,6 @@ def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEP
 def middle(times: Sequence[float]) -> float:
     """Give the middle one of sorted times; of an even number, the quicker one."""
     return times[(len(times) - 1) // 2]
-
-
-def time_steps(
-    task: Task,
-    course: Course,
-    step_network: Any,
-    steps: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[float]:
-    """Measure the seconds of several training steps, as `probe` does: the quickest first.
-
-    Raises:
-        StoppedError: `stop` said True between two steps.
-    """
-    seconds = []
-    for number in range(steps + 1):
-        if stop():
-            raise StoppedError("stopped while measuring steps; nothing was written")
-        start = time.monotonic()
-        image, segmentation, _ = make_batch(task.training(course), 0, number)
-        loss = step_loss(task, step_network, image, segmentation)
-        loss.backward()
-        float(loss.detach())  # waits for the device
-        seconds.append(time.monotonic() - start)
-        for parameter in step_network.parameters():
-            parameter.grad = None
-    return sorted(seconds[1:])
 
 
 def _batches(

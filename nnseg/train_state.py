@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nnseg.checkpoint import load_weights, pack, save_model
-from nnseg.model.unet import build_network
+from nnseg.model.ranks import share_norms
+from nnseg.networks.build import build_network
 from nnseg.optimize import Optimizer, make_optimizer, set_pace
 from nnseg.recipe import Course
 from nnseg.resume import EpochReport, RunRecord, write_run
@@ -63,6 +64,7 @@ def new_state(task: Task) -> TrainState:
         }
         network.load_state_dict(own | fitting)
     network = task.execution.place(network, task.configuration.architecture.dimensions)
+    network = share_norms(network, task.ranks, task.execution.torch_device)
     course = task.course()
     return TrainState(
         network=network,

@@ -30,6 +30,7 @@ from nnseg.volume import read_segmentation
 if TYPE_CHECKING:
     from nnseg.model.device import Execution
     from nnseg.model.ranks import Ranks
+    from nnseg.networks.timm_weights import EncoderWeights
     from nnseg.pretrained import Pretrained
     from nnseg.recipe import TrainSettings
     from nnseg.resume import EpochReport, RunRecord
@@ -63,6 +64,7 @@ def train(
     overwrite: bool = False,
     extend_to: int | None = None,
     pretrained: Path | None = None,
+    pretrained_encoder: Path | None = None,
     loader_workers: int | None = None,
     trackers: Sequence[str] = (),
     ranks: "Ranks | None" = None,
@@ -92,6 +94,8 @@ def train(
         overwrite: Start anew; the old run is kept aside.
         extend_to: Give the run that is there, finished or not, its end after so many epochs.
         pretrained: A model to start from; see `read_pretrained`.
+        pretrained_encoder: A safetensors file of timm's with the weights of the encoder to start
+            from; see `fit_encoder`.
         loader_workers: Threads that make batches ahead; None is what suits the device. The batches
             are the same.
         trackers: Names of TRACKERS that get the figures of every epoch.
@@ -112,14 +116,14 @@ def train(
     """
     from nnseg.inference import load_model
     from nnseg.model.ranks import ALONE, first_then_others, joined
-    from nnseg.pretrained import read_pretrained
+    from nnseg.pretrained import check_start, read_start
     from nnseg.recipe import TrainSettings
     from nnseg.resume import extend_run, find_run
     from nnseg.train import train as train_network
 
     started = time.monotonic()
     ranks = ranks or ALONE
-    start = None if pretrained is None else read_pretrained(pretrained)
+    start = read_start(pretrained, pretrained_encoder)
     settings = settings or TrainSettings()
     if start is not None:
         settings = replace(settings, pretrained=start.sha256)
@@ -156,6 +160,7 @@ def train(
         if not done:
             execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
             _task(about, settings, execution, ranks)  # refuses what cannot be meant
+            check_start(start, about.plan, about.configuration.name)
         run = held.enter_context(_logged(about, settings, ranks, overwrite, stop))
         if execution is not None:
             run.facts["execution"] = asdict(execution)
@@ -417,22 +422,25 @@ def _task(
 
 
 def _initial(
-    start: "Pretrained", about: PlannedFold, settings: "TrainSettings", run: Run, say: Say
+    start: "Pretrained | EncoderWeights",
+    about: PlannedFold,
+    settings: "TrainSettings",
+    run: Run,
+    say: Say,
 ) -> dict[str, Any]:
     """Give the weights to start from, tensors by name, and say what was taken over."""
-    from nnseg.model.transfer import describe_transfer
-    from nnseg.pretrained import start_from
+    from nnseg.pretrained import begin
 
-    taken = start_from(start, about.plan, about.configuration.name, settings.seed)
-    run.inputs.append(start.source)
+    beginning = begin(start, about.plan, about.configuration.name, settings.seed)
+    run.inputs.append(beginning.source)
     run.facts["pretrained"] = {
-        "source": str(start.source),
-        "kept": taken.kept,
-        "adapted": taken.adapted,
-        "fresh": taken.fresh,
+        "source": str(beginning.source),
+        "kept": beginning.kept,
+        "adapted": beginning.adapted,
+        "fresh": beginning.fresh,
     }
-    say(f"starting from {start.source}\n{describe_transfer(taken)}")
-    return {name: taken.weights[name] for name in (*taken.kept, *taken.adapted)}
+    say(f"starting from {beginning.source}\n{beginning.description}")
+    return beginning.weights
 
 
 def _in_raw_label_maps(about: PlannedFold, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@ import dataclasses
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from nnseg.errors import DataError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
-from nnseg.model.augment import plan_augmentation
+from nnseg.model.draws import plan_augmentation
+from nnseg.model.mixup import mix
 from nnseg.model.previous import Spoiling
 from nnseg.plan import make_plan
 from nnseg.preprocess import Placement, find_locations
@@ -46,7 +48,14 @@ def case(number: int, labels: Labels) -> TrainingCase:
     )
 
 
-def source_of(*, augmented: bool = True, seed: int = 0, device: str = "cpu") -> BatchSource:
+def source_of(
+    *,
+    augmented: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    elastic: float | None = None,
+    mixup: float | None = None,
+) -> BatchSource:
     labels = Labels(labels={"background": 0, "lesion": 1})
     spec = DatasetSpec(channels=("A", "B"), labels=labels, num_training=3, file_ending=".nii.gz")
     measured = Fingerprint(
@@ -71,18 +80,26 @@ def source_of(*, augmented: bool = True, seed: int = 0, device: str = "cpu") -> 
         fold="0",
         batch_size=3,
         device=torch.device(device),
-        augmentation=plan_augmentation((4, 6, 5), 3) if augmented else None,
+        augmentation=plan_augmentation((4, 6, 5), 3, elastic=elastic) if augmented else None,
+        mixup=mixup,
     )
 
 
 def equal(first: batches.Batch, second: batches.Batch) -> bool:
-    tensors = zip(first[:2], second[:2], strict=True)
-    return first[2] == second[2] and all(torch.equal(a, b) for a, b in tensors)
+    pairs = [(first.image, second.image), (first.segmentation, second.segmentation)]
+    if (first.mixed is None) != (second.mixed is None):
+        return False
+    if first.mixed is not None and second.mixed is not None:
+        pairs.append((first.mixed.segmentation, second.mixed.segmentation))
+        if first.mixed.share != second.mixed.share:
+            return False
+    return first.case_ids == second.case_ids and all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_a_batch_has_the_shape_of_the_patch(augmented: bool) -> None:
-    image, segmentation, case_ids = make_batch(source_of(augmented=augmented), 0, 0)
+    image, segmentation, case_ids, mixed = make_batch(source_of(augmented=augmented), 0, 0)
+    assert mixed is None
     assert (image.shape, image.dtype) == ((3, 2, 4, 6, 5), torch.float32)
     assert (segmentation.shape, segmentation.dtype) == ((3, 4, 6, 5), torch.int16)
     assert len(case_ids) == 3
@@ -107,7 +124,7 @@ def test_another_epoch_batch_or_seed_gives_another_batch() -> None:
 
 def test_batches_to_validate_with_show_the_data_as_they_are() -> None:
     source = source_of(augmented=False)
-    image, segmentation, case_ids = make_batch(source, -1, 0)
+    image, segmentation, case_ids, _ = make_batch(source, -1, 0)
     stored = {case.case_id: case for case in source.cases}
     for patch, labels, case_id in zip(image, segmentation, case_ids, strict=True):
         values = set(patch[0].unique().tolist()) - {0.0}
@@ -116,12 +133,14 @@ def test_batches_to_validate_with_show_the_data_as_they_are() -> None:
         assert set(labels.unique().tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize("augmented", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"augmented": False}, {"elastic": 9.0}, {"mixup": 0.4, "elastic": 9.0}]
+)
 @pytest.mark.parametrize("numbers", [range(6), range(4, 9), range(0)])
 def test_any_number_of_workers_makes_the_same_bytes_in_order(
-    augmented: bool, numbers: range
+    options: dict[str, Any], numbers: range
 ) -> None:
-    source = source_of(augmented=augmented)
+    source = source_of(**options)
     wanted = [make_batch(source, 2, number) for number in numbers]
     for workers in (0, 1, 2, 4):
         made = list(make_batches(source, 2, numbers, workers=workers))
@@ -258,8 +277,8 @@ def test_channels_that_are_masked_are_0_outside_the_body_and_the_image() -> None
     free = dataclasses.replace(source, cases=cases)
     zeros = [0, 0]
     for number in range(10):
-        image, _, _ = make_batch(masked, 0, number)
-        other, _, _ = make_batch(free, 0, number)
+        image = make_batch(masked, 0, number).image
+        other = make_batch(free, 0, number).image
         assert torch.equal(image[:, 1], other[:, 1])
         zeros[0] += int((image[:, 0] == 0).sum())
         zeros[1] += int((other[:, 0] == 0).sum())
@@ -278,8 +297,8 @@ def test_a_cascade_sees_the_stage_before_as_channels_that_move_with_the_labels(
         previous_labels=2,
     )
     for number in range(8):
-        image, segmentation, _ = make_batch(cascade, 0, number)
-        plain, wanted, _ = make_batch(source, 0, number)
+        image, segmentation, *_ = make_batch(cascade, 0, number)
+        plain, wanted, *_ = make_batch(source, 0, number)
         assert image.shape == (3, 4, 4, 6, 5)
         assert image.dtype == torch.float32
         assert torch.equal(image[:, :2], plain)
@@ -295,7 +314,7 @@ def test_the_stage_before_is_spoilt_in_training_and_not_in_validation() -> None:
             source, previous=[each.segmentation for each in source.cases], previous_labels=1
         )
         made = [make_batch(cascade, 0, number) for number in range(12)]
-        return sum(not torch.equal(image[:, 2], labels.float()) for image, labels, _ in made)
+        return sum(not torch.equal(image[:, 2], labels.float()) for image, labels, *_ in made)
 
     assert changed(True) > 0
     assert changed(False) == 0
@@ -327,3 +346,90 @@ def test_cases_leave_a_gpu_the_most_of_its_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * needed, 10 * needed))
     with pytest.raises(RuntimeError, match="they go to the GPU"):
         keep_on_device(cases, torch.device("cuda"))
+
+
+def test_bending_changes_the_patches_that_bend_and_no_others() -> None:
+    plain, bent = source_of(), source_of(elastic=9.0)
+    same = []
+    for number in range(20):
+        first, second = make_batch(plain, 0, number), make_batch(bent, 0, number)
+        assert first.case_ids == second.case_ids
+        for i in range(3):
+            alike = torch.allclose(first.image[i], second.image[i], rtol=1e-4, atol=1e-4)
+            same.append(alike)
+            assert not alike or (first.segmentation[i] != second.segmentation[i]).sum() <= 1
+    assert 0.65 < np.mean(same) < 0.95  # a fifth bends
+
+
+def partners_in(mixed: batches.Batch, plain: batches.Batch) -> list[int]:
+    """Give which sample of a batch each one was mixed with, checking that it was."""
+    assert mixed.mixed is not None
+    found = []
+    for i, image in enumerate(mixed.image):
+        made = [mix(plain.image[i], other, mixed.mixed.share) for other in plain.image]
+        fitting = [n for n, each in enumerate(made) if torch.equal(each, image)]
+        assert len(fitting) == 1
+        found += fitting
+        assert torch.equal(mixed.mixed.segmentation[i], plain.segmentation[fitting[0]])
+    return found
+
+
+def test_mixed_batches_show_each_sample_and_its_partner_and_have_both_targets() -> None:
+    mixing, plain = source_of(mixup=0.4, elastic=9.0), source_of(elastic=9.0)
+    shares, partners = set(), set()
+    for epoch, number in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 5)):
+        mixed, wanted = make_batch(mixing, epoch, number), make_batch(plain, epoch, number)
+        assert mixed.mixed is not None
+        assert torch.equal(mixed.segmentation, wanted.segmentation)
+        assert mixed.case_ids == wanted.case_ids
+        shares.add(mixed.mixed.share)
+        partners.add(tuple(partners_in(mixed, wanted)))
+        assert equal(mixed, make_batch(mixing, epoch, number))
+    assert len(shares) == 6
+    assert partners == {(1, 2, 0), (2, 0, 1)}
+    other = make_batch(source_of(mixup=0.4, seed=1), 0, 0).mixed
+    assert other is not None
+    assert other.share not in shares
+
+
+def test_ranks_mix_their_samples_as_one_process_would() -> None:
+    whole = source_of(mixup=0.4, elastic=9.0)
+    for number in range(6):
+        wanted = make_batch(whole, 0, number)
+        parts = [
+            make_batch(dataclasses.replace(whole, samples=samples), 0, number)
+            for samples in (range(2), range(2, 3))
+        ]
+        assert wanted.mixed is not None
+        assert {part.mixed.share for part in parts if part.mixed} == {wanted.mixed.share}
+        seconds = [part.mixed.segmentation for part in parts if part.mixed]
+        assert [len(part.image) for part in parts] == [len(each) for each in seconds] == [2, 1]
+        assert torch.equal(torch.cat([p.segmentation for p in parts]), wanted.segmentation)
+        assert torch.equal(torch.cat(seconds), wanted.mixed.segmentation)
+        image = torch.cat([part.image for part in parts])
+        torch.testing.assert_close(image, wanted.image, rtol=1e-4, atol=1e-4)
+        assert set(parts[1].case_ids) <= set(wanted.case_ids)
+        assert len(parts[1].case_ids) == 2  # its own, and that of a partner made for it
+
+
+def test_a_batch_of_one_is_mixed_with_a_sample_that_no_step_sees_otherwise() -> None:
+    one = dataclasses.replace(source_of(), batch_size=1)
+    mixed = make_batch(dataclasses.replace(one, mixup=0.4), 0, 0)
+    plain = make_batch(one, 0, 0)
+    assert mixed.mixed is not None
+    assert mixed.image.shape == plain.image.shape == (1, 2, 4, 6, 5)
+    assert torch.equal(mixed.segmentation, plain.segmentation)
+    assert mixed.mixed.segmentation.shape == plain.segmentation.shape
+    rest = (mixed.image - mixed.mixed.share * plain.image) / (1 - mixed.mixed.share)
+    assert (rest - plain.image).abs().max() > 0.1
+
+
+def test_the_stage_before_is_mixed_like_the_image_that_it_belongs_to() -> None:
+    source = source_of(mixup=0.4)
+    cascade = dataclasses.replace(
+        source, previous=[each.segmentation for each in source.cases], previous_labels=1
+    )
+    plain = dataclasses.replace(cascade, mixup=None)
+    mixed, wanted = make_batch(cascade, 0, 1), make_batch(plain, 0, 1)
+    assert mixed.image.shape == (3, 3, 4, 6, 5)
+    assert sorted(partners_in(mixed, wanted)) == [0, 1, 2]

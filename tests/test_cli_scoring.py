@@ -4,6 +4,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +163,23 @@ def test_what_was_not_predicted_is_a_failure_unless_it_does_not_matter(
     assert run(capsys, *argv, "--chill")[0] == 0
 
 
+def test_overlap_is_scored_without_what_is_slow_to_start(results: Path) -> None:
+    program = (
+        "import sys\nfrom nnseg.cli import main\ncode = main(sys.argv[1:])\n"
+        "slow = {'torch', 'pydantic', 'scipy', 'nibabel', 'SimpleITK', 'nnseg.plan'}\n"
+        "print(sorted(slow & set(sys.modules)), file=sys.stderr)\nsys.exit(code)"
+    )
+    words = [results / "raw" / DATASET / "labelsTs", results / "a", "--overlap", "-q"]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "evaluate", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "foreground mean" in ended.stdout
+    assert ended.stderr.splitlines()[-1] == "[]"
+
+
 def test_scores_go_where_they_are_wanted(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, place = results / "raw" / DATASET / "labelsTs", results / "scores" / "a.json"
     name = min((results / "a").iterdir()).name
@@ -168,6 +187,11 @@ def test_scores_go_where_they_are_wanted(results: Path, capsys: pytest.CaptureFi
     argv = ("evaluate", truth / name, results / "a" / name, "-q", "--overlap")
     code, out, _ = run(capsys, *argv, "-o", place, "--dry-run")
     assert (code, out.splitlines()[-1]) == (0, f"writes {place}")
+    code, out, _ = run(capsys, *argv, "--dry-run", "--json")
+    told = json.loads(out)
+    assert (code, told["target"], told["written"]) == (0, None, False)
+    assert told["cases"] == [name.removesuffix(".nii.gz")]
+    assert told["labels"]
     code, out, _ = run(capsys, *argv)
     assert code == 0
     assert "foreground mean" in out

@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.D
 INLINE = re.compile(r"(?<!`)`(?P<text>[^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)\s]*\)")
 VARIABLES = {"nnseg_raw", "nnseg_preprocessed", "nnseg_results"}  # of the environment
-FILE_LINE = re.compile(r"^(?P<name>(?:\w+/)?\w+\.py) {2,}\S", re.MULTILINE)
+FILE_LINE = re.compile(r"^(?P<name>(?:\w+/){0,2}\w+\.py) {2,}\S", re.MULTILINE)
 SCRIPTS = re.compile(r'^(?P<name>nnseg\w*) = "nnseg\.cli:(?P<function>\w+)"$', re.MULTILINE)
 
 

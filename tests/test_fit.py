@@ -13,17 +13,30 @@ from nnseg.fit import (
     batch_cap,
     batch_size,
     coarser,
-    find_topology,
-    first_patch,
     fit_network,
     fit_networks,
-    shrink,
 )
+from nnseg.model.architecture import NO_OPTIONS, NetworkOptions
+from nnseg.model.kinds import KINDS, planned_elements
+from nnseg.topology import find_topology
 
 
-def target_of(planner: str = "default", memory_gb: float | None = None, outputs: int = 2) -> Target:
+def target_of(
+    planner: str = "default",
+    memory_gb: float | None = None,
+    outputs: int = 2,
+    network: str | None = None,
+    options: NetworkOptions = NO_OPTIONS,
+) -> Target:
     rules = PLANNERS[planner]
-    return Target(planner=rules, memory_gb=memory_gb or rules.memory_gb, outputs=outputs)
+    return Target(
+        planner=rules,
+        memory_gb=memory_gb or rules.memory_gb,
+        network=network or rules.network,
+        options=options,
+        channels=1,
+        outputs=outputs,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +48,14 @@ class Like:
     cases: int
     labels: int
 
-    def fits(self, planner: str = "default", memory_gb: float | None = None) -> dict[str, Fit]:
-        target = target_of(planner, memory_gb, self.labels)
+    def fits(
+        self,
+        planner: str = "default",
+        memory_gb: float | None = None,
+        network: str | None = None,
+        options: NetworkOptions = NO_OPTIONS,
+    ) -> dict[str, Fit]:
+        target = target_of(planner, memory_gb, self.labels, network, options)
         return fit_networks(self.spacing, self.shape, self.cases, target)
 
 
@@ -234,80 +253,6 @@ def test_a_larger_memory_target_gives_the_reported_patch() -> None:
     assert fullres.architecture.strides[1] == (1, 2, 2)
 
 
-def test_the_first_patch_is_a_cube_in_mm_within_the_median_image() -> None:
-    wide = (9000.0, 9000.0, 9000.0)
-    patch = first_patch((4.0, 1.0, 0.5), wide)
-    assert patch == (81, 323, 645)
-    assert first_patch((4.0, 1.0, 0.5), (20.5, 9000.0, 300.0)) == (20.5, 323, 300.0)
-    assert math.prod(first_patch((None, 1.0, 2.0), wide)) == pytest.approx(2048**2, rel=0.01)
-
-
-@pytest.mark.parametrize(("edge", "levels"), [(7, 1), (7.5, 1), (8, 2), (14, 2), (14.5, 3)])
-def test_feature_maps_are_never_pooled_below_4_voxels(edge: float, levels: int) -> None:
-    assert len(find_topology((1.0, 1.0, 1.0), (edge, edge, 5)).strides) == levels
-
-
-@pytest.mark.parametrize(("edge", "levels"), [(11, 1), (12, 2), (22, 2), (23, 3)])
-def test_an_axis_alone_is_pooled_from_12_voxels_on(edge: int, levels: int) -> None:
-    assert len(find_topology((1.0, 1.0, 1.0), (5, 6, edge)).strides) == levels
-
-
-@pytest.mark.parametrize(("thick", "stride"), [(2.0, (1, 2, 2)), (1.99, (2, 2, 2))])
-def test_axes_are_pooled_together_if_their_spacings_are_within_a_factor_of_2(
-    thick: float, stride: Shape
-) -> None:
-    topology = find_topology((thick, 1.0, 1.0), (64, 64, 64))
-    assert topology.strides[1] == stride
-    assert topology.kernel_sizes[0] == (1 if thick == 2 else 3, 3, 3)
-
-
-def test_an_axis_too_short_to_pool_still_holds_kernels_to_the_finest_spacing() -> None:
-    topology = find_topology((0.4, 1.0, 1.0), (4, 32, 32))
-    assert topology.strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
-    assert topology.kernel_sizes == ((3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 3, 3))
-
-
-def test_patches_are_padded_up_to_the_divisor() -> None:
-    topology = find_topology((1.0, 1.0, 1.0), (36, 50.5, 35))
-    assert topology.divisor == (8, 8, 8)
-    assert topology.patch_size == (40, 56, 40)
-
-
-def test_a_2d_network_leaves_its_slice_axis_alone() -> None:
-    topology = find_topology((None, 1.0, 1.0), (1, 50, 35))
-    assert topology.patch_size == (1, 56, 40)
-    assert topology.strides == ((1, 1, 1), *((1, 2, 2),) * 3)
-    assert topology.kernel_sizes == ((1, 3, 3),) * 4
-
-
-def test_shrinking_passes_over_no_size_that_needs_fewer_levels() -> None:
-    spacing, median = (None, 1.0, 1.0), (1.0, 250.0, 240.0)
-    first = find_topology(spacing, (1, 256, 256))
-    assert first.divisor == (1, 64, 64)
-    second = shrink(spacing, median, first)
-    assert second is not None
-    assert second.patch_size == (1, 256, 224)  # x covers more of its median; 192 has 32
-
-
-def test_of_two_axes_that_cover_as_much_the_last_shrinks() -> None:
-    spacing, median = (1.0, 1.0, 1.0), (64.0, 64.0, 64.0)
-    smaller = shrink(spacing, median, find_topology(spacing, (64, 64, 64)))
-    assert smaller is not None
-    assert smaller.patch_size == (64, 64, 56)
-
-
-def test_an_axis_of_one_voxel_leaves_shrinking_to_the_next() -> None:
-    spacing = (1.0, 1.0, 1.0)
-    smaller = shrink(spacing, (1.5, 100.0, 90.0), find_topology(spacing, (1, 32, 16)))
-    assert smaller is not None
-    assert smaller.patch_size == (1, 28, 16)
-
-
-def test_a_patch_of_one_voxel_does_not_shrink() -> None:
-    spacing = (1.0, 1.0, 1.0)
-    assert shrink(spacing, (5.0, 6.0, 7.0), find_topology(spacing, (1, 1, 1))) is None
-
-
 @pytest.mark.parametrize(("cases", "cap"), [(10, 2), (30, 4), (31, 5)])  # 1.5, 4.5 and 4.65
 def test_a_batch_holds_at_most_a_share_of_the_dataset_half_to_even(cases: int, cap: int) -> None:
     assert batch_cap((2, 3, 4), cases * 72.0, 0.05) == cap
@@ -380,3 +325,54 @@ def test_a_lowres_batch_is_capped_by_the_lowres_voxels() -> None:
 def test_a_lowres_image_keeps_a_slice() -> None:
     fits = fit_networks((1.0, 1.0, 1.0), (2.0, 2000.0, 2100.0), 20, target_of(memory_gb=0.05))
     assert fits["3d_lowres"].median_shape[0] == 1
+
+
+@pytest.mark.parametrize("network", KINDS)
+@pytest.mark.parametrize("like", ["Hippocampus", "ACDC", "Liver"])
+def test_every_network_fits_the_memory_of_its_planner(network: str, like: str) -> None:
+    kind, fits = KINDS[network], LIKE[like].fits(network=network)
+    assert {fit.architecture.dimensions for fit in fits.values()} == set(kind.dimensions)
+    for fit in fits.values():
+        architecture, patch = fit.architecture, fit.patch_size
+        assert architecture.network == network
+        assert kind.levels[0] <= architecture.levels <= kind.levels[1]
+        assert fit.elements == planned_elements(architecture, patch, 1, LIKE[like].labels)
+        reference = 2 if architecture.dimensions == 3 else 12
+        assert fit.elements * (fit.batch_size - 0.5) <= fit.elements_allowed * reference
+        assert all(edge % d == 0 for edge, d in zip(patch, architecture.divisor, strict=True))
+
+
+def test_a_network_that_keeps_more_gets_a_smaller_patch() -> None:
+    plain = LIKE["ACDC"].fits()["3d_fullres"]
+    nested = LIKE["ACDC"].fits(network="unetpp")["3d_fullres"]
+    assert math.prod(nested.patch_size) < math.prod(plain.patch_size)
+    assert nested.elements_allowed == plain.elements_allowed
+
+
+def test_blocks_of_deeper_levels_repeat_the_last() -> None:
+    architecture = LIKE["Liver"].fits("resenc_l")["3d_fullres"].architecture
+    assert architecture.encoder_blocks == (1, 3, 4, 6, 6, 6)[: architecture.levels]
+    medium = LIKE["ACDC"].fits(network="mednext_m")["3d_fullres"].architecture
+    assert medium.encoder_blocks == (3, 4, 4, 4, 4)
+    assert medium.decoder_blocks == (3, 4, 4, 4)
+
+
+def test_options_are_part_of_what_is_planned() -> None:
+    options = NetworkOptions(norm="batch", upsampling="shuffled")
+    fits = LIKE["ACDC"].fits(network="unetpp", options=options)
+    assert {fit.architecture.options for fit in fits.values()} == {options}
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "words"),
+    [
+        ("plain", NetworkOptions(norm="batch"), "network plain has no option norm"),
+        ("unetpp", NetworkOptions(backbone="resnet18d"), "it takes upsampling, norm, dropout"),
+        ("unetpq", NO_OPTIONS, "no network is named 'unetpq'; known: .*unetpp"),
+    ],
+)
+def test_what_a_network_does_not_take_is_refused(
+    network: str, options: NetworkOptions, words: str
+) -> None:
+    with pytest.raises(PlanError, match=words):
+        target_of(network=network, options=options)

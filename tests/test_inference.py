@@ -13,7 +13,7 @@ from nnseg.checkpoint import save_model
 from nnseg.errors import MachineError
 from nnseg.inference import Model, load_model
 from nnseg.labels import Labels
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan
 
 NAME = "3d_fullres"

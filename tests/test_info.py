@@ -38,6 +38,17 @@ def test_datasets_and_models_are_found(flat: Folders) -> None:
     assert f"{FLAT} nnseg/2d: folds 0; Dice {model.dice:.3f}" in text
 
 
+def test_networks_are_told_with_what_they_are(tmp_path: Path) -> None:
+    found = info(Folders.of_root(tmp_path / "nothing"))
+    assert tuple(found.networks) == found.registries["networks"]
+    lines = describe(found).splitlines()
+    (line,) = (line for line in lines if line.startswith("  unetpp: "))
+    assert "UNet++" in line
+    assert "arXiv:1807.10165" in line
+    (line,) = (line for line in lines if line.startswith("  encoder_unet: "))
+    assert "; backbones: resnet18d, " in line
+
+
 def test_a_place_without_anything_is_told_too(tmp_path: Path) -> None:
     found = info(Folders.of_root(tmp_path / "nothing"))
     assert (found.datasets, found.models) == ((), ())

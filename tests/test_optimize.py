@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from nnseg.optimize import (
     Optimizer,
     Verdict,
     average_into,
+    copy_buffers,
     make_optimizer,
+    push_back,
     set_pace,
     update,
 )
@@ -152,7 +155,12 @@ def test_a_long_gradient_is_shortened_and_its_length_told() -> None:
     assert all(parameter.grad is None for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize(("name", "found"), [("sgd", (0.5, True)), ("adamw", ((0.5, 0.999), None))])
+ADAMS = ("adam", "adamw")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("sgd", (0.5, True)), *((name, ((0.5, 0.999), None)) for name in ADAMS)]
+)
 def test_another_pace_sets_rate_and_momentum(name: str, found: object) -> None:
     optimizer = optimizer_of(network(), name)
     set_pace(optimizer, lr=0.3, momentum=0.5)
@@ -173,6 +181,69 @@ def test_an_average_remembers_little_at_first_and_what_it_was_told_later() -> No
     assert average.unique().tolist() == pytest.approx([0.01])
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_the_two_adams_are_torchs_and_decay_weights_differently(
+    name: str, theirs: type[Optimizer]
+) -> None:
+    layers = [network() for _ in range(2)]
+    mine = make_optimizer(name, layers[0].parameters(), lr=0.1, momentum=0.8, weight_decay=0.3)
+    plain: Any = theirs
+    other = plain(layers[1].parameters(), 0.1, betas=(0.8, 0.999), weight_decay=0.3)
+    for _ in range(3):
+        step(layers[0], mine)
+        other.zero_grad()
+        loss_of(layers[1]).backward()
+        other.step()
+    for a, b in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_of_shares_is_along_the_gradient_of_their_sum(name: str, scaled: bool) -> None:
+    whole, shared = network(), network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+    first, second = (optimizer_of(each, name) for each in (whole, shared))
+    for _ in range(2):
+        wanted = update(first, scaler, loss_of(whole), 1e9)
+        shares = [push_back(scaler, loss_of(shared, factor)) for factor in (0.2, 0.5)]
+        assert all(not share.requires_grad for share in shares)
+        found = update(second, scaler, loss_of(shared, 0.3), 1e9, shares)
+        assert found.wait() == pytest.approx(wanted.wait(), rel=1e-5)
+    for a, b in zip(whole.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_bad_share_leaves_the_whole_step_out(name: str, bad: int) -> None:
+    layer = network()
+    optimizer = optimizer_of(layer, name)
+    step(layer, optimizer)
+    before = everything(layer, optimizer)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    factors = [1.0, 1.0]
+    factors[bad] = math.nan
+    share = push_back(scaler, loss_of(layer, factors[0]))
+    verdict = update(optimizer, scaler, loss_of(layer, factors[1]), 12.0, [share])
+    assert verdict.fault() == "the loss became nan"
+    assert same(everything(layer, optimizer), before)
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_buffers_are_copied_by_name_and_stay_two() -> None:
+    source, target = (nn.Sequential(nn.Conv3d(1, 3, 1), nn.BatchNorm3d(3)) for _ in range(2))
+    source(torch.linspace(0, 1, 2 * 4 * 5 * 6).reshape(2, 1, 4, 5, 6))
+    copy_buffers(target, source)
+    assert all(map(torch.equal, target.buffers(), source.buffers()))
+    assert int(target[1].num_batches_tracked) == 1  # type: ignore[arg-type]
+    assert not torch.equal(target[0].weight, source[0].weight)  # type: ignore[arg-type]
+    source(torch.ones(2, 1, 4, 5, 6))
+    assert not torch.equal(target[1].running_mean, source[1].running_mean)  # type: ignore[arg-type]
+
+
 def test_an_unknown_optimizer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="no optimizer is named 'lion'; known: adamw, sgd"):
+    with pytest.raises(PlanError, match="no optimizer is named 'lion'; known: adam, adamw, sgd"):
         OPTIMIZERS["lion"]

@@ -11,9 +11,9 @@ from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.errors import PlanError
 from nnseg.exchange.nnunet import plans_to_json, read_fingerprint
 from nnseg.fingerprint import Fingerprint
-from nnseg.fit import MedianShape
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.model.architecture import NetworkOptions
 from nnseg.plan import (
     Plan,
     Resampling,
@@ -26,6 +26,7 @@ from nnseg.plan import (
     median_shape,
     plan_order,
 )
+from nnseg.topology import MedianShape
 
 INTENSITY = Intensity(
     mean=80.0, median=78.0, std=20.0, min=-10.0, max=300.0, percentile_00_5=2.0, percentile_99_5=99
@@ -320,10 +321,11 @@ def test_each_rule_explains_itself_in_a_line() -> None:
     networks = ("2d", "3d_lowres", "3d_fullres")
     fits = [f"{n} {part}" for n in networks for part in ("patch", "network", "batch")]
     rules = ["target spacing", "plan order", "median image", "normalization of channel 0"]
+    rules += ["network"]
     assert [decision.rule for decision in plan.decisions] == [*rules, *fits, "cascade"]
     lines = explain_plan(plan).splitlines()
     assert len(lines) == len(plan.decisions)
-    assert "3d_fullres patch: 128 x 128 x 128 voxels, given 215 x 280 x 280" in lines[10]
+    assert "3d_fullres patch: 128 x 128 x 128 voxels, given 215 x 280 x 280" in lines[11]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +341,52 @@ def test_the_last_line_says_why_there_is_no_cascade(
 ) -> None:
     plan = plan_of((2.5, 2.5, 2.5), shape, memory_gb=memory_gb)
     assert words in explain_plan(plan).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("network", "left", "words"),
+    [
+        ("unet", ["2d"], "3D: not planned, given network unet is 2D only"),
+        ("unet3d", ["3d_fullres"], "2D: not planned, given network unet3d is 3D only"),
+        ("fcn", ["2d", "3d_fullres"], "network: fcn, given it was asked for"),
+        (None, ["2d", "3d_fullres"], "network: plain, given planner default"),
+    ],
+)
+def test_a_network_is_planned_in_the_dimensions_it_is_defined_for(
+    network: str | None, left: list[str], words: str
+) -> None:
+    plan = plan_of((1.0, 1.0, 1.0), (36, 50, 35), network=network)
+    assert list(plan.configurations) == left
+    assert words in explain_plan(plan).splitlines()
+
+
+def test_the_levels_that_a_network_may_have_are_told() -> None:
+    for network, allowed in (("unet", "just 5"), ("mednext_s", "1 to 5"), ("plain", "1 to 12")):
+        lines = explain_plan(plan_of((1.0, 1.0, 1.0), (36, 50, 35), network=network)).splitlines()
+        (line,) = (line for line in lines if line.startswith("2d network: "))
+        assert line.endswith(f"and that it may have {allowed} levels")
+
+
+def test_a_3d_network_is_no_plan_for_single_slices() -> None:
+    with pytest.raises(PlanError, match=r"unet3d is 3D only, and the median image is one slice"):
+        plan_of((1.0, 1.0, 1.0), (1, 256, 320), network="unet3d")
+
+
+def test_a_plan_says_its_network_and_options() -> None:
+    options = NetworkOptions(dropout=0.2, upsampling="shuffled")
+    plan = plan_of((1.0, 1.0, 1.0), (36, 50, 35), network="unetpp", options=options)
+    called = "unetpp (upsampling shuffled, dropout 0.2)"
+    assert f"network {called};" in describe_plan(plan).splitlines()[0]
+    assert f"network: {called}, given it was asked for" in explain_plan(plan).splitlines()
+    assert {one.architecture.options for one in plan.configurations.values()} == {options}
+
+
+def test_a_plan_with_options_comes_back_from_disk(tmp_path: Path) -> None:
+    plan = plan_of(
+        (1.0, 1.0, 1.0), (36, 50, 35), network="fcn", options=NetworkOptions(norm="instance")
+    )
+    record.save(plan, tmp_path / "plan.json")
+    assert record.load(Plan, tmp_path / "plan.json") == plan
 
 
 def test_a_given_target_spacing_is_explained_as_given() -> None:

@@ -1,17 +1,24 @@
 """Plans kept for a dataset, held against its dataset.json, one run at a time."""
 
+import typing
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import toy_plan
 
-from nnseg import phantom, planning, prepare
-from nnseg.dataset import DatasetSpec, read_spec
+from nnseg import cli, phantom, planning, prepare, record
+from nnseg.cli import preparing
+from nnseg.dataset import DatasetSpec, Fold, read_spec
 from nnseg.errors import MachineError, PlanError
 from nnseg.folders import Folders
 from nnseg.labels import Labels
 from nnseg.lock import locked
+from nnseg.model.architecture import NetworkOptions, Norm, Upsampling
+from nnseg.plan import Plan
+from nnseg.planned_fold import PlannedFold
 
 DATASET = "Dataset001_Phantoms"
 
@@ -123,3 +130,76 @@ def test_a_plan_does_not_take_the_name_of_what_lies_beside_it(folders: Folders, 
 def test_a_plan_whose_name_only_contains_one_of_ours_is_made(folders: Folders) -> None:
     for name in ("plans2", "run2", "fingerprint", "reported"):
         assert planning.plan(folders, DATASET, name=name, save=False).name == name
+
+
+# Of `toy_plan`, by the code from before networks had options.
+HASH_OF_TOY = "5ec6d7da68ac587da97a96ed1779df70d4a6f63766fc9657b895e8e8980c8e77"
+
+
+def hash_of(plan: Plan) -> str:
+    return PlannedFold(
+        folders=Folders.of_root(Path()),
+        dataset=plan.dataset,
+        plan_name=plan.name,
+        plan=plan,
+        configuration=plan.configuration("3d_fullres"),
+        fold="0",
+        split=Fold(train=("a", "b"), val=("c",)),
+        folder=Path(),
+    ).plan_hash
+
+
+def test_runs_of_plans_without_options_go_on() -> None:
+    plan = toy_plan(Labels(labels={"background": 0, "kidney": 1}))
+    assert hash_of(plan) == HASH_OF_TOY
+    full = plan.configuration("3d_fullres")
+    options = NetworkOptions(upsampling="shuffled")
+    other = replace(full, architecture=replace(full.architecture, options=options))
+    assert hash_of(replace(plan, configurations={"3d_fullres": other})) != HASH_OF_TOY
+
+
+def test_a_network_and_its_options_are_planned_from_the_command_line(folders: Folders) -> None:
+    words = "--network unetpp --upsampling interpolated --norm batch --dropout 0.25 -p nested"
+    argv = ["plan", DATASET, "--root", str(folders.raw.parent), *words.split()]
+    assert cli.main(argv) == 0
+    (configuration,) = planning.load_plan(folders, DATASET, "nested").configurations.values()
+    architecture = configuration.architecture
+    options = NetworkOptions(upsampling="interpolated", norm="batch", dropout=0.25)
+    assert (architecture.network, architecture.options) == ("unetpp", options)
+    report = record.read_json(folders.prepared_folder(DATASET) / "run_plan.json")
+    wanted = {"network": "unetpp", "upsampling": "interpolated", "norm": "batch", "dropout": 0.25}
+    assert wanted.items() <= report["arguments"].items()
+
+
+def test_a_network_and_its_options_are_planned_and_preprocessed(folders: Folders) -> None:
+    options = NetworkOptions(backbone="resnet18d")
+    plan, made = prepare.plan_and_preprocess(
+        folders, DATASET, name="image", network="encoder_unet", options=options, workers=1
+    )
+    assert made == {"2d": 3}
+    assert planning.load_plan(folders, DATASET, "image") == plan
+    assert plan.configuration("2d").architecture.called == "encoder_unet (backbone resnet18d)"
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("--network unetpq", "no network is named 'unetpq'; known: deeplabv3plus"),
+        ("--norm batch", "network plain has no option norm; it takes upsampling"),
+        ("--network fcn --backbone resnet18d", "network fcn has no option backbone"),
+        ("--network fcn --dropout 1.5", "dropout is 1.5; it must be"),
+        ("--network unet3d", "network unet3d is 3D only, and the median image is one slice"),
+        ("--network encoder_unet --backbone vgg", "no backbone is named 'vgg'; known: resnet18d"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(
+    folders: Folders, capsys: pytest.CaptureFixture[str], words: str, fault: str
+) -> None:
+    argv = ["plan", DATASET, "--root", str(folders.raw.parent), "--dry-run", *words.split()]
+    assert cli.main(argv) == PlanError.exit_code
+    assert f"nnseg: {fault}" in capsys.readouterr().err
+
+
+def test_the_command_line_offers_the_options_that_there_are() -> None:
+    assert typing.get_args(Upsampling) == preparing.UPSAMPLINGS
+    assert typing.get_args(Norm) == preparing.NORMS

@@ -22,7 +22,7 @@ from nnseg.folders import Folders, fold_folder, trained_configurations
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.runlog import RunReport
 

@@ -23,7 +23,7 @@ from nnseg.labels import Labels
 from nnseg.model import interruptible
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import make_plan
 from nnseg.predict import (
     OnTile,

@@ -1,9 +1,13 @@
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 
-from nnseg.errors import UsageError
+from nnseg import record
+from nnseg.errors import DataError, UsageError
+from nnseg.losses.build import LOSSES, dice_ce
+from nnseg.model.schedule import SCHEDULES
 from nnseg.recipe import (
     PRESETS,
     Course,
@@ -32,6 +36,19 @@ from nnseg.recipe import (
         ({"lr": float("nan")}, "lr is nan"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"accumulate": 0}, "accumulate is 0; it must be at least 1"),
+        ({"dice_weight": 1.1}, "dice_weight is 1.1; it must be from 0 to 1"),
+        ({"dice_weight": float("nan")}, "dice_weight is nan"),
+        ({"loss": "focal", "dice_weight": 0.2}, "takes no dice_weight; .* one of dice_ce, dice_t"),
+        ({"focal_gamma": 2.0}, "loss 'dice_ce' takes no gamma; .* one of focal, focal_tversky"),
+        ({"loss": "focal", "focal_gamma": 0.0}, "focal_gamma is 0.0; it must be positive"),
+        ({"loss": "tversky", "tversky_alpha": -0.1}, "tversky_alpha is -0.1; it must not be neg"),
+        ({"loss": "tversky", "tversky_beta": float("inf")}, "tversky_beta is inf"),
+        (
+            {"loss": "tversky", "tversky_alpha": 0.0, "tversky_beta": 0.0},
+            "tversky_alpha and tversky_beta are 0; one must be above 0",
+        ),
+        ({"loss": "dice", "class_weights": "balanced"}, "counts small classes as much as large"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"momentum": -0.1}, "momentum is -0.1"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
@@ -40,14 +57,20 @@ from nnseg.recipe import (
         ({"budget_seconds": 9.0}, "budget of 9.0 s is too short"),
         ({"loss": "hinge"}, "no loss is named 'hinge'; known: ce, dice"),
         ({"augmentation": "wild"}, "augmentation is 'wild'; it must be full or mild"),
-        ({"schedule": "step"}, "no schedule is named 'step'; known: cosine, poly"),
-        ({"optimizer": "lion"}, "no optimizer is named 'lion'; known: adamw, sgd"),
+        ({"schedule": "step"}, "no schedule is named 'step'; known: cosine, cosine_restarts, ex"),
+        ({"optimizer": "lion"}, "no optimizer is named 'lion'; known: adam, adamw, sgd"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
         ({"patience": 0.0}, "patience is 0.0; it must be above 0 and at most 1"),
         ({"patience": 1.1}, "patience is 1.1"),
         ({"class_weights": (1.0, -1.0)}, "none may be negative"),
         ({"class_weights": (0.0, 0.0)}, "one must be above 0"),
         ({"class_weights": (1.0, float("inf"))}, "class_weights is"),
+        ({"elastic": 0.0}, "elastic is 0.0; it must be above 0 and at most 12.8 voxels"),
+        ({"elastic": 12.9}, "or patches would fold"),
+        ({"elastic": float("nan")}, "elastic is nan"),
+        ({"mixup": 0.0}, "mixup is 0.0; it must be positive and finite"),
+        ({"mixup": float("inf")}, "mixup is inf"),
+        ({"mixup": float("nan")}, "mixup is nan"),
         ({"swap_labels": (("left", "right"), ("left", "top"))}, "has 'left' twice"),
         ({"swap_labels": (("left", "left"),)}, "has 'left' twice"),
     ],
@@ -64,6 +87,33 @@ def test_the_defaults_are_the_peers_recipe() -> None:
     assert (course.lr, course.momentum, course.augmentation) == (0.01, 0.99, "full")
     assert settings.weight_decay == 3e-5
     assert (settings.gradient_clip, settings.schedule, settings.loss) == (12, "poly", "dice_ce")
+    assert (settings.accumulate, settings.make_loss(None)) == (1, dice_ce)
+
+
+def test_options_of_a_loss_reach_it() -> None:
+    settings = TrainSettings(
+        loss="focal_tversky", tversky_alpha=0.1, tversky_beta=0.9, focal_gamma=2.0
+    )
+    loss: Any = settings.make_loss((1.0, 2.0))
+    assert loss.func is LOSSES["focal_tversky"]
+    assert loss.keywords == {"alpha": 0.1, "beta": 0.9, "gamma": 2.0, "weights": (1.0, 2.0)}
+    balanced = TrainSettings(class_weights="balanced", dice_weight=0.2)
+    loss = balanced.make_loss((3.0, 4.0))
+    assert loss.keywords == {"dice_weight": 0.2, "entropy_weights": (3.0, 4.0)}
+
+
+def test_settings_of_before_there_were_these_options_are_read_as_they_were_meant() -> None:
+    fields = record.to_json(TrainSettings(seed=4, class_weights=(1.0, 2.0)))
+    later = ("accumulate", "dice_weight", "tversky_alpha", "tversky_beta", "focal_gamma")
+    assert fields["class_weights"] == [1.0, 2.0]
+    old = {name: value for name, value in fields.items() if name not in later}
+    assert record.parse(TrainSettings, old, "old") == TrainSettings(
+        seed=4, class_weights=(1.0, 2.0)
+    )
+    new = TrainSettings(class_weights="balanced", accumulate=2, dice_weight=0.2)
+    assert record.parse(TrainSettings, record.to_json(new), "new") == new
+    with pytest.raises(DataError, match="class_weights"):
+        record.parse(TrainSettings, fields | {"class_weights": "even"}, "wrong")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +166,7 @@ def test_long_trainings_are_compiled_and_the_user_has_the_last_word(
         ({"budget_seconds": 3000.0}, 300, (None, "full")),  # it holds enough steps as it is
         ({"budget_seconds": 100.0}, 64, (None, "mild")),
         ({"budget_seconds": 100.0, "batch_size": 300}, 300, (None, "mild")),  # the user chose it
+        ({"budget_seconds": 100.0, "accumulate": 2}, 300, (None, "mild")),  # so here: large ones
         ({}, 300, (None, "full")),
     ],
 )
@@ -243,8 +294,9 @@ def test_data_are_worth_six_hundred_passes_within_bounds(
     assert plan_steps(shapes, (4, 5, 6), batch) == steps
 
 
-def test_adamw_has_a_pace_of_its_own() -> None:
-    adamw = TrainSettings(optimizer="adamw")
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_adams_have_a_pace_of_their_own(name: str) -> None:
+    adamw = TrainSettings(optimizer=name)
     assert (plan_course(adamw).lr, plan_course(adamw).momentum) == (0.001, 0.9)
     short = plan_course(dataclasses.replace(adamw, budget_seconds=60.0), 1.0)
     assert (short.lr, short.momentum) == (0.002, 0.9)
@@ -293,7 +345,7 @@ def test_a_training_cools_down_when_it_gains_nothing(
         )
 
 
-@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_the_rate_falls_on_from_where_it_is_to_nothing_in_a_cool_down(schedule: str) -> None:
     settings = TrainSettings(epochs=100, patience=0.2, schedule=schedule)
     course = plan_course(settings)
@@ -303,6 +355,26 @@ def test_the_rate_falls_on_from_where_it_is_to_nothing_in_a_cool_down(schedule: 
     assert after[0] == learning_rate(course, schedule, 21)
     assert after == sorted(after, reverse=True)
     assert after[-1] < 0.3 * after[0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine_restarts", "exponential"])
+@pytest.mark.parametrize("done", [3, 10])
+def test_a_later_end_stretches_restarts_and_exponential_as_if_it_had_been_planned(
+    schedule: str, done: int
+) -> None:
+    settings = TrainSettings(epochs=10, schedule=schedule)
+    longer = extend(plan_course(settings), settings, done, 30)
+    planned = plan_course(dataclasses.replace(settings, epochs=30))
+    assert rates(longer, done, schedule) == rates(planned, done, schedule)
+
+
+def test_restarts_cool_down_from_where_they_are_without_another_restart() -> None:
+    settings = TrainSettings(epochs=150, patience=0.1, schedule="cosine_restarts")
+    course = plan_course(settings)
+    turned = cool_down(course, settings, [0.5] * 40)  # 10 epochs after the third restart
+    after = rates(turned, 40, "cosine_restarts")
+    assert after[0] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 10 / 40)))
+    assert after == sorted(after, reverse=True)
 
 
 def test_a_course_turns_once_and_its_end_never_moves_away() -> None:

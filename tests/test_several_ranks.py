@@ -47,12 +47,12 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(root: Path, ranks: int, epochs: int) -> list[str]:
+def command(root: Path, ranks: int, epochs: int, *more: str) -> list[str]:
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     train = ["-m", "nnseg", "train", FLAT, "2d", "0", "--root", str(root)]
-    return [*start, *train, "--epochs", str(epochs), *OPTIONS, *RUNNING]
+    return [*start, *train, "--epochs", str(epochs), *OPTIONS, *more, *RUNNING]
 
 
 def losses(root: Path) -> list[float]:
@@ -71,10 +71,13 @@ def copies(flat: Path, tmp_path: Path, count: int) -> list[Path]:
     return [Path(shutil.copytree(flat, tmp_path / str(number))) for number in range(count)]
 
 
-def test_two_ranks_have_the_losses_and_the_weights_of_one(flat: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--accumulate", "2", "--class-weights", "balanced")])
+def test_two_ranks_have_the_losses_and_the_weights_of_one(
+    flat: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     one, two = copies(flat, tmp_path, 2)
     for root, ranks in ((one, 1), (two, 2)):
-        subprocess.run(command(root, ranks, epochs=2), check=True, timeout=240)
+        subprocess.run(command(root, ranks, 2, *more), check=True, timeout=240)
     assert losses(one) == pytest.approx(losses(two), rel=1e-5, abs=1e-5)
     mine = weights(one)
     for name, value in weights(two).items():

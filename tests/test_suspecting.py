@@ -48,6 +48,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         shutil.copy(folders.labels(DATASET) / name, validation_folder(fold) / name)
         for path in compact_files(validation_folder(fold) / name):
             path.unlink(missing_ok=True)  # the network itself was sure of nothing
+    hashes = {path.name: sha256(path) for path in validation_folder(fold).glob("*.nii.gz")}
+    proof = record.load(Validated, validated_file(fold))
+    record.save(dataclasses.replace(proof, maps_sha256=hashes), validated_file(fold))
     return folders
 
 
@@ -78,6 +81,18 @@ def test_a_planted_error_is_found_and_kept_as_a_record(held: Folders) -> None:
     run = record.load(RunReport, held.models_folder(DATASET) / "run_suspect.json")
     assert len(run.inputs) == 20
     assert str(held.suspects_file(DATASET)) in run.outputs
+
+
+def test_a_prediction_that_was_changed_by_hand_judges_nothing(
+    held: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = validation_folder(held.fold(DATASET, "nnseg", "2d", "0", 0))
+    path = min(out.glob("*.nii.gz"))
+    drawn, geometry = read_segmentation(path)
+    write(path, np.zeros_like(drawn), geometry)
+    found = suspect(held, DATASET)
+    assert (found.suspects, found.cases) == ((), 9)
+    assert f"case {path.name[:-7]}: predictions were changed since they were made" in caplog.text
 
 
 def test_a_case_that_a_network_learnt_from_is_not_judged(held: Folders) -> None:
@@ -145,9 +160,9 @@ def test_cases_that_have_gone_are_passed_over_aloud(
     assert "1 predicted cases are not in the raw dataset any more" in caplog.text
 
 
-def test_a_prediction_on_another_grid_is_an_error(held: Folders) -> None:
+def test_a_label_map_on_another_grid_than_its_prediction_is_an_error(held: Folders) -> None:
     fold = held.fold(DATASET, "nnseg", "2d", "0", 0)
-    path = next(validation_folder(fold).glob("*.nii.gz"))
+    path = held.labels(DATASET) / next(validation_folder(fold).glob("*.nii.gz")).name
     array, geometry = read_segmentation(path)
     write(path, np.ascontiguousarray(array[:, 1:]), _cut(geometry))
     with pytest.raises(DataError, match="lies on another grid than its prediction"):

@@ -30,8 +30,9 @@ from nnseg.recipe import TrainSettings, plan_course
 from nnseg.resume import EpochReport, RunRecord, extend_run
 from nnseg.store import TrainingCase
 from nnseg.task import Task
-from nnseg.train import fit_course, probe, step_loss, train, validate_epoch
+from nnseg.train import fit_course, probe, train, validate_epoch
 from nnseg.train_state import follow, new_state, restore_state, save_state
+from nnseg.train_step import step_loss
 
 LABELS = Labels(labels={"background": 0, "dark": 1, "bright": 2})
 PATCH: Shape = (4, 8, 6)
@@ -207,6 +208,9 @@ VARIED = {
     "adamw and an average": {"optimizer": "adamw", "ema": 0.9, "lr": 0.01},
     "sgd and an average": {"ema": 0.9, "schedule": "cosine"},
     "no momentum": {"momentum": 0.0},
+    "adam, several batches a step": {"optimizer": "adam", "accumulate": 3, "lr": 0.01},
+    "restarts and a mixed loss": {"schedule": "cosine_restarts", "dice_weight": 0.2},
+    "mixed and bent patches": {"mixup": 0.4, "elastic": 9.0},
     "a plateau": {"epochs": 9, "iterations": 1, "patience": 0.2},
 }
 
@@ -568,7 +572,7 @@ def test_training_stops_within_two_steps_of_a_bad_one_and_keeps_what_was_good(
         loss = step_loss(*arguments)
         return loss * float("nan") if next(losses) == bad else loss
 
-    monkeypatch.setattr(stage, "step_loss", spoilt)
+    monkeypatch.setattr("nnseg.train_step.step_loss", spoilt)
     with pytest.raises(DataError, match=rf"nan in epoch {1 + (bad - 1) // 3}, on a batch of toy_0"):
         train(task, on_step=lambda what, step, total: done.append(step))
     assert done[-1] <= bad + 1
@@ -768,3 +772,24 @@ def test_the_weights_are_the_same_whoever_makes_the_batches(
 ) -> None:
     task = dataclasses.replace(make_task(tmp_path), loader_workers=workers)
     assert train(task).weights_sha256 == undisturbed[1].weights_sha256
+
+
+def test_a_mixed_batch_has_the_loss_to_both_of_its_targets(tmp_path: Path) -> None:
+    task = make_task(tmp_path, dataclasses.replace(SHORT, mixup=0.4))
+    source = task.training(task.course())
+    image, own, _, mixed = make_batch(source, 0, 0)
+    assert mixed is not None
+    network = new_state(task).network
+    with torch.no_grad():
+        first = step_loss(task, network, image, own).item()
+        second = step_loss(task, network, image, mixed.segmentation).item()
+        found = step_loss(task, network, image, own, mixed).item()
+    assert found == pytest.approx(mixed.share * first + (1 - mixed.share) * second)
+    assert abs(first - second) > 1e-3
+    assert make_batch(task.validation(task.course()), 0, 0).mixed is None
+
+
+def test_patches_bend_as_far_as_the_settings_say(tmp_path: Path) -> None:
+    for elastic, farthest in ((None, (0.0, 0.0, 0.0)), (8.0, (4.0, 8.0, 8.0))):
+        task = make_task(tmp_path, dataclasses.replace(SHORT, elastic=elastic))
+        assert task.augmentation(task.course()).farthest == farthest  # of voxels of 2, 1 and 1 mm

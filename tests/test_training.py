@@ -250,7 +250,7 @@ def test_memory_that_does_not_suffice_names_the_smaller_plan(
     def exhaust(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr("nnseg.train.step_loss", exhaust)
+    monkeypatch.setattr("nnseg.train_step.step_loss", exhaust)
     with pytest.raises(
         MachineError, match=r"allocate 2.00 GiB\); plan a .*--memory-gb 6 -p nnseg_6gb"
     ):

@@ -21,9 +21,12 @@ from nnseg.errors import UsageError
 if TYPE_CHECKING:
     from nnseg.fingerprint import Fingerprint
     from nnseg.folders import Folders
+    from nnseg.model.architecture import NetworkOptions
     from nnseg.plan import Plan
 
 PLANNERS = ("default", "resenc", "resenc_m", "resenc_l", "resenc_xl")
+UPSAMPLINGS = ("transposed", "interpolated", "shuffled")
+NORMS = ("instance", "batch")
 
 
 def plan_arguments(parser: ArgumentParser) -> None:
@@ -57,6 +60,8 @@ def run_plan(args: Namespace) -> None:
             planner=args.planner,
             memory_gb=args.memory_gb,
             target_spacing=_spacing(args.target_spacing),
+            network=args.network,
+            options=_options(args),
         )
         text = record.json_text(plans)
         if args.output:
@@ -115,6 +120,8 @@ def run_plan_and_preprocess(args: Namespace) -> None:
             planner=args.planner,
             memory_gb=args.memory_gb,
             target_spacing=_spacing(args.target_spacing),
+            network=args.network,
+            options=_options(args),
             group_regex=args.group_regex,
             anew=args.clean,
             workers=args.workers,
@@ -181,6 +188,8 @@ def _plan_one(
         planner=args.planner,
         memory_gb=args.memory_gb,
         target_spacing=_spacing(args.target_spacing),
+        network=args.network,
+        options=_options(args),
         measured=measured,
         group_regex=args.group_regex,
         save=save,
@@ -221,8 +230,27 @@ def _add_planning(group: Any) -> None:
         metavar=("Z", "Y", "X"),
         help="mm, instead of the median's",
     )
+    group.add_argument(
+        "--network", metavar="NAME", help="instead of the planner's own; `nnseg info` lists them"
+    )
+    group.add_argument("--upsampling", choices=UPSAMPLINGS, help="of the network's decoder")
+    group.add_argument("--norm", choices=NORMS, help="of the network's layers")
+    group.add_argument(
+        "--dropout", type=float, metavar="P", help="probability with which the network drops a map"
+    )
+    group.add_argument(
+        "--backbone", metavar="NAME", help="the encoder of encoder_unet; or timm:NAME, in 2D"
+    )
     add_group_regex(group)
     add_plan_name(group)
+
+
+def _options(args: Namespace) -> "NetworkOptions":
+    from nnseg.model.architecture import NetworkOptions
+
+    return NetworkOptions(
+        upsampling=args.upsampling, norm=args.norm, dropout=args.dropout, backbone=args.backbone
+    )
 
 
 def _spacing(values: Sequence[float] | None) -> tuple[float, float, float] | None:

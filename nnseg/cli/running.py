@@ -58,7 +58,7 @@ def run_arguments(parser: ArgumentParser) -> None:
 
 
 def run_run(args: Namespace) -> None:
-    from nnseg import record, report, running
+    from nnseg import record, report, running, scheduling
     from nnseg.agenda import Order, describe
     from nnseg.planning import DEFAULT_PLAN
 
@@ -82,7 +82,7 @@ def run_run(args: Namespace) -> None:
 
     try:
         if args.dry_run:
-            agenda = running.foresee(
+            agenda = scheduling.foresee(
                 folders,
                 dataset,
                 order,

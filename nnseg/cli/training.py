@@ -30,6 +30,7 @@ CHOSEN = (  # settings that have an option of the same name
     "iterations",
     "validation_iterations",
     "batch_size",
+    "accumulate",
     "optimizer",
     "lr",
     "momentum",
@@ -38,8 +39,14 @@ CHOSEN = (  # settings that have an option of the same name
     "ema",
     "patience",
     "loss",
+    "dice_weight",
+    "tversky_alpha",
+    "tversky_beta",
+    "focal_gamma",
     "class_weights",
     "augmentation",
+    "elastic",
+    "mixup",
     "seed",
 )
 OF_PRESETS = {"epochs", "patience", "budget_seconds"}  # what presets differ in
@@ -66,11 +73,14 @@ def _add_recipe(recipe: Any) -> None:
     recipe.add_argument("--iterations", type=whole_number, metavar="N", help="steps an epoch: 250")
     recipe.add_argument("--validation-iterations", type=whole_number, metavar="N", help="50")
     recipe.add_argument("--batch-size", type=whole_number, metavar="N", help="the plan's")
-    recipe.add_argument("--optimizer", metavar="NAME", help="sgd or adamw")
+    recipe.add_argument(
+        "--accumulate", type=whole_number, metavar="N", help="batches whose gradients make a step"
+    )
+    recipe.add_argument("--optimizer", metavar="NAME", help="sgd, adam or adamw")
     recipe.add_argument("--lr", type=float, metavar="X", help="0.01; 0.1 for a short budget")
     recipe.add_argument("--momentum", type=float, metavar="X", help="0.99; 0.9 for a short budget")
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="3e-5")
-    recipe.add_argument("--schedule", metavar="NAME", help="poly or cosine")
+    recipe.add_argument("--schedule", metavar="NAME", help="poly, cosine, cosine_restarts, ...")
     recipe.add_argument(
         "--ema", type=float, metavar="X", help="average the weights; 0.999 keeps so much a step"
     )
@@ -82,10 +92,31 @@ def _add_recipe(recipe: Any) -> None:
     )
     recipe.add_argument("--loss", metavar="NAME", help="dice_ce, dice, ce, dice_topk, ...")
     recipe.add_argument(
-        "--class-weights", type=numbers, metavar="X,...", help="of the loss, one a label"
+        "--dice-weight",
+        type=float,
+        metavar="W",
+        help="of dice_ce and dice_topk: W Dice + (1 - W) cross-entropy",
+    )
+    for name, what in (("alpha", "false"), ("beta", "missed")):
+        text = f"of tversky and focal_tversky: weight of {what} voxels"
+        recipe.add_argument(f"--tversky-{name}", type=float, metavar="X", help=text)
+    recipe.add_argument(
+        "--focal-gamma", type=float, metavar="X", help="of focal: 2; of focal_tversky: 4/3"
+    )
+    recipe.add_argument(
+        "--class-weights",
+        type=class_weights,
+        metavar="X,...",
+        help="of the loss, one a label; or balanced, by their volumes",
     )
     recipe.add_argument(
         "--augmentation", metavar="NAME", help="full or mild; mild for a very short budget"
+    )
+    recipe.add_argument(
+        "--elastic", type=float, metavar="VOXELS", help="bend patches, by up to 12.8 voxels"
+    )
+    recipe.add_argument(
+        "--mixup", type=float, metavar="ALPHA", help="mix the images of a batch; 0.2 mixes a little"
     )
     recipe.add_argument(
         "--swap-labels",
@@ -100,6 +131,12 @@ def _add_recipe(recipe: Any) -> None:
         type=Path,
         metavar="MODEL",
         help="start from this model: a folder of ours, or nnU-Net's checkpoint_final.pth",
+    )
+    recipe.add_argument(
+        "--pretrained-encoder",
+        type=Path,
+        metavar="FILE",
+        help="start the encoder of encoder_unet from timm's model.safetensors of its backbone",
     )
 
 
@@ -141,6 +178,13 @@ def _add_running(running: Any) -> None:
     )
     running.add_argument("--val", action="store_true", help="only the full-volume validation")
     running.add_argument("--no-validation", action="store_true", help="without it")
+
+
+def class_weights(text: str) -> tuple[float, ...] | str:
+    return text if text == "balanced" else numbers(text)
+
+
+class_weights.__name__ = "list of numbers, or balanced"
 
 
 def run_train(args: Namespace) -> None:
@@ -190,6 +234,7 @@ def run_train(args: Namespace) -> None:
             overwrite=args.overwrite,
             extend_to=args.extend_to,
             pretrained=args.pretrained,
+            pretrained_encoder=args.pretrained_encoder,
             loader_workers=args.workers,
             trackers=args.track,
             ranks=ranks,
@@ -221,7 +266,7 @@ def _settings(args: Namespace) -> "tuple[TrainSettings, frozenset[str]]":
         given["budget_seconds"] = args.budget
     if args.swap_labels:
         given["swap_labels"] = tuple(args.swap_labels)
-    chosen = {*given} | ({"pretrained"} if args.pretrained else set())
+    chosen = {*given} | ({"pretrained"} if args.pretrained or args.pretrained_encoder else set())
     chosen |= OF_PRESETS if args.preset else set()
     preset = args.preset or ("best" if args.budget or args.epochs else "default")
     try:

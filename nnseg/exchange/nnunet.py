@@ -18,7 +18,7 @@ from nnseg.errors import DataError, NnsegError, PlanError
 from nnseg.fingerprint import Fingerprint
 from nnseg.fit import PLANNERS
 from nnseg.image.intensity import Intensity
-from nnseg.model.architecture import Architecture
+from nnseg.model.architecture import NO_OPTIONS, Architecture
 from nnseg.plan import COARSE, MOST_VOXELS, Configuration, Plan, Resampling
 from nnseg.registry import Registry
 
@@ -237,6 +237,7 @@ def plans_to_json(plan: Plan, *, reader: str | None = None) -> dict[str, Any]:
         PlanError: nnU-Net has no name for a normalizer or network of the plan, or no reader of
             its images.
     """
+    _refuse_other_networks(plan)
     whole = {name: _configuration_to_json(plan, name) for name in plan.configurations}
     configurations = {}
     for name, configuration in plan.configurations.items():
@@ -430,6 +431,17 @@ def _reader(plan: Plan) -> str:
     raise PlanError(f"nnU-Net has nothing for {plan.file_ending} images such as these; {remedy}")
 
 
+def _refuse_other_networks(plan: Plan) -> None:
+    for configuration in plan.configurations.values():
+        network = configuration.architecture
+        if network.network not in _NETWORK_CLASSES or network.options != NO_OPTIONS:
+            raise PlanError(
+                f"{configuration.name} has the network {network.called}, which nnU-Net cannot "
+                f"build; it knows {' and '.join(_NETWORK_CLASSES)} without options: plan one of "
+                "these, or export to zip or onnx"
+            )
+
+
 def _configuration_to_json(plan: Plan, name: str) -> dict[str, Any]:
     """Give a configuration with all that it inherits."""
     configuration = plan.configurations[name]
@@ -477,7 +489,7 @@ def _resampling_to_json(resampling: Resampling, *, is_seg: bool = False) -> dict
 def _architecture_to_json(architecture: Architecture) -> dict[str, Any]:
     skip = 3 - architecture.dimensions
     return {
-        "network_class_name": _theirs(_NETWORK_CLASSES, architecture.network),
+        "network_class_name": _NETWORK_CLASSES[architecture.network],
         "arch_kwargs": {
             "n_stages": architecture.levels,
             "features_per_stage": list(architecture.features),

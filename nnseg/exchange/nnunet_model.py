@@ -21,7 +21,7 @@ from nnseg.errors import DataError, MachineError, PlanError, UsageError
 from nnseg.exchange.nnunet import NAME, plans_to_json, read_plans
 from nnseg.exchange.nnunet_weights import from_nnunet, to_nnunet
 from nnseg.model.device import is_out_of_memory
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan
 from nnseg.record import MAX_DEPTH
 
@@ -182,8 +182,12 @@ def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, Tensor], path
         checkpoint: Ours.
         weights: Its weights, by our names.
         path: The .pth file, which is written as it is: let `commit` make it whole.
+
+    Raises:
+        PlanError: As `plans_to_json`.
     """
     plan, configuration = checkpoint.plan, checkpoint.configuration
+    plans = plans_to_json(plan)
     first = 3 - configuration.architecture.dimensions  # nnU-Net counts the axes of a patch
     axes = tuple(axis - first for axis in checkpoint.mirror_axes if axis >= first)
     dice = checkpoint.validation_dice
@@ -195,7 +199,7 @@ def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, Tensor], path
         "_best_ema": dice,
         "current_epoch": checkpoint.epoch,
         "init_args": {
-            "plans": plans_to_json(plan),
+            "plans": plans,
             "configuration": configuration.name,
             "fold": int(checkpoint.fold) if checkpoint.fold.isdecimal() else checkpoint.fold,
             "dataset_json": spec_to_json(dataset_of(plan)),

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias
 
 from nnseg.axes import Shape
 from nnseg.errors import PlanError
@@ -15,22 +15,51 @@ MOST_FEATURES = 4096
 MOST_BLOCKS = 64
 KERNEL_EDGES = (1, 3, 5, 7)
 
+Dimensions: TypeAlias = Literal[2, 3]
+Upsampling: TypeAlias = Literal["transposed", "interpolated", "shuffled"]
+Norm: TypeAlias = Literal["instance", "batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """What a user may choose of a network; None is as its paper has it."""
+
+    upsampling: Upsampling | None = None  # how the decoder gets to the next resolution
+    norm: Norm | None = None
+    dropout: float | None = None  # the probability with which a feature map is dropped
+    backbone: str | None = None  # the image network that an encoder is
+
+    def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise PlanError(f"dropout is {self.dropout:g}; it must be 0 or more, and less than 1")
+
+    @property
+    def chosen(self) -> dict[str, str | float]:
+        """The options that are not as the paper has them, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+NO_OPTIONS = NetworkOptions()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A U-Net of a plan. Per-axis values are (z, y, x) in plan order.
+    """A network of a plan. Per-axis values are (z, y, x) in plan order.
 
     Level 0 has the patch's resolution; `strides[k]` leads from level k - 1 to level k, so
-    `strides[0]` is (1, 1, 1). A 2D network has z extents of 1 throughout.
+    `strides[0]` is (1, 1, 1). A 2D network has z extents of 1 throughout. What a block is, the
+    network's own description says.
     """
 
-    network: str  # a name of NETWORKS: "plain" or "resenc"
-    dimensions: Literal[2, 3]
+    network: str  # a name of NETWORKS
+    dimensions: Dimensions
     features: tuple[int, ...]  # channels at each level
     kernel_sizes: tuple[Shape, ...]
     strides: tuple[Shape, ...]
-    encoder_blocks: tuple[int, ...]  # convolutions (plain) or residual blocks (resenc) a level
-    decoder_blocks: tuple[int, ...]  # convolutions at each level but the deepest, from level 0
+    encoder_blocks: tuple[int, ...]  # at each level: convolutions of plain, residual blocks else
+    decoder_blocks: tuple[int, ...]  # at each level but the deepest, from level 0
+    options: NetworkOptions = NO_OPTIONS
 
     def __post_init__(self) -> None:
         levels = len(self.features)
@@ -61,6 +90,12 @@ class Architecture:
     def levels(self) -> int:
         """Number of resolutions, the deepest included."""
         return len(self.features)
+
+    @property
+    def called(self) -> str:
+        """The network's name, and its options where there are any, for people."""
+        chosen = ", ".join(f"{name} {value}" for name, value in self.options.chosen.items())
+        return f"{self.network} ({chosen})" if chosen else self.network
 
     @property
     def divisor(self) -> Shape:

@@ -17,7 +17,25 @@ NEGATIVE_SLOPE = 0.01  # of every leaky ReLU, and of the initialisation that goe
 NORM_EPS = 1e-5
 _CACHED_VALUES = 2**19  # normalized at once: two copies of them fit into the caches of two cores
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Convolution3d(nn.Conv3d):
+    """PyTorch's, but for the gradient of its weights in bf16 on a CPU where maps have two planes.
+
+    That is wrong or no number in oneDNN 3.12, as PyTorch 2.13 has it, where the kernel is wider
+    than one plane and none is skipped. With three planes it is right, so an empty one is lent.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if x.device.type == "cpu" and half and torch.is_grad_enabled():
+            edge, step = self.kernel_size[0], self.dilation[0]
+            keeps = self.stride[0] == 1 and self.padding[0] == step * (edge // 2)
+            if x.shape[2] == 2 and edge > 1 and keeps:
+                return super().forward(functional.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
+        return super().forward(x)
+
+
+CONVOLUTION = {2: nn.Conv2d, 3: Convolution3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 

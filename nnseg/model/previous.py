@@ -2,7 +2,7 @@
 
 Predictions of training cases are better than those of new ones will be, and a network that may
 trust them learns nothing else. So labels grow, shrink and lose components at random, by parameters
-that are drawn first, as in `nnseg.model.augment`.
+that are drawn first, as in `nnseg.model.draws`.
 
 Source of the probabilities and ranges: nnU-Net 2.8.1, training of a cascade.
 """

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from nnseg.errors import UsageError
 
@@ -127,6 +127,24 @@ def text_from_first(text: str) -> str:
     told = [text]
     distributed.broadcast_object_list(told, 0)
     return told[0]
+
+
+def share_norms(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """Have batch norm see the whole batch of all ranks, where each has a GPU.
+
+    torch has no such norm for CPUs: there each rank sees its own share. Names of weights stay.
+    """
+    if ranks.count == 1 or device.type != "cuda":
+        return network
+    shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return shared
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every rank the first one's batch norm statistics: each has seen its own share."""
+    if distributed.is_initialized():
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def gather(tensor: Tensor) -> Tensor:

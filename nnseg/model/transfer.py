@@ -1,8 +1,8 @@
 """Weights of one network as the start of another: for fine-tuning across channels and labels.
 
 What has the same name and shape is taken over. Two places depend on the dataset: the first
-convolution has a slice for each channel, and every head a row for each label; there channels and
-labels are matched by name.
+convolution has a slice for each channel, and every head a row for each label, or a column where it
+is a transposed convolution; there channels and labels are matched by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def transfer(
         channels: Names of the input channels: the source's, and the network's.
         heads: Names of the output channels, background included: the source's, and the network's.
     """
-    first = _first_convolution(network)
+    first, columns = _first_convolution(network), _transposed_weights(network)
     weights: dict[str, Tensor] = {}
     kept: list[str] = []
     adapted: list[str] = []
@@ -59,8 +59,8 @@ def transfer(
             old = old.detach().to(value)
             if name == first and _fits(old, value, 1):
                 value, whole = _match_channels(old, value, *channels), _same(*channels)
-            elif name.startswith(HEADS) and _fits(old, value, 0):
-                value, whole = _match_rows(old, value, *heads), _same(*heads)
+            elif name.startswith(HEADS) and _fits(old, value, axis := int(name in columns)):
+                value, whole = _match_rows(old, value, axis, *heads), _same(*heads)
             elif old.shape == value.shape:
                 value, whole = old.clone(), True
             else:
@@ -102,6 +102,13 @@ def _first_convolution(network: nn.Module) -> str | None:
     return None
 
 
+def _transposed_weights(network: nn.Module) -> set[str]:
+    """Name the weights that have their output channels along axis 1."""
+    kinds = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+    found = (name for name, module in network.named_modules() if isinstance(module, kinds))
+    return {f"{name}.weight" for name in found}
+
+
 def _fits(old: Tensor, new: Tensor, axis: int) -> bool:
     """Whether two shapes differ along one axis at most."""
     rest = [i for i in range(new.ndim) if i != axis]
@@ -124,11 +131,14 @@ def _match_channels(
 
 
 def _match_rows(
-    old: Tensor, new: Tensor, old_names: Sequence[str], new_names: Sequence[str]
+    old: Tensor, new: Tensor, axis: int, old_names: Sequence[str], new_names: Sequence[str]
 ) -> Tensor:
     places = _match_names(old_names, new_names)
-    rows = [new[row] if place is None else old[place] for row, place in enumerate(places)]
-    return torch.stack(rows)
+    rows = [
+        new.select(axis, row) if place is None else old.select(axis, place)
+        for row, place in enumerate(places)
+    ]
+    return torch.stack(rows, dim=axis)
 
 
 def _match_names(old: Sequence[str], new: Sequence[str]) -> list[int | None]:

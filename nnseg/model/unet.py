@@ -1,17 +1,17 @@
-"""The U-Nets of a plan, and `build_network`, which makes one from its record."""
+"""nnU-Net's two networks: U-Nets of a plain and of a residual encoder."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from nnseg.model.architecture import Architecture
-from nnseg.model.blocks import CONVOLUTION, TRANSPOSED, ConvBlock, ResidualBlock, initialize
-from nnseg.registry import Registry
+from nnseg.model.blocks import CONVOLUTION, ConvBlock, ResidualBlock, initialize
+from nnseg.networks.layers import per_axis
+from nnseg.networks.upsampling import make_upsampling
 
 
 class UNet(nn.Module):
-    """A U-Net of an encoder of our choice and nnU-Net's decoder.
+    """A U-Net of an encoder of our choice and nnU-Net's decoder, or one that upsamples otherwise.
 
     Every decoder level has a segmentation head, so that weights load with and without deep
     supervision. A network of one level, for images too small to be pooled, has its head on that.
@@ -27,13 +27,16 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         dimensions, features = architecture.dimensions, architecture.features
+        upsampling = architecture.options.upsampling or "transposed"
         self.is_2d = dimensions == 2
-        kernels, strides = _per_axis(architecture)
+        kernels, strides = per_axis(architecture)
         self.encoder = nn.ModuleList(encoder)
         self.up, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(features) - 1)):
             width, stride = features[level], strides[level + 1]
-            self.up.append(TRANSPOSED[dimensions](features[level + 1], width, stride, stride))  # type: ignore[arg-type]
+            self.up.append(
+                make_upsampling(upsampling, features[level + 1], width, stride, dimensions)
+            )
             count = architecture.decoder_blocks[level]
             blocks = [
                 ConvBlock(width * (2 if i == 0 else 1), width, kernels[level]) for i in range(count)
@@ -80,7 +83,7 @@ class PlainUNet(UNet):
     """
 
     def __init__(self, architecture: Architecture, channels: int, heads: int) -> None:
-        kernels, strides = _per_axis(architecture)
+        kernels, strides = per_axis(architecture)
         encoder = []
         for level, width in enumerate(architecture.features):
             blocks = []
@@ -101,7 +104,7 @@ class ResidualEncoderUNet(UNet):
     """
 
     def __init__(self, architecture: Architecture, channels: int, heads: int) -> None:
-        kernels, strides = _per_axis(architecture)
+        kernels, strides = per_axis(architecture)
         encoder = []
         for level, width in enumerate(architecture.features):
             blocks: list[nn.Module] = []
@@ -114,28 +117,3 @@ class ResidualEncoderUNet(UNet):
                 channels = width
             encoder.append(nn.Sequential(*blocks))
         super().__init__(architecture, encoder, heads)
-
-
-def _per_axis(
-    architecture: Architecture,
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Kernels and strides of each level, along the axes that the network convolves."""
-    first = 3 - architecture.dimensions
-    kernels = [tuple(kernel[first:]) for kernel in architecture.kernel_sizes]
-    return kernels, [tuple(stride[first:]) for stride in architecture.strides]
-
-
-Builder: TypeAlias = Callable[[Architecture, int, int], nn.Module]
-
-NETWORKS = Registry[Builder]("network", plain=PlainUNet, resenc=ResidualEncoderUNet)
-
-
-def build_network(architecture: Architecture, channels: int, heads: int) -> nn.Module:
-    """Build a network with weights drawn from torch's global generator.
-
-    Args:
-        architecture: Its record; `architecture.network` is a name of NETWORKS.
-        channels: Input channels.
-        heads: Output channels.
-    """
-    return NETWORKS[architecture.network](architecture, channels, heads)

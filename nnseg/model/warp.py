@@ -1,4 +1,4 @@
-"""Look up images and label maps at rotated and scaled positions: linearly, labels by their shares.
+"""Look up images and label maps at moved positions: linearly, labels by their shares.
 
 Samples of one `Warp` are cut from boxes of a loaded patch; everything outside of a box is 0. Each
 position lies in a cell of 2 voxels an axis, found once for all channels and label maps. In a
@@ -7,13 +7,15 @@ volume positions have three axes, z, y and x; of slices, two.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from nnseg.model.bending import spline_weights
 
 BLOCK = 2**16  # positions that are looked up at once, so that all steps on the way meet in cache
 LOW, HIGH = 1, 2  # zeros about a box: a position clamped there has nothing else around it
@@ -27,12 +29,15 @@ class Warp:
 
     `affines` (sample, axis, axis) take a voxel's offset from the centre of the patch to that from
     the centre of what was loaded, whose place in the sample's box is `centres` (sample, axis), in
-    voxels; 0 is the middle of the first voxel.
+    voxels; 0 is the middle of the first voxel. With `bends` the voxel is moved before that, by what
+    control points (sample, axis, *point) say that lie `steps` voxels apart.
     """
 
     affines: NDArray[np.float64]
     centres: NDArray[np.float64]
     patch_size: tuple[int, ...]
+    bends: NDArray[np.float64] | None = None
+    steps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,20 +120,47 @@ def _find_cells(
     ]
     # nearly in order of the axes, so that all but the last sum are small
     columns = matrices.view(count, axes, axes, *ends)
+    bend = _make_bend(warp, chosen, matrices)
     thick = max(1, BLOCK * warp.patch_size[0] // (count * math.prod(warp.patch_size)))
     for first in range(0, warp.patch_size[0], thick):
         slab = slice(first, min(first + thick, warp.patch_size[0]))
         corner = starts.view(count, *ends)
         fractions = []
+        moved = None if bend is None else bend(slab)
         for axis, stride in enumerate(strides):
             place = origins[:, axis].view(count, *ends) + columns[:, axis, 0] * offsets[0][:, slab]
             for other in range(1, axes):
                 place = place + columns[:, axis, other] * offsets[other]
+            if moved is not None:
+                place.add_(moved[:, axis])
             place.clamp_(0, edges[axis] - HIGH)
             low = place.floor()
             fractions.append(place.sub_(low).flatten())
             corner = corner + low.int() * stride
         yield slab, _Cells(corner=corner.flatten(), fractions=fractions, strides=strides)
+
+
+def _make_bend(warp: Warp, chosen: slice, matrices: Tensor) -> Callable[[slice], Tensor] | None:
+    """Make what gives, for a slab of the patch, how far its voxels move: (sample, axis, *slab).
+
+    Control points are spread over one axis after the other, over the first one slab by slab.
+    """
+    if warp.bends is None:
+        return None
+    points = torch.from_numpy(warp.bends[chosen]).to(matrices)
+    points = torch.einsum("nij,nj...->ni...", matrices, points)
+    weights = [
+        torch.from_numpy(spline_weights(*each)).to(matrices)
+        for each in zip(warp.patch_size, points.shape[2:], warp.steps, strict=True)
+    ]
+
+    def spread(points: Tensor, axis: int, weights: Tensor) -> Tensor:
+        moved: Tensor = torch.tensordot(weights, points, ([1], [axis + 2]))
+        return moved.movedim(0, axis + 2)
+
+    for axis in reversed(range(1, len(weights))):
+        points = spread(points, axis, weights[axis])
+    return lambda slab: spread(points, 0, weights[0][slab])
 
 
 def _interpolate(flat: Tensor, cells: _Cells) -> Tensor:

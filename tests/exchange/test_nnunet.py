@@ -20,6 +20,7 @@ from nnseg.exchange.nnunet import (
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.model.architecture import NetworkOptions
 from nnseg.plan import Plan, Resampling, make_plan
 
 INTENSITY = Intensity(
@@ -302,12 +303,23 @@ def test_a_number_beyond_all_floats_is_refused(path: str, plans: dict[str, Any])
         read(plans)
 
 
-def test_a_network_that_nnunet_lacks_is_not_written() -> None:
+@pytest.mark.parametrize(
+    ("change", "called"),
+    [
+        ({"network": "unetpp"}, "unetpp"),
+        (
+            {"options": NetworkOptions(upsampling="shuffled")},
+            r"plain \(upsampling shuffled\)",
+        ),
+    ],
+)
+def test_a_network_that_nnunet_lacks_is_not_written(change: dict[str, Any], called: str) -> None:
     plan = plan_of()
     flat = plan.configuration("2d")
-    mamba = dataclasses.replace(flat.architecture, network="mamba")
-    changed = {"2d": dataclasses.replace(flat, architecture=mamba)}
-    with pytest.raises(PlanError, match="nothing called mamba of ours; it has plain, resenc"):
+    other = dataclasses.replace(flat.architecture, **change)
+    changed = {"2d": dataclasses.replace(flat, architecture=other)}
+    words = rf"2d has the network {called}, which nnU-Net cannot build; it knows plain and resenc"
+    with pytest.raises(PlanError, match=words):
         plans_to_json(dataclasses.replace(plan, configurations=changed))
 
 

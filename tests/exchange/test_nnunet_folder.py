@@ -26,7 +26,7 @@ from nnseg.folders import postprocessing_file
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.postprocess import KeepLargest, Postprocessing
 

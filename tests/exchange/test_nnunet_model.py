@@ -18,7 +18,7 @@ from nnseg.exchange.nnunet_weights import to_nnunet
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.pretrained import read_pretrained, start_from
 

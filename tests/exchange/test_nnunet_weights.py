@@ -9,7 +9,7 @@ import torch
 from nnseg.errors import DataError
 from nnseg.exchange.nnunet_weights import from_nnunet, nnunet_names, to_nnunet
 from nnseg.model.architecture import Architecture
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "nnunet_names.json").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ from nnseg.image.resample import COARSE, separate_axis
 from nnseg.inference import load_model
 from nnseg.labels import Labels
 from nnseg.model.architecture import Architecture
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing, apply
 from nnseg.volume import (

@@ -49,7 +49,7 @@ def classes(side: int, number: int, depth: int) -> tuple[int, int]:
     from nnseg.inference import Model
     from nnseg.labels import Labels
     from nnseg.model.device import Execution
-    from nnseg.model.unet import build_network
+    from nnseg.networks.build import build_network
     from nnseg.predictor import Predictor
     from nnseg.runlog import peak_memory
 

@@ -11,7 +11,7 @@ from nnseg.dataset import DatasetSpec
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.volume import simple_geometry, write
 

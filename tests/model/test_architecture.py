@@ -3,8 +3,14 @@ from typing import Any
 
 import pytest
 
-from nnseg.errors import PlanError
-from nnseg.model.architecture import Architecture, count_elements, level_shapes
+from nnseg import record
+from nnseg.errors import DataError, PlanError
+from nnseg.model.architecture import (
+    Architecture,
+    NetworkOptions,
+    count_elements,
+    level_shapes,
+)
 
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 2, 1))
 KERNELS = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
@@ -156,3 +162,37 @@ def test_a_network_has_1_to_12_levels(levels: int, fits: bool) -> None:
     else:
         with pytest.raises(PlanError, match=r"features has .* levels; it must have 1 to 12"):
             network("plain", **fields)
+
+
+def test_an_architecture_from_before_there_were_options_has_none() -> None:
+    data = record.to_json(network("plain"))
+    del data["options"]
+    assert record.parse(Architecture, data, "here") == network("plain")
+
+
+def test_options_are_written_and_read() -> None:
+    chosen = network("plain", options=NetworkOptions(upsampling="shuffled", dropout=0.25))
+    data = record.to_json(chosen)
+    assert data["options"] == {
+        "upsampling": "shuffled",
+        "norm": None,
+        "dropout": 0.25,
+        "backbone": None,
+    }
+    assert record.parse(Architecture, data, "here") == chosen
+    assert chosen.called == "plain (upsampling shuffled, dropout 0.25)"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"upsampling": "nearest"}, "options.upsampling"),
+        ({"norm": "group"}, "options.norm"),
+        ({"dropout": 1.0}, "dropout is 1; it must be 0 or more, and less than 1"),
+        ({"depth": 3}, "options.depth"),
+    ],
+)
+def test_options_that_there_are_not_are_refused(options: dict[str, Any], words: str) -> None:
+    data = record.to_json(network("plain")) | {"options": options}
+    with pytest.raises(DataError, match=words):
+        record.parse(Architecture, data, "here")

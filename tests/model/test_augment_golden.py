@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnseg.model.augment import Augmentation, Draw, augment
+from nnseg.model.augment import augment
+from nnseg.model.draws import Augmentation, Draw
 from nnseg.model.previous import Spoiling, spoil, to_channels
 from nnseg.model.sampling import inner_start
 

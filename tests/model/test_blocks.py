@@ -77,3 +77,26 @@ def test_a_prediction_in_fp32_is_normalized_to_the_last_digits(
     with torch.inference_mode():
         found = norm(x)
     torch.testing.assert_close(found.double(), wanted.detach(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2)])
+def test_the_weight_gradient_in_bf16_is_that_in_fp32(
+    planes: int, stride: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = blocks.CONVOLUTION[3](16, 16, 3, stride=stride, padding=1)
+    image = torch.randn(2, 16, planes, 8, 6)
+    found = []
+    for half in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            result = layer(image)
+        assert result.shape[2] == planes
+        torch.manual_seed(1)
+        result.backward(torch.randn(result.shape).to(result.dtype))
+        assert layer.weight.grad is not None
+        found.append((result.float(), layer.weight.grad.clone()))
+    (exact, wanted), (rounded, gradient) = found
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+    assert (gradient - wanted).norm() < 0.02 * wanted.norm()

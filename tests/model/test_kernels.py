@@ -15,7 +15,7 @@ from nnseg.model import kernels
 from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import ConvBlock, InstanceNorm, use_kernels
 from nnseg.model.device import Execution
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 
 EXACT = {"rtol": 0.0, "atol": 2e-3}  # of values near 1: bf16 has 8 bits
 needs_kernels = pytest.mark.skipif(

@@ -6,12 +6,19 @@ from torch import Tensor, nn
 
 from nnseg.model.architecture import Architecture
 from nnseg.model.transfer import describe_transfer, transfer
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 
 
-def build(channels: int, heads: int, *, features: tuple[int, ...] = (4, 6), seed: int) -> nn.Module:
+def build(
+    channels: int,
+    heads: int,
+    *,
+    features: tuple[int, ...] = (4, 6),
+    network: str = "plain",
+    seed: int,
+) -> nn.Module:
     architecture = Architecture(
-        network="plain",
+        network=network,
         dimensions=3,
         features=features,
         kernel_sizes=((1, 3, 3),) * len(features),
@@ -74,6 +81,17 @@ def test_heads_are_matched_by_name_and_a_new_one_stays_as_drawn() -> None:
         assert torch.equal(new[2], drawn[2])
         assert torch.equal(new[3], old[1])
     assert found.heads == {"background": True, "core": True, "vessel": False, "edema": True}
+
+
+def test_heads_that_are_transposed_convolutions_are_matched_by_name_too() -> None:
+    source, network = (build(2, n, network="mednext_s", seed=n) for n in (3, 4))
+    names = ("background", "core", "vessel", "edema")
+    found = transfer(state(source), network, channels=(CHANNELS, CHANNELS), heads=(HEADS, names))
+    old, drawn = source.state_dict()["heads.0.weight"], network.state_dict()["heads.0.weight"]
+    new = found.weights["heads.0.weight"]
+    assert new.shape == (4, 4, 1, 1, 1)
+    for place, wanted in enumerate((old[:, 0], old[:, 2], drawn[:, 2], old[:, 1])):
+        assert torch.equal(new[:, place], wanted)
 
 
 def test_channels_that_share_a_name_are_matched_in_turn() -> None:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnseg.errors import PlanError
 from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import ConvBlock, InstanceNorm, ResidualBlock
-from nnseg.model.unet import build_network
+from nnseg.networks.build import build_network
 
 FLAT = Architecture(
     network="plain",
@@ -155,11 +154,6 @@ def test_each_axis_is_pooled_by_its_own_stride(architecture: Architecture) -> No
         level.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[2:])))
     network(drawn(1, 2, 4, 8, 6))
     assert shapes == [(4, 8, 6), (4, 4, 3), (2, 2, 3)]
-
-
-def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="'mamba'; known: plain"):
-        build_network(dataclasses.replace(FLAT, network="mamba"), 1, 2)
 
 
 def test_a_residual_encoder_has_a_stem_and_blocks_that_begin_with_their_last_norm_at_0() -> None:

@@ -1,15 +1,18 @@
 """Positions against an affine by hand; sampling against torch's grids and one-hot shares."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.interpolate import BSpline
 from torch import Tensor
 from torch.nn.functional import grid_sample, one_hot
 
 from nnseg.model import warp as module
+from nnseg.model.bending import count_points
 from nnseg.model.warp import Warp, sample_boxes
 
 VOLUME = np.array([[0.9, 0.1, -0.3], [-0.2, 1.1, 0.3], [0.2, -0.4, 1.0]])
@@ -143,3 +146,92 @@ def test_far_outside_of_the_image_image_and_labels_are_0() -> None:
         image, labels = sample_boxes([ones], [ones.byte()], far)
         assert not image.any()
         assert not labels.any()
+
+
+def shifted(warp: Warp, *voxels: float, steps: tuple[float, ...]) -> Warp:
+    """Give the warp whose control points all move alike."""
+    counts = [count_points(*each) for each in zip(warp.patch_size, steps, strict=True)]
+    shift = np.array(voxels).reshape(1, -1, *[1] * len(counts))
+    bends = np.broadcast_to(shift, (len(warp.affines), len(counts), *counts)).copy()
+    return replace(warp, bends=bends, steps=steps)
+
+
+def test_control_points_that_move_alike_move_every_voxel_as_far() -> None:
+    image = torch.randn(2, 9, 12, 10, generator=torch.Generator().manual_seed(1))
+    labels = blobs(9, 12, 10, count=5)[None]
+    plain = warped(np.eye(3)[None], (5, 6, 4), (9, 12, 10))
+    found, found_labels = sample_boxes(
+        [image], [labels], shifted(plain, 1, -2, 3, steps=(2.0, 7.0, 3.0))
+    )
+    torch.testing.assert_close(found[0], image[:, 3:8, 1:7, 6:10], rtol=0, atol=1e-4)
+    assert torch.equal(found_labels[0], labels[:, 3:8, 1:7, 6:10])
+
+
+def test_bends_come_before_the_affine() -> None:
+    image = torch.arange(20.0).view(1, 4, 5)
+    plain = warped(np.array([[[0.0, -2.0], [3.0, 0.0]]]), (2, 3), (4, 5))
+    bent, _ = sample_boxes([image], [image.byte()], shifted(plain, 0.5, 0.0, steps=(1.0, 1.0)))
+    # half a voxel on in y is 1.5 on in x: at 2.0 and 5.0, with y at 3.5, 1.5 and -0.5
+    assert bent[0, 0].tolist() == [[8.5, 9.5, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_point_moves_by_its_weight_of_what_was_drawn() -> None:
+    ramp = torch.arange(15.0).view(1, 1, 1, 15).expand(1, 11, 13, 15).contiguous()
+    plain = warped(np.eye(3)[None], (5, 9, 7), (11, 13, 15))
+    bends = np.zeros((1, 3, 5, 5, 5))
+    bends[0, 2, 2, 2, 2] = 3.0  # the control point in the middle, along x
+    found, _ = sample_boxes(
+        [ramp], [ramp.byte()], replace(plain, bends=bends, steps=(2.0, 4.0, 3.0))
+    )
+    moved = found[0, 0] - torch.arange(4.0, 11.0)
+    assert moved[2, 4, 3].item() == pytest.approx(3 * (2 / 3) ** 3, abs=1e-5)
+    assert moved[4, 4, 3].item() == pytest.approx(3 * (2 / 3) ** 2 / 6, abs=1e-5)  # a step in z
+    assert moved[2, 0, 6].item() == pytest.approx(3 * 2 / 3 / 6 / 6, abs=1e-5)  # in y and in x
+
+
+@pytest.mark.parametrize("block", [50, 2**17])  # in slabs, or all at once
+@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
+def test_bent_positions_are_those_of_a_grid_with_a_field_of_splines(
+    affine: NDArray[np.float64],
+    patch: tuple[int, ...],
+    loaded: tuple[int, ...],
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    affines, steps = np.stack([affine, affine.T * 1.3]), (4.0, 3.0, 2.5)[: len(patch)]
+    counts = [count_points(*each) for each in zip(patch, steps, strict=True)]
+    bends = np.random.default_rng(2).uniform(-1.2, 1.2, (2, len(patch), *counts))
+    warp = replace(warped(affines, patch, loaded), bends=bends, steps=steps)
+    images = torch.randn(2, 3, *loaded, generator=torch.Generator().manual_seed(1))
+    maps = blobs(*loaded, count=2)[None].float()
+    found, labels = sample_boxes(list(images), [maps.byte()] * 2, warp)
+
+    spline = BSpline.basis_element([-2.0, -1.0, 0.0, 1.0, 2.0], extrapolate=False)
+    for i, each in enumerate(affines):
+        field = bends[i]
+        for axis, (edge, count, step) in enumerate(zip(patch, counts, steps, strict=True)):
+            voxels, points = (np.arange(n) - (n - 1) / 2 for n in (edge, count))
+            weights = np.nan_to_num(spline(voxels[:, None] / step - points))
+            field = np.moveaxis(np.tensordot(weights, field, ([1], [axis + 1])), 0, axis + 1)
+        moved = torch.from_numpy(np.moveaxis(field, 0, -1) @ each.T * 2 / np.array(loaded))
+        grid = grid_of(each, patch, loaded) + moved.flip(-1)[None]
+        wanted = grid_sample(images[i : i + 1].double(), grid, align_corners=False)
+        torch.testing.assert_close(found[i].double(), wanted[0], rtol=1e-4, atol=2e-4)
+        share = grid_sample(maps[None].double(), grid, align_corners=False)[0]
+        clear = (share - 0.5).abs() > 1e-4
+        assert clear.float().mean() > 0.9
+        assert torch.equal(labels[i][clear], (share > 0.5).byte()[clear])
+
+
+@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
+def test_control_points_that_stay_change_nothing(
+    affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]
+) -> None:
+    plain = warped(affine[None], patch, loaded)
+    image = torch.randn(1, *loaded, generator=torch.Generator().manual_seed(1))
+    labels = blobs(*loaded, count=4)[None]
+    still = shifted(plain, *[0.0] * len(patch), steps=(2.0,) * len(patch))
+    wanted, found = (sample_boxes([image], [labels], warp) for warp in (plain, still))
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])

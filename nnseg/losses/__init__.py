@@ -1,0 +1,1 @@
+"""What training minimises; `build` names the losses."""

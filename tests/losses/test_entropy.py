@@ -1,0 +1,42 @@
+import math
+
+import pytest
+import torch
+from loss_oracle import PLAIN, example
+
+from nnseg.labels import Labels
+from nnseg.losses.entropy import ce, focal, topk
+
+ONE = Labels(labels={"background": 0, "a": 1})
+
+
+def test_cross_entropy_is_finite_where_the_probability_is_not() -> None:
+    logits = torch.tensor([[[[500.0]], [[0.0]], [[0.0]]]], requires_grad=True)
+    value = ce(logits, torch.tensor([[[1]]]), PLAIN, False)
+    assert value.item() == 500
+    value.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.tensor([[[[1.0]], [[-1.0]], [[0.0]]]]))
+
+
+def test_cross_entropy_is_a_mean_over_all_voxels_of_the_batch() -> None:
+    logits = torch.full((2, 2, 1, 1, 4), -50.0)
+    logits[0, 1], logits[1, 0] = 50, 50
+    segmentation = torch.ones(2, 1, 1, 4, dtype=torch.uint8)
+    assert math.isclose(ce(logits, segmentation, ONE, True).item(), 50, rel_tol=1e-6)
+
+
+def test_the_worst_tenth_is_at_least_one_voxel() -> None:
+    logits, segmentation = example(PLAIN, (1, 2, 1))
+    value = topk(logits, segmentation, PLAIN, True)
+    each = torch.nn.functional.cross_entropy(logits, segmentation, reduction="none")
+    torch.testing.assert_close(value, each.max())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
+def test_gamma_takes_weight_from_what_is_certain(gamma: float) -> None:
+    logits = torch.tensor([2.0, 0.0]).reshape(1, 2, 1, 1, 1)
+    truth = torch.zeros(1, 1, 1, 1, dtype=torch.int16)
+    right = 1 / (1 + math.exp(-2))
+    wanted = -((1 - right) ** gamma) * math.log(right)
+    assert focal(logits, truth, ONE, False, gamma=gamma).item() == pytest.approx(wanted, rel=1e-5)

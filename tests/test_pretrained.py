@@ -1,0 +1,107 @@
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_networks import fill
+from safetensors.torch import save_file
+from tiny import FLAT, SHORT, train
+
+from nnseg import record
+from nnseg.checkpoint import load_model
+from nnseg.errors import DataError, UsageError
+from nnseg.folders import Folders
+from nnseg.model.architecture import Architecture, NetworkOptions
+from nnseg.networks.backbones import BACKBONES
+from nnseg.networks.inflation import flat_levels
+from nnseg.networks.timm_weights import fit_encoder, read_encoder_weights
+from nnseg.plan import Plan
+from nnseg.resume import read_run
+from nnseg.runlog import RunReport
+
+BARELY = dataclasses.replace(SHORT, epochs=1, iterations=1, lr=1e-9)
+ENCODED = Architecture(
+    network="encoder_unet",
+    dimensions=2,
+    features=(4, 8, 16),
+    kernel_sizes=((1, 3, 3),) * 3,
+    strides=((1, 1, 1), (1, 2, 2), (1, 2, 2)),
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1),
+    options=NetworkOptions(backbone="resnet18d"),
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a ResNet-18-D, as timm has them."""
+    with torch.random.fork_rng(devices=[]):
+        network = BACKBONES["resnet18d"](flat_levels(4), 3)
+    fill(network)
+    path = tmp_path_factory.mktemp("timm") / "model.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+def encoded(folders: Folders, **options: Any) -> Folders:
+    """The same dataset with a plan of an image network."""
+    path = folders.plan_file(FLAT, "nnseg")
+    plan = record.load(Plan, path)
+    architecture = dataclasses.replace(ENCODED, options=NetworkOptions(**options))
+    planned = dataclasses.replace(plan.configuration("2d"), architecture=architecture)
+    record.save(dataclasses.replace(plan, configurations={"2d": planned}), path)
+    return folders
+
+
+def run(folders: Folders, **options: Any) -> Path:
+    return train(folders, FLAT, "2d", settings=BARELY, validate_after=False, **options)
+
+
+def test_a_training_starts_from_an_encoder_of_timms_and_says_so(
+    prepared: Folders, file: Path
+) -> None:
+    said: list[str] = []
+    fold = run(encoded(prepared), pretrained_encoder=file, say=said.append)
+    expected = fit_encoder(read_encoder_weights(file), ENCODED, 1).weights
+    after = load_model(fold, "final")[1]
+    learnt = [name for name in expected if "running" not in name]
+    assert len(learnt) == 21
+    for name in learnt:
+        assert (after[name] - expected[name]).abs().max() < 1e-6
+    assert said[0].startswith(f"starting from {file}\nthe encoder's {len(expected)} parameters")
+    report = record.load(RunReport, fold / "run.json")
+    facts = report.facts["pretrained"]
+    assert facts["source"] == str(file)
+    assert facts["adapted"] == ["encoder.conv1.0.weight"]
+    assert set(facts["kept"]) | set(facts["adapted"]) == set(expected)
+    assert set(facts["fresh"]) == {name for name in after if not name.startswith("encoder.")}
+    assert report.inputs[str(file)] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_run_goes_on_only_with_the_encoder_that_it_started_from(
+    prepared: Folders, file: Path
+) -> None:
+    fold = run(encoded(prepared), pretrained_encoder=file)
+    earlier = read_run(fold)
+    assert earlier is not None
+    assert earlier.settings.pretrained == hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(UsageError, match="pretrained is now None"):
+        run(prepared)
+    run(prepared, pretrained_encoder=file)
+
+
+def test_an_encoder_that_does_not_fit_is_refused_before_anything_is_written(
+    prepared: Folders, file: Path
+) -> None:
+    with pytest.raises(UsageError, match="network plain has no image network as its encoder"):
+        run(prepared, pretrained_encoder=file)
+    with pytest.raises(DataError, match="is not of resnet50d"):
+        run(encoded(prepared, backbone="resnet50d"), pretrained_encoder=file)
+    assert list(prepared.results.rglob("*.json")) == []
+
+
+def test_a_model_and_an_encoder_are_not_taken_together(prepared: Folders, file: Path) -> None:
+    with pytest.raises(UsageError, match="give --pretrained or --pretrained-encoder"):
+        run(prepared, pretrained=file.parent, pretrained_encoder=file)
