@@ -28,10 +28,10 @@ from nnseg import record
 from nnseg.dataset import spec_to_json
 from nnseg.folders import Folders, fold_folder, predicted_spec_file, validation_folder
 from nnseg.inference import Model, load_model
-from nnseg.planning import DEFAULT_PLAN
-from nnseg.porting import export_model
 from nnseg.probabilities import writing_compact
 from nnseg.restore import axis_apart, body_of, restore_logits
+from nnseg.verbs.planning import DEFAULT_PLAN
+from nnseg.verbs.porting import export_model
 from nnseg.volume import read_image, read_segmentation
 
 CASES, QUICK_CASES = 20, 2

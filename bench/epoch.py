@@ -26,7 +26,7 @@ import json, shutil, sys, time
 from pathlib import Path
 from nnseg import pipeline
 from nnseg.folders import Folders
-from nnseg.recipe import TrainSettings
+from nnseg.learning.recipe import TrainSettings
 work = json.loads(sys.argv[1])
 folders = Folders.of_root(Path(work["root"]))
 ends, losses = [], []

@@ -29,14 +29,14 @@ from numpy.random import Generator
 
 from nnseg import phantom, pipeline, record
 from nnseg.axes import Segmentation, Spacing
-from nnseg.corrections import Evidence, gather
 from nnseg.dataset import read_spec
 from nnseg.folders import Folders
 from nnseg.image.offset import moved
-from nnseg.label_errors import Suspects, rank
 from nnseg.labels import Labels
+from nnseg.learning.recipe import TrainSettings
 from nnseg.plan import Plan
-from nnseg.recipe import TrainSettings
+from nnseg.suspects.corrections import Evidence, gather
+from nnseg.suspects.label_errors import Suspects, rank
 from nnseg.volume import read_segmentation, write
 
 TOP = 10

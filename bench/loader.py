@@ -28,7 +28,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from nnseg import record, store
-from nnseg.batches import BatchSource, make_batches
+from nnseg.learning.batches import BatchSource, make_batches
 from nnseg.folders import Folders
 from nnseg.model.draws import plan_augmentation
 from nnseg.plan import Plan

@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnseg import pipeline
 from nnseg.errors import NnsegError
 from nnseg.folders import Folders, summary_file, validation_folder
+from nnseg.learning.recipe import TrainSettings
+from nnseg.learning.resume import read_run
 from nnseg.model.kinds import KINDS
 from nnseg.networks.build import build_network
 from nnseg.plan import Plan
-from nnseg.recipe import TrainSettings
-from nnseg.resume import read_run
 
 COLUMNS = (
     "network", "configuration", "patch", "batch", "parameters (M)", "GFLOP a patch",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nnseg import pipeline
 from nnseg.folders import Folders
-from nnseg.recipe import TrainSettings
+from nnseg.learning.recipe import TrainSettings
 
 DATASET = "Dataset004_Hippocampus"
 ITERATIONS = 20  # steps an epoch

@@ -29,7 +29,7 @@ from nnseg.dataset import DatasetSpec, find_cases
 from nnseg.evaluate import confusion_table, score_table
 from nnseg.exchange.nnunet_folder import ImportedModel
 from nnseg.labels import Labels
-from nnseg.porting import import_model
+from nnseg.verbs.porting import import_model
 from nnseg.volume import read_segmentation
 
 CASES = 10

@@ -36,7 +36,7 @@ from nnseg.checkpoint import Kind
 from nnseg.dataset import DatasetSpec
 from nnseg.exchange.nnunet_folder import ImportedModel
 from nnseg.folders import Folders
-from nnseg.porting import export_model, import_model
+from nnseg.verbs.porting import export_model, import_model
 from nnseg.volume import read_segmentation
 
 DATASET, CONFIGURATION = "Dataset004_Hippocampus", "3d_fullres"

@@ -58,7 +58,7 @@ from nnseg.ensemble import Member
 from nnseg.inference import Model
 from nnseg.model.device import Execution
 from nnseg.plan import Plan
-from nnseg.predicting import predict
+from nnseg.verbs.predicting import predict
 from nnseg.predictor import Predictor
 seconds = 0.0
 if work["heads"]:

@@ -13,7 +13,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Choice": "choose",
     "Choosing": "choose",
-    "Comparison": "comparison",
+    "Comparison": "scores.comparison",
     "Configuration": "plan",
     "DatasetSpec": "dataset",
     "Finding": "doctor.findings",
@@ -28,7 +28,7 @@ _HOMES = {
     "Postprocessing": "postprocess",
     "Predictor": "predictor",
     "Summary": "evaluate",
-    "TrainSettings": "recipe",
+    "TrainSettings": "learning.recipe",
     "load": "predictor",
     "load_model": "inference",
 }

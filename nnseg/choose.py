@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from nnseg.dataset import stays_inside
 from nnseg.errors import DataError
-from nnseg.intervals import Interval
 from nnseg.postprocess.rules import Postprocessing
-from nnseg.score_tables import aligned
+from nnseg.scores.intervals import Interval
+from nnseg.scores.tables import aligned
 
 WEIGHTS = (1, 2)  # of each member, where weights are tried
 LABELS_SHOWN = 6  # in a table for the terminal; the record has all

@@ -22,7 +22,7 @@ from nnseg.labels import Labels
 from nnseg.predict import PLAIN_SWEEP, OnTile, Sweep, count_tiles
 from nnseg.preprocess import Placement
 from nnseg.restore import body_of, paste_planes, restore_logits
-from nnseg.uncertainty import ExpectedDice, disagreement, entropy
+from nnseg.scores.uncertainty import ExpectedDice, disagreement, entropy
 
 _EXPECT_BYTES = 2**22  # of the logits whose probabilities are looked at at once
 

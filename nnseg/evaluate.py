@@ -1,7 +1,8 @@
 """Stage 6, predictions against references: overlap, surfaces, lesions, and their means.
 
 `score_case` compares two label maps, `summarize` takes the means over cases, `by_group` those of
-each group of cases. A summary is kept as summary.json, in the layout of `nnseg.summary_json`.
+each group of cases. A summary is kept as summary.json, in the layout of
+`nnseg.scores.summary_json`.
 """
 
 import dataclasses
@@ -14,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnseg.axes import Mask, Segmentation, Spacing
-from nnseg.detection import Detection, MeanDetection, detect, mean_over_cases, mean_over_labels
 from nnseg.errors import DataError, UsageError
 from nnseg.image.pairs import count_pairs
 from nnseg.labels import Labels
+from nnseg.scores.detection import (
+    Detection,
+    MeanDetection,
+    detect,
+    mean_over_cases,
+    mean_over_labels,
+)
 
 TOLERANCE_MM = 1.0  # surfaces this near to each other count as one in NSD
 _ONE_VOXEL = (slice(0, 1),) * 3  # where a label is looked at that is nowhere

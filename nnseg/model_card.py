@@ -271,7 +271,7 @@ def _scores(folds: Sequence[CardFold]) -> str:
 
 
 def _interval(values: Sequence[float | None]) -> str:
-    from nnseg.intervals import mean_interval
+    from nnseg.scores.intervals import mean_interval
 
     found = mean_interval(values)
     if found.mean is None:

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg import commit, store
-from nnseg.applying import apply_postprocessing
-from nnseg.choosing import find_best
-from nnseg.comparing import compare_results
 from nnseg.doctor.mend import Mending
 from nnseg.doctor.mend import mend as write_mended
-from nnseg.ensembling import ensemble
 from nnseg.errors import (
     MissingError,
 )
@@ -24,22 +20,27 @@ from nnseg.folders import (
 )
 from nnseg.fsck.examine import Examination
 from nnseg.fsck.examine import examine as examine_kept
-from nnseg.info import info
 from nnseg.intake.layout import lay_out
 from nnseg.intake.proposal import Proposal, propose
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress
-from nnseg.planning import (
+from nnseg.splits import folds
+from nnseg.verbs.applying import apply_postprocessing
+from nnseg.verbs.choosing import find_best
+from nnseg.verbs.comparing import compare_results
+from nnseg.verbs.ensembling import ensemble
+from nnseg.verbs.info import info
+from nnseg.verbs.planning import (
     DEFAULT_PLAN,
     import_plans,
     load_plan,
     plan,
     plan_as_nnunet,
 )
-from nnseg.porting import export_model, import_model
-from nnseg.postprocessing import decide_postprocessing
-from nnseg.predicting import predict
-from nnseg.prepare import (
+from nnseg.verbs.porting import export_model, import_model
+from nnseg.verbs.postprocessing import decide_postprocessing
+from nnseg.verbs.predicting import predict
+from nnseg.verbs.prepare import (
     check,
     examine,
     fingerprint,
@@ -48,13 +49,13 @@ from nnseg.prepare import (
     preprocess,
     up_to_date_fingerprint,
 )
-from nnseg.reporting import (
+from nnseg.verbs.reporting import (
     outline_report,
     outline_report_on_predictions,
     report_on,
     report_on_predictions,
 )
-from nnseg.scoring import (
+from nnseg.verbs.scoring import (
     evaluate,
     evaluate_test_set,
     find_evaluation,
@@ -63,12 +64,11 @@ from nnseg.scoring import (
     spec_of_labels,
     validation_summary,
 )
-from nnseg.splits import folds
-from nnseg.surveying import survey
-from nnseg.suspecting import suspect
-from nnseg.training import rehearse, train
-from nnseg.validating import validate
-from nnseg.verifying import verify
+from nnseg.verbs.surveying import survey
+from nnseg.verbs.suspecting import suspect
+from nnseg.verbs.training import rehearse, train
+from nnseg.verbs.validating import validate
+from nnseg.verbs.verifying import verify
 
 if TYPE_CHECKING:
     pass

@@ -22,7 +22,6 @@ from nnseg.axes import (
 )
 from nnseg.checkpoint import Kind
 from nnseg.choose import Choice
-from nnseg.confidence import read_confidence
 from nnseg.dataset import DatasetSpec
 from nnseg.ensemble import Map, Member, Prediction, TakePlanes, check_members, predict_image
 from nnseg.errors import MachineError, MissingError, NnsegError, StoppedError, UsageError
@@ -45,10 +44,11 @@ from nnseg.image.crop import crop_to_body
 from nnseg.image.resample import target_shape
 from nnseg.inference import Model, load_model
 from nnseg.postprocess import Postprocessing, apply
+from nnseg.postprocess.stored import stored_rules
 from nnseg.predict import OnTile, Sweep, bytes_of_sweep, never
 from nnseg.preprocess import Placement, planned_spacing
 from nnseg.registry import Registry
-from nnseg.stored_rules import stored_rules
+from nnseg.scores.confidence import read_confidence
 from nnseg.volume import Opened, check_writable, files_of, open_image, write
 
 PROGRAM_BYTES = 4 * 10**8  # of the program with torch and without an image

@@ -16,7 +16,7 @@ from nnseg.errors import DataError, NnsegError, StoppedError
 from nnseg.folders import proof_file
 from nnseg.jobs import PredictionJob
 from nnseg.postprocess import Postprocessing
-from nnseg.statistics import LabelStatistics
+from nnseg.scores.statistics import LabelStatistics
 from nnseg.volume import read_segmentation, side_files
 
 

@@ -15,13 +15,13 @@ from nnseg.axes import Spacing
 from nnseg.choose import Candidate, CandidateScore, Choosing, Gain
 from nnseg.errors import StoppedError
 from nnseg.evaluate import score_table
-from nnseg.intervals import difference_interval, table_interval
 from nnseg.labels import Labels
 from nnseg.parallel import OnProgress
 from nnseg.postprocess.cohort import make_cohort
 from nnseg.postprocess.decide import decide_as_nnunet, decide_each
 from nnseg.postprocess.rules import Postprocessing, Unit
 from nnseg.postprocess.table import ComponentTable, score_after
+from nnseg.scores.intervals import difference_interval, table_interval
 
 MEMBERS_OF_NNUNET = 2  # that it averages at most
 

@@ -14,16 +14,12 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from nnseg.batches import Batch, BatchSource, keep_on_device, make_batches
 from nnseg.errors import DataError, StoppedError
-from nnseg.losses.counts import hard_counts
-from nnseg.model.ranks import any_rank, from_first, gather, share_buffers
-from nnseg.optimize import Verdict, average_into, copy_buffers, set_pace
-from nnseg.recipe import Course, cool_down, fit_budget, learning_rate, refit_budget
-from nnseg.resume import EpochReport, RunRecord
-from nnseg.runlog import peak_memory
-from nnseg.task import Task, balanced
-from nnseg.train_state import (
+from nnseg.learning.batches import Batch, BatchSource, keep_on_device, make_batches
+from nnseg.learning.optimize import Verdict, average_into, copy_buffers, set_pace
+from nnseg.learning.recipe import Course, cool_down, fit_budget, learning_rate, refit_budget
+from nnseg.learning.resume import EpochReport, RunRecord
+from nnseg.learning.state import (
     TrainState,
     follow,
     mirror_axes,
@@ -32,7 +28,11 @@ from nnseg.train_state import (
     save,
     save_state,
 )
-from nnseg.train_step import compiled_network, share_network, time_steps, train_step
+from nnseg.learning.step import compiled_network, share_network, time_steps, train_step
+from nnseg.learning.task import Task, balanced
+from nnseg.losses.counts import hard_counts
+from nnseg.model.ranks import any_rank, from_first, gather, share_buffers
+from nnseg.runlog import peak_memory
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from

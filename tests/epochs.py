@@ -1,6 +1,6 @@
 """Epochs as a training reports them."""
 
-from nnseg.resume import EpochReport
+from nnseg.learning.resume import EpochReport
 
 
 def epoch(number: int, dice: float | None = 0.861) -> EpochReport:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from nnseg import record
-from nnseg.agenda import Agenda, Order, Rehearsed, Training, describe, draw_up, wanted
 from nnseg.errors import UsageError
+from nnseg.verbs.agenda import Agenda, Order, Rehearsed, Training, describe, draw_up, wanted
 
 BOTH = {"2d": None, "3d_fullres": None}
 ALL = {**BOTH, "3d_lowres": None, "3d_cascade_fullres": "3d_lowres"}

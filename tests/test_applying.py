@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnseg import applying, pipeline, record
-from nnseg.applying import Applied, apply_postprocessing, find_applying_jobs
+from nnseg import pipeline, record
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MissingError, PartlyDoneError, UsageError
@@ -18,6 +17,8 @@ from nnseg.lock import locked
 from nnseg.parallel import Room
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.runlog import RunReport
+from nnseg.verbs import applying
+from nnseg.verbs.applying import Applied, apply_postprocessing, find_applying_jobs
 from nnseg.volume import read_segmentation, simple_geometry, write
 
 SHAPE = (3, 5, 16)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from nnseg import batches
 from nnseg.axes import Shape
-from nnseg.batches import BatchSource, clip_box, keep_on_device, make_batch, make_batches
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.learning import batches
+from nnseg.learning.batches import BatchSource, clip_box, keep_on_device, make_batch, make_batches
 from nnseg.model.draws import plan_augmentation
 from nnseg.model.mixup import mix
 from nnseg.model.previous import Spoiling

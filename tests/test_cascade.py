@@ -11,13 +11,13 @@ import pytest
 from tiny import with_cascade
 
 from nnseg import inference, phantom, pipeline, record, store
-from nnseg.cascade import out_of_fold
 from nnseg.checkpoint import Checkpoint
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders, next_stage_folder, validation_folder
+from nnseg.learning.recipe import TrainSettings
 from nnseg.plan import Plan
 from nnseg.predictor import load
-from nnseg.recipe import TrainSettings
+from nnseg.verbs.cascade import out_of_fold
 from nnseg.volume import read_image, read_segmentation
 
 DATASET = "Dataset006_Large"

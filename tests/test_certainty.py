@@ -5,9 +5,9 @@ import pytest
 from boxed import LABELS, ORDERS, REGIONS, SHAPE, in_image, placed, save
 
 from nnseg.axes import Order
-from nnseg.certainty import certainty, open_beside
 from nnseg.errors import DataError
 from nnseg.labels import Labels
+from nnseg.scores.certainty import certainty, open_beside
 
 STEP = 0.01  # what quantised probabilities may be off by
 

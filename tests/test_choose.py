@@ -18,8 +18,8 @@ from nnseg.choose import (
 )
 from nnseg.errors import DataError
 from nnseg.folders import Folders
-from nnseg.intervals import Interval
 from nnseg.postprocess import KeepLargest, Postprocessing
+from nnseg.scores.intervals import Interval
 
 
 def model(name: str) -> Candidate:

@@ -12,7 +12,7 @@ import pytest
 from tiny import FLAT, with_cascade
 
 import nnseg
-from nnseg import averaging, choosing, cli, phantom, pipeline, record
+from nnseg import averaging, cli, phantom, pipeline, record
 from nnseg.choose import Choice, Choosing
 from nnseg.errors import DataError, MachineError, MissingError, StoppedError
 from nnseg.evaluate import CaseScores, score_case, summarize
@@ -23,15 +23,16 @@ from nnseg.folders import (
     validated_file,
     validation_folder,
 )
+from nnseg.learning.recipe import TrainSettings
 from nnseg.lock import locked
 from nnseg.plan import Plan
 from nnseg.postprocess import apply
 from nnseg.predictor import Predictor
 from nnseg.probabilities.compact import open_compact
 from nnseg.ranking import Evidence
-from nnseg.recipe import TrainSettings
-from nnseg.surveying import survey
 from nnseg.validated import Validated
+from nnseg.verbs import choosing
+from nnseg.verbs.surveying import survey
 from nnseg.volume import read_segmentation, simple_geometry, write
 
 DATASET = "Dataset007_Few"

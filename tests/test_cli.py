@@ -586,7 +586,7 @@ def test_a_training_is_told_which_settings_were_given(
 
 
 def test_presets_differ_in_epochs_and_patience_and_the_budget() -> None:
-    from nnseg.recipe import PRESETS
+    from nnseg.learning.recipe import PRESETS
 
     presets = [dataclasses.asdict(PRESETS[name]) for name in PRESETS]
     differ = {name for name in presets[0] if len({preset[name] for preset in presets}) > 1}

@@ -221,8 +221,8 @@ def test_two_results_are_compared(results: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_metrics_of_the_command_line_are_those_that_there_are() -> None:
     from nnseg.cli.scoring import MATCH_IOU, METRICS
-    from nnseg.detection import MATCH_IOU as DEFAULT
-    from nnseg.metrics import METRICS as KNOWN
+    from nnseg.scores.detection import MATCH_IOU as DEFAULT
+    from nnseg.scores.metrics import METRICS as KNOWN
 
     assert tuple(KNOWN) == METRICS
     assert MATCH_IOU == DEFAULT

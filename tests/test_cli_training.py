@@ -7,7 +7,7 @@ import pytest
 from nnseg.cli.main import build_parser
 from nnseg.cli.training import CHOSEN, _settings
 from nnseg.errors import UsageError
-from nnseg.recipe import TrainSettings
+from nnseg.learning.recipe import TrainSettings
 
 OTHERWISE = {"gradient_clip", "swap_labels", "pretrained", "budget_seconds"}  # not by their names
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from scored import LABELS, save, save_results
 
-from nnseg.comparing import compare_results
 from nnseg.errors import DataError, MissingError
-from nnseg.scoring import Wanted, evaluate
-from nnseg.summary_json import from_nnunet, to_nnunet
+from nnseg.scores.summary_json import from_nnunet, to_nnunet
+from nnseg.verbs.comparing import compare_results
+from nnseg.verbs.scoring import Wanted, evaluate
 
 OVERLAP = Wanted(surface=False)
 

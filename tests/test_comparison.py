@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from nnseg.comparison import Unpaired, compare
-from nnseg.detection import Detection
 from nnseg.errors import DataError
 from nnseg.evaluate import CaseScores, Score, Summary, summarize
 from nnseg.labels import Labels
+from nnseg.scores.comparison import Unpaired, compare
+from nnseg.scores.detection import Detection
 
 ORGANS = Labels(labels={"background": 0, "liver": 1, "spleen": 2})
 

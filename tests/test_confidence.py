@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from nnseg.axes import Planes, Segmentation
-from nnseg.confidence import MARGIN, Observer
 from nnseg.labels import Labels
+from nnseg.scores.confidence import MARGIN, Observer
 
 PLAIN = Labels(labels={"background": 0, "liver": 7, "kidney": 20})
 REGIONS = Labels(
@@ -77,7 +77,7 @@ def test_voxels_that_nobody_annotated_do_not_count() -> None:
 
 
 def test_cases_share_what_is_kept_of_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnseg.confidence.MOST_VOXELS", 300)
+    monkeypatch.setattr("nnseg.scores.confidence.MOST_VOXELS", 300)
     observer = Observer(PLAIN, 3)
     for _ in range(3):
         watch(observer, reference(), logits_for(reference(), 3, 2.0, wrong=0.1))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from nnseg.axes import Segmentation
-from nnseg.corrections import Correction, Evidence, Kind, gather
 from nnseg.errors import DataError
 from nnseg.image.offset import moved
 from nnseg.labels import Labels
+from nnseg.suspects.corrections import Correction, Evidence, Kind, gather
 
 LABELS = Labels(labels={"background": 0, "head": 1, "tail": 2})
 SPACING = (1.0, 1.5, 0.75)

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from nnseg import demo, phantom, pipeline, record
+from nnseg import phantom, pipeline, record
 from nnseg.commit import sha256
 from nnseg.errors import StoppedError, UsageError
 from nnseg.folders import Folders
+from nnseg.learning.recipe import TrainSettings
 from nnseg.plan import Plan
-from nnseg.recipe import TrainSettings
+from nnseg.verbs import demo
 
 CPU = {"device": "cpu", "precision": "fp32"}
 

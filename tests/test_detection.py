@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 
 from nnseg.axes import Mask
-from nnseg.detection import Detection, detect, froc, mean_over_cases, mean_over_labels, pooled
 from nnseg.errors import UsageError
+from nnseg.scores.detection import (
+    Detection,
+    detect,
+    froc,
+    mean_over_cases,
+    mean_over_labels,
+    pooled,
+)
 
 SHAPE = (6, 8, 20)
 

@@ -23,7 +23,7 @@ from nnseg.model.device import Execution
 from nnseg.predict import Sweep
 from nnseg.preprocess import Placement
 from nnseg.restore import body_of, restore_logits
-from nnseg.uncertainty import disagreement, entropy
+from nnseg.scores.uncertainty import disagreement, entropy
 
 SPACING: Spacing = (2.0, 1.0, 1.5)
 ORDER: Order = (1, 0, 2)

@@ -10,12 +10,11 @@ import pytest
 from boxed import GEOMETRY, LABELS, REGIONS, placed
 from scipy.ndimage import gaussian_filter
 
-from nnseg import ensembling, record
+from nnseg import record
 from nnseg.averaging import label_map
 from nnseg.cli.main import main
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.ensembling import Averaged, ensemble, foresee
 from nnseg.errors import DataError, MissingError, PartlyDoneError, StoppedError, UsageError
 from nnseg.folders import (
     checkpoint_file,
@@ -30,6 +29,8 @@ from nnseg.labels import Labels
 from nnseg.parallel import Room
 from nnseg.probabilities import open_compact, open_npz, open_probabilities, writing, writing_compact
 from nnseg.validated import Validated
+from nnseg.verbs import ensembling
+from nnseg.verbs.ensembling import Averaged, ensemble, foresee
 from nnseg.volume import read_segmentation, write
 
 CASES = ("brain_1", "brain_2", "brain_3")
@@ -253,7 +254,7 @@ def test_labels_are_compared_without_unpacking_a_case(
     peer, other = nnunets(tmp_path / "peer", 3), nnunets(tmp_path / "other", 4)
     declare(other, Labels(labels={"background": 0, "a": 1, "b": 2}))
     for name in ("open_npz", "open_compact"):
-        monkeypatch.setattr(f"nnseg.probability_folders.{name}", None)
+        monkeypatch.setattr(f"nnseg.verbs.probability_folders.{name}", None)
     with pytest.raises(DataError, match="average models of the same labels"):
         ensemble([two[0], peer, other], tmp_path / "out")
 

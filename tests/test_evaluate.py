@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 
-from nnseg.detection import Detection
 from nnseg.errors import DataError, UsageError
 from nnseg.evaluate import (
     CaseScores,
@@ -22,6 +21,7 @@ from nnseg.image.surface import (
     surface_distances,
 )
 from nnseg.labels import Labels
+from nnseg.scores.detection import Detection
 
 SHAPE = (4, 6, 9)
 SPACING = (2.5, 0.7, 0.8)

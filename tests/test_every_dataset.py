@@ -15,9 +15,9 @@ from nnseg.dataset import Case, find_training_cases, read_spec
 from nnseg.exchange.nnunet import read_plans
 from nnseg.folders import Folders, metrics_file
 from nnseg.labels import Labels
+from nnseg.learning.recipe import TrainSettings
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import preprocessing_hash
-from nnseg.recipe import TrainSettings
 from nnseg.restore import restore
 from nnseg.volume import read_segmentation
 

@@ -10,8 +10,8 @@ from tiny import FLAT
 
 from nnseg import cli, record
 from nnseg.folders import Folders
-from nnseg.info import REGISTRIES, describe, info, registered
-from nnseg.scoring import validation_summary
+from nnseg.verbs.info import REGISTRIES, describe, info, registered
+from nnseg.verbs.scoring import validation_summary
 from nnseg.volume import ENDINGS
 
 

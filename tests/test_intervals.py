@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnseg import intervals
 from nnseg.errors import DataError
-from nnseg.intervals import (
+from nnseg.scores import intervals
+from nnseg.scores.intervals import (
     Interval,
     difference_interval,
     mean_interval,

@@ -17,9 +17,9 @@ from nnseg.axes import Shape
 from nnseg.dataset import read_spec
 from nnseg.evaluate import Summary
 from nnseg.folders import Folders
+from nnseg.learning.recipe import TrainSettings
 from nnseg.predictor import load
 from nnseg.preprocess import preprocessing_hash
-from nnseg.recipe import TrainSettings
 from nnseg.volume import read_array, read_segmentation, simple_geometry, write
 
 NAME = "Dataset001_Kind"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnseg.errors import PlanError
-from nnseg.optimize import (
+from nnseg.learning.optimize import (
     OPTIMIZERS,
     Optimizer,
     Verdict,

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from nnseg.errors import DataError, MissingError, PartlyDoneError
-from nnseg.outlook import Outlook, Stage
-from nnseg.predicting import raise_failed
+from nnseg.verbs.outlook import Outlook, Stage
+from nnseg.verbs.predicting import raise_failed
 
 OUTLOOK = Outlook(
     source="in",

@@ -23,8 +23,8 @@ from nnseg.errors import (
     UsageError,
 )
 from nnseg.folders import Folders, trained_folds
+from nnseg.learning.resume import EpochReport, RunRecord
 from nnseg.plan import Plan
-from nnseg.resume import EpochReport, RunRecord
 from nnseg.runlog import RunReport
 from nnseg.volume import read_image, read_segmentation, simple_geometry, write
 

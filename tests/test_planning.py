@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import toy_plan
 
-from nnseg import cli, phantom, planning, prepare, record
+from nnseg import cli, phantom, record
 from nnseg.cli import preparing
 from nnseg.dataset import DatasetSpec, Fold, read_spec
 from nnseg.errors import MachineError, PlanError
@@ -18,7 +18,8 @@ from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.model.architecture import NetworkOptions, Norm, Upsampling
 from nnseg.plan import Plan
-from nnseg.planned_fold import PlannedFold
+from nnseg.verbs import planning, prepare
+from nnseg.verbs.planned_fold import PlannedFold
 
 DATASET = "Dataset001_Phantoms"
 

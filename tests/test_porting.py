@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnseg import cli, commit, porting, record
+from nnseg import cli, commit, record
 from nnseg.checkpoint import load_model, save_model
 from nnseg.commit import sha256
 from nnseg.dataset import DatasetSpec, spec_to_json
@@ -25,6 +25,7 @@ from nnseg.model.architecture import Architecture
 from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
 from nnseg.runlog import RunReport
+from nnseg.verbs import porting
 
 DATASET = "Dataset900_Test"
 CASCADE = ("3d_cascade_fullres", "3d_lowres")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnseg import cli, pipeline, postprocessing, record
+from nnseg import cli, pipeline, record
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MissingError, UsageError
@@ -15,8 +15,9 @@ from nnseg.labels import Labels
 from nnseg.parallel import Room
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
 from nnseg.postprocess.rules import DecidedOn
-from nnseg.postprocessing import decide_postprocessing
 from nnseg.runlog import RunReport
+from nnseg.verbs import postprocessing
+from nnseg.verbs.postprocessing import decide_postprocessing
 from nnseg.volume import flat_geometry, read_segmentation, simple_geometry, write
 
 SHAPE = (3, 5, 16)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import CPU, FLAT, stop_after
 
-from nnseg import outlook, pipeline, predicting, record, runlog
+from nnseg import pipeline, record, runlog
 from nnseg.commit import sha256
 from nnseg.console import StopFlag
 from nnseg.dataset import read_spec
@@ -29,12 +29,13 @@ from nnseg.errors import (
     UsageError,
 )
 from nnseg.folders import Folders, summary_file
-from nnseg.outlook import foretell
 from nnseg.predicted_folder import Wanted
-from nnseg.predicting import predict, raise_failed
 from nnseg.predictor import Predictor, load
 from nnseg.proof import Proof
 from nnseg.runlog import RunReport
+from nnseg.verbs import outlook, predicting
+from nnseg.verbs.outlook import foretell
+from nnseg.verbs.predicting import predict, raise_failed
 from nnseg.volume import read_image, read_segmentation, write
 
 

@@ -17,7 +17,6 @@ import nnseg
 from nnseg import estimate, predictor, record
 from nnseg.axes import Segmentation
 from nnseg.choose import Choice, ChosenModel
-from nnseg.confidence import Confidence
 from nnseg.errors import (
     DataError,
     MachineError,
@@ -33,6 +32,7 @@ from nnseg.labels import Labels
 from nnseg.postprocess import KeepLargest, MinimumSize, Postprocessing
 from nnseg.postprocess.rules import DecidedOn
 from nnseg.predictor import PRESETS, Predictor, load
+from nnseg.scores.confidence import Confidence
 from nnseg.volume import read_image, read_segmentation
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import SimpleITK
 
-from nnseg import phantom, planning, prepare, record, store, visit
+from nnseg import phantom, record, store
 from nnseg.commit import sha256
 from nnseg.errors import DataError, MachineError, MissingError, PlanError
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.runlog import RunReport
+from nnseg.verbs import planning, prepare, visit
 from nnseg.volume import read_segmentation, write
 
 DATASET = "Dataset001_Phantoms"
@@ -197,7 +198,7 @@ def test_a_normalizer_of_the_main_module_keeps_the_work_in_threads(
 KILLER = """
 import os, signal
 from pathlib import Path
-from nnseg import visit
+from nnseg.verbs import visit
 
 def preprocess(marks, case_id, times, job, shelf, case):
     if case.case_id == case_id and len(list(marks.iterdir())) < times:

@@ -13,12 +13,12 @@ from nnseg import record
 from nnseg.checkpoint import load_model
 from nnseg.errors import DataError, UsageError
 from nnseg.folders import Folders
+from nnseg.learning.resume import read_run
 from nnseg.model.architecture import Architecture, NetworkOptions
 from nnseg.networks.backbones import BACKBONES
 from nnseg.networks.inflation import flat_levels
 from nnseg.networks.timm_weights import fit_encoder, read_encoder_weights
 from nnseg.plan import Plan
-from nnseg.resume import read_run
 from nnseg.runlog import RunReport
 
 BARELY = dataclasses.replace(SHORT, epochs=1, iterations=1, lr=1e-9)

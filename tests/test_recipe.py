@@ -6,9 +6,7 @@ import pytest
 
 from nnseg import record
 from nnseg.errors import DataError, UsageError
-from nnseg.losses.build import LOSSES, dice_ce
-from nnseg.model.schedule import SCHEDULES
-from nnseg.recipe import (
+from nnseg.learning.recipe import (
     PRESETS,
     Course,
     TrainSettings,
@@ -22,6 +20,8 @@ from nnseg.recipe import (
     plan_steps,
     refit_budget,
 )
+from nnseg.losses.build import LOSSES, dice_ce
+from nnseg.model.schedule import SCHEDULES
 
 # ---------------------------------------------------------------- settings
 

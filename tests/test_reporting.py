@@ -13,19 +13,20 @@ import pytest
 from report_pages import EVIL, Page
 from tiny import FLAT
 
-from nnseg import commit, pipeline, record, reporting
+from nnseg import commit, pipeline, record
 from nnseg.choose import CandidateScore, Choosing, ChosenModel
 from nnseg.cli import main
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
 from nnseg.folders import Folders
 from nnseg.fsck.examine import examine_results
-from nnseg.info import describe, info
-from nnseg.label_errors import Suspect, Suspects
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.report.facts import Facts
 from nnseg.report.preview import MOST_BYTES
-from nnseg.reporting import report_on, report_on_predictions
+from nnseg.suspects.label_errors import Suspect, Suspects
+from nnseg.verbs import reporting
+from nnseg.verbs.info import describe, info
+from nnseg.verbs.reporting import report_on, report_on_predictions
 from nnseg.volume import knows_directions, read_segmentation, simple_geometry, write
 
 SOLID = "Dataset003_Solid"

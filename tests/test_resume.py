@@ -9,9 +9,9 @@ import pytest
 from nnseg import record
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
+from nnseg.learning.recipe import TrainSettings, plan_course
+from nnseg.learning.resume import RunRecord, extend_run, find_run, set_aside, write_run
 from nnseg.model.device import Execution
-from nnseg.recipe import TrainSettings, plan_course
-from nnseg.resume import RunRecord, extend_run, find_run, set_aside, write_run
 
 SETTINGS = TrainSettings(epochs=5, budget_seconds=60.0)
 EMPTY = RunRecord(

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
-from nnseg import elsewhere, pipeline, record, running, scheduling
-from nnseg.agenda import Agenda, Order, Rehearsed, Training
+from nnseg import pipeline, record
 from nnseg.choose import Choosing
 from nnseg.commit import sha256
 from nnseg.errors import (
@@ -25,8 +24,10 @@ from nnseg.errors import (
     UsageError,
 )
 from nnseg.folders import Folders, checkpoint_file
+from nnseg.learning.recipe import TrainSettings
 from nnseg.lock import locked
-from nnseg.recipe import TrainSettings
+from nnseg.verbs import elsewhere, running, scheduling
+from nnseg.verbs.agenda import Agenda, Order, Rehearsed, Training
 
 DATASET = "Dataset001_Organs"
 PATCH = {"2d": (1, 32, 24), "3d_fullres": (16, 24, 24)}
@@ -547,7 +548,7 @@ def test_a_training_that_may_not_begin_ends_the_job() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="its processes end otherwise")
 def test_trainings_elsewhere_end_when_the_job_is_killed(tmp_path: Path) -> None:
     training = (
-        "from nnseg.elsewhere import end_with_parent; end_with_parent(); "
+        "from nnseg.verbs.elsewhere import end_with_parent; end_with_parent(); "
         "import os, signal, sys, time; stopped = []; "
         "signal.signal(signal.SIGTERM, lambda *_: stopped.append(print('stopping', flush=True))); "
         f"open({str(tmp_path / 'begun')!r}, 'w').close()\n"
@@ -555,7 +556,7 @@ def test_trainings_elsewhere_end_when_the_job_is_killed(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'saved')!r}, 'w').close()"
     )
     parent = (
-        "import sys; from nnseg import elsewhere; from nnseg.agenda import Training; "
+        "import sys; from nnseg import elsewhere; from nnseg.verbs.agenda import Training; "
         f"one = {{Training(configuration='2d', fold='0'): [sys.executable, '-c', {training!r}]}}; "
         "list(elsewhere._side_by_side(one, ('cpu', 'x'), print, lambda: False))"
     )
@@ -576,7 +577,9 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_watched_process_ends_as_well_as_one_that_is_not() -> None:
-    program = "from nnseg.elsewhere import end_with_parent; end_with_parent(); print('nnseg: x')"
+    program = (
+        "from nnseg.verbs.elsewhere import end_with_parent; end_with_parent(); print('nnseg: x')"
+    )
     assert run_one(program) is None
 
 

@@ -1,9 +1,9 @@
-from nnseg.comparison import compare
-from nnseg.detection import Detection
 from nnseg.evaluate import CaseScores, Score, Summary, summarize
 from nnseg.labels import Labels
-from nnseg.metrics import METRICS
-from nnseg.score_tables import describe_comparison, describe_groups, describe_scores
+from nnseg.scores.comparison import compare
+from nnseg.scores.detection import Detection
+from nnseg.scores.metrics import METRICS
+from nnseg.scores.tables import describe_comparison, describe_groups, describe_scores
 
 ORGANS = Labels(labels={"background": 0, "liver": 1, "spleen": 2})
 MISSED = Detection(

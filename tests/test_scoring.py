@@ -11,12 +11,13 @@ from boxed import save as save_probabilities
 from scored import LABELS, SHAPE, save_results
 from tiny import draw
 
-from nnseg import estimate, record, scoring
+from nnseg import estimate, record
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MachineError, MissingError, UsageError
 from nnseg.lock import locked
 from nnseg.parallel import Room
-from nnseg.scoring import (
+from nnseg.verbs import scoring
+from nnseg.verbs.scoring import (
     Wanted,
     evaluate,
     evaluate_test_set,

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnseg import record, statistics
+from nnseg import record
 from nnseg.errors import DataError
 from nnseg.labels import Labels
-from nnseg.statistics import (
+from nnseg.scores import statistics
+from nnseg.scores.statistics import (
     COLUMNS,
     CaseStatistics,
     LabelStatistics,

@@ -17,7 +17,7 @@ from nnseg.folders import (
 from nnseg.labels import Labels
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.postprocess.rules import DecidedOn
-from nnseg.stored_rules import decided_on, stored_rules
+from nnseg.postprocess.stored import decided_on, stored_rules
 from nnseg.validated import Validated
 
 LABELS = Labels(labels={"background": 0, "organ": 1})

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from nnseg import record
-from nnseg.detection import Detection
 from nnseg.errors import DataError
 from nnseg.evaluate import CaseScores, Score, score_case, summarize
 from nnseg.labels import Labels
-from nnseg.summary_json import from_nnunet, to_nnunet
+from nnseg.scores.detection import Detection
+from nnseg.scores.summary_json import from_nnunet, to_nnunet
 
 SHAPE = (4, 6, 9)
 SPACING = (2.5, 0.7, 0.8)

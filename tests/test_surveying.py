@@ -25,8 +25,8 @@ from nnseg.folders import (
     validation_folder,
 )
 from nnseg.labels import Labels
-from nnseg.surveying import Survey, survey
 from nnseg.validated import Validated, hash_of_split
+from nnseg.verbs.surveying import Survey, survey
 from nnseg.volume import simple_geometry, write
 
 DATASET = "Dataset001_Toy"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import draw, prepare, train
 
-from nnseg import cli, record, suspecting
+from nnseg import cli, record
 from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError, StoppedError
@@ -21,13 +21,14 @@ from nnseg.folders import (
     validated_file,
     validation_folder,
 )
-from nnseg.label_errors import Suspects
 from nnseg.labels import Labels
 from nnseg.runlog import RunReport
-from nnseg.scoring import read_summary, write_summary
-from nnseg.suspecting import suspect
+from nnseg.suspects.label_errors import Suspects
 from nnseg.validated import Validated
-from nnseg.validating import validate
+from nnseg.verbs import suspecting
+from nnseg.verbs.scoring import read_summary, write_summary
+from nnseg.verbs.suspecting import suspect
+from nnseg.verbs.validating import validate
 from nnseg.volume import Geometry, read_segmentation, simple_geometry, write
 
 DATASET = "Dataset003_Held"

@@ -14,7 +14,6 @@ from torch import Tensor
 from nnseg import record
 from nnseg import train as stage
 from nnseg.axes import Shape
-from nnseg.batches import make_batch
 from nnseg.checkpoint import load_model
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, StoppedError, UsageError
@@ -22,17 +21,18 @@ from nnseg.fingerprint import Fingerprint
 from nnseg.folders import checkpoint_file
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.learning.batches import make_batch
+from nnseg.learning.recipe import TrainSettings, plan_course
+from nnseg.learning.resume import EpochReport, RunRecord, extend_run
+from nnseg.learning.state import follow, new_state, restore_state, save_state
+from nnseg.learning.step import step_loss
+from nnseg.learning.task import Task
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
 from nnseg.plan import Plan, make_plan
 from nnseg.preprocess import Placement, find_locations
-from nnseg.recipe import TrainSettings, plan_course
-from nnseg.resume import EpochReport, RunRecord, extend_run
 from nnseg.store import TrainingCase
-from nnseg.task import Task
 from nnseg.train import fit_course, probe, train, validate_epoch
-from nnseg.train_state import follow, new_state, restore_state, save_state
-from nnseg.train_step import step_loss
 
 LABELS = Labels(labels={"background": 0, "dark": 1, "bright": 2})
 PATCH: Shape = (4, 8, 6)
@@ -572,7 +572,7 @@ def test_training_stops_within_two_steps_of_a_bad_one_and_keeps_what_was_good(
         loss = step_loss(*arguments)
         return loss * float("nan") if next(losses) == bad else loss
 
-    monkeypatch.setattr("nnseg.train_step.step_loss", spoilt)
+    monkeypatch.setattr("nnseg.learning.step.step_loss", spoilt)
     with pytest.raises(DataError, match=rf"nan in epoch {1 + (bad - 1) // 3}, on a batch of toy_0"):
         train(task, on_step=lambda what, step, total: done.append(step))
     assert done[-1] <= bad + 1

@@ -13,14 +13,14 @@ from test_train import SHORT, die_at, latest, make_task, same, stop_after, weigh
 from torch import Tensor, nn
 
 from nnseg import train as stage
-from nnseg.batches import Batch, make_batch
 from nnseg.errors import DataError, StoppedError
+from nnseg.learning.batches import Batch, make_batch
+from nnseg.learning.recipe import TrainSettings
+from nnseg.learning.state import TrainState, new_state, restore_state
+from nnseg.learning.step import train_step
+from nnseg.learning.task import Task
 from nnseg.losses.build import LOSSES
-from nnseg.recipe import TrainSettings
-from nnseg.task import Task
 from nnseg.train import probe, train
-from nnseg.train_state import TrainState, new_state, restore_state
-from nnseg.train_step import train_step
 
 
 class Noisy(nn.Module):
@@ -41,7 +41,7 @@ class Noisy(nn.Module):
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nnseg.train_state.build_network", lambda _, channels, heads: Noisy(channels, heads)
+        "nnseg.learning.state.build_network", lambda _, channels, heads: Noisy(channels, heads)
     )
 
 
@@ -267,7 +267,7 @@ def test_the_seconds_of_a_step_are_those_of_all_its_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("nnseg.train_step.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("nnseg.learning.step.time.monotonic", lambda: float(next(ticks)))
     made: list[int] = []
 
     def listen(source: Any, epoch: int, number: int) -> Batch:
@@ -275,7 +275,7 @@ def test_the_seconds_of_a_step_are_those_of_all_its_batches(
         next(ticks)
         return make_batch(source, epoch, number)
 
-    monkeypatch.setattr("nnseg.train_step.make_batch", listen)
+    monkeypatch.setattr("nnseg.learning.step.make_batch", listen)
     task = make_task(tmp_path, dataclasses.replace(SHORT, accumulate=3))
     state = new_state(task)
     assert probe(task, state.course, state.network) == 4.0  # a tick a batch, one of the clock
@@ -285,7 +285,7 @@ def test_the_seconds_of_a_step_are_those_of_all_its_batches(
 def test_the_data_are_worth_fewer_steps_of_more_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnseg.recipe.FEWEST_STEPS", 1)
+    monkeypatch.setattr("nnseg.learning.recipe.FEWEST_STEPS", 1)
     lengths = [
         make_task(
             tmp_path, dataclasses.replace(SHORT, epochs=None, iterations=1, accumulate=count)

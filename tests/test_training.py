@@ -13,13 +13,14 @@ import tiny
 import torch
 from tiny import CPU, FLAT, SHORT
 
-from nnseg import phantom, pipeline, record, reporter
+from nnseg import phantom, pipeline, record
 from nnseg.checkpoint import load_model
 from nnseg.errors import MachineError, MissingError, PlanError, StoppedError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
+from nnseg.learning.resume import EpochReport, read_run
 from nnseg.registry import Registry
-from nnseg.resume import EpochReport, read_run
 from nnseg.runlog import RunReport
+from nnseg.verbs import reporter
 from nnseg.volume import read_segmentation, write
 
 
@@ -250,7 +251,7 @@ def test_memory_that_does_not_suffice_names_the_smaller_plan(
     def exhaust(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr("nnseg.train_step.step_loss", exhaust)
+    monkeypatch.setattr("nnseg.learning.step.step_loss", exhaust)
     with pytest.raises(
         MachineError, match=r"allocate 2.00 GiB\); plan a .*--memory-gb 6 -p nnseg_6gb"
     ):

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from nnseg import record, uncertainty
+from nnseg import record
 from nnseg.errors import DataError
 from nnseg.labels import Labels
-from nnseg.uncertainty import (
+from nnseg.scores import uncertainty
+from nnseg.scores.uncertainty import (
     Calibration,
     Correlation,
     ExpectedDice,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import CPU, FLAT
 
-from nnseg import pipeline, record, validating
+from nnseg import pipeline, record
 from nnseg.averaging import label_map
 from nnseg.commit import sha256
 from nnseg.errors import DataError, StoppedError
@@ -26,6 +26,7 @@ from nnseg.folders import (
 from nnseg.inference import load_model
 from nnseg.probabilities import open_compact
 from nnseg.validated import Validated, is_validated, learnt_by
+from nnseg.verbs import validating
 from nnseg.volume import read_image, read_segmentation
 
 

@@ -10,17 +10,17 @@ import pytest
 from tiny import CPU, FLAT
 
 from nnseg import cli, record
-from nnseg.applying import apply_postprocessing
 from nnseg.dataset import read_spec
-from nnseg.ensembling import ensemble
 from nnseg.errors import DataError, MissingError
 from nnseg.folders import Folders, applied_file, predicted_spec_file, proof_file
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.predicted_folder import Wanted
-from nnseg.predicting import predict
 from nnseg.predictor import load
 from nnseg.proof import Proof
-from nnseg.verifying import Verified, describe, raise_for_outcomes, verify
+from nnseg.verbs.applying import apply_postprocessing
+from nnseg.verbs.ensembling import ensemble
+from nnseg.verbs.predicting import predict
+from nnseg.verbs.verifying import Verified, describe, raise_for_outcomes, verify
 from nnseg.volume import read_segmentation, write
 
 Outcomes = dict[str, set[str]]

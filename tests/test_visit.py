@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnseg import phantom, store, visit
+from nnseg import phantom, store
 from nnseg.axes import Spacing
 from nnseg.commit import sha256
 from nnseg.dataset import Case, find_training_cases, read_spec
@@ -18,7 +18,8 @@ from nnseg.image.crop import crop_to_body
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.plan import Plan, make_plan
 from nnseg.preprocess import preprocess_case, preprocessing_hash
-from nnseg.visit import Job, ReadCase, Shelf, Target, stamps_of
+from nnseg.verbs import visit
+from nnseg.verbs.visit import Job, ReadCase, Shelf, Target, stamps_of
 from nnseg.volume import read_image, read_segmentation, simple_geometry, write
 
 DATASET = "Dataset001_Lesions"

@@ -87,7 +87,7 @@ def threads(item):
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 def modules(item):
-    import sys, nnseg.prepare
+    import sys, nnseg.verbs.prepare
     return [name for name in ("torch", "task_main") if name in sys.modules]
 """
 

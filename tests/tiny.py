@@ -13,8 +13,8 @@ from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
+from nnseg.learning.recipe import TrainSettings
 from nnseg.plan import Plan, make_plan
-from nnseg.recipe import TrainSettings
 
 FLAT = "Dataset001_Flat"
 SHORT = TrainSettings(epochs=2, iterations=2, validation_iterations=1, batch_size=2)

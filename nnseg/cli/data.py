@@ -106,8 +106,9 @@ def doctor_arguments(parser: ArgumentParser) -> None:
 
 
 def run_doctor(args: Namespace) -> None:
-    from nnseg import label_errors, pipeline, record
+    from nnseg import pipeline, record
     from nnseg.doctor.findings import count_errors, describe
+    from nnseg.suspects import label_errors
 
     folders, dataset = dataset_of(args)
     progress = Progress(args.quiet or args.json)

@@ -31,7 +31,7 @@ def demo_arguments(parser: ArgumentParser) -> None:
 
 
 def run_demo(args: Namespace) -> None:
-    from nnseg import demo
+    from nnseg.verbs import demo
 
     progress = Progress(args.quiet)
     STOP.listen()

@@ -10,7 +10,7 @@ from nnseg.cli.cases import telling_cases
 from nnseg.console import STOP, Progress
 
 if TYPE_CHECKING:
-    from nnseg.ensembling import Foreseen
+    from nnseg.verbs.ensembling import Foreseen
 
 KINDS = ("npz", "nifti", "chunks", "compact")  # of files of probabilities
 
@@ -63,7 +63,7 @@ def ensemble_arguments(parser: ArgumentParser) -> None:
 
 
 def run_ensemble(args: Namespace) -> None:
-    from nnseg.ensembling import ensemble, foresee
+    from nnseg.verbs.ensembling import ensemble, foresee
 
     what = (args.input, args.output)
     if args.dry_run:
@@ -98,7 +98,7 @@ def _tell(foreseen: "Foreseen", as_json: bool) -> None:
     Raises:
         NnsegError: A case cannot be averaged.
     """
-    from nnseg.predicting import raise_failed
+    from nnseg.verbs.predicting import raise_failed
 
     if as_json:
         content = {"cases": foreseen.states, "memory_bytes": foreseen.memory, "written": False}

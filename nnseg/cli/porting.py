@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nnseg.cli.arguments import add_plan_name, dataset_of
 from nnseg.errors import UsageError
-from nnseg.porting import EXPORTERS
+from nnseg.verbs.porting import EXPORTERS
 
 
 def import_arguments(parser: ArgumentParser) -> None:
@@ -69,15 +69,15 @@ def export_arguments(parser: ArgumentParser) -> None:
 
 
 def run_export(args: Namespace) -> None:
-    from nnseg import porting
+    from nnseg.verbs import porting
 
     for path in porting.export_model(args.model, args.output, to=args.to, kind=args.checkpoint):
         print(f"wrote {path}")
 
 
 def _import_plans(args: Namespace) -> None:
-    from nnseg import planning, porting
     from nnseg.plan import describe_plan
+    from nnseg.verbs import planning, porting
 
     if len(args.models) > 1 or not args.dataset or args.output or args.trainer:
         raise UsageError("a plans.json is imported by itself, for a dataset: -d DATASET, no -o")
@@ -92,8 +92,8 @@ def _import_plans(args: Namespace) -> None:
 
 
 def _import_models(args: Namespace) -> None:
-    from nnseg import porting
     from nnseg.folders import CHOICE
+    from nnseg.verbs import porting
 
     if args.dataset:
         raise UsageError("-d is for a plans.json; a model goes to a folder: -o FOLDER")

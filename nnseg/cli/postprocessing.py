@@ -80,9 +80,10 @@ def run_postprocess(args: Namespace) -> None:
 
 
 def _apply(args: Namespace) -> None:
-    from nnseg import applying, record
+    from nnseg import record
     from nnseg.postprocess import Postprocessing
-    from nnseg.scoring import spec_for_evaluation
+    from nnseg.verbs import applying
+    from nnseg.verbs.scoring import spec_for_evaluation
 
     if len(args.input) > 1 or args.output is None:
         raise UsageError(
@@ -121,9 +122,10 @@ def _apply(args: Namespace) -> None:
 
 
 def _decide(args: Namespace) -> None:
-    from nnseg import postprocessing, record
+    from nnseg import record
     from nnseg.folders import postprocessing_file
-    from nnseg.scoring import spec_for_evaluation
+    from nnseg.verbs import postprocessing
+    from nnseg.verbs.scoring import spec_for_evaluation
 
     if args.output is None and len(args.input) > 1:
         raise UsageError("several folders: say where the rules go, by -o OUT")

@@ -173,7 +173,8 @@ def _add_besides(parser: ArgumentParser) -> None:
 
 
 def run_predict(args: Namespace) -> None:
-    from nnseg import outlook, pipeline, predicted_folder, predicting
+    from nnseg import pipeline, predicted_folder
+    from nnseg.verbs import outlook, predicting
 
     if not 0 <= args.part_id < args.num_parts:
         raise UsageError(f"-part_id is {args.part_id}; it must be 0 to {args.num_parts - 1}")
@@ -228,9 +229,9 @@ def _predictor(args: Namespace) -> "Predictor":
 
 def _models(args: Namespace, kind: str) -> list[Path]:
     """Give the folders of the models that are meant."""
-    from nnseg.choosing import find_choice
     from nnseg.folders import trained_folds
-    from nnseg.planning import DEFAULT_PLAN
+    from nnseg.verbs.choosing import find_choice
+    from nnseg.verbs.planning import DEFAULT_PLAN
 
     if args.model:
         _warn_of_a_stale_choice(args)
@@ -258,8 +259,8 @@ def _warn_of_a_stale_choice(args: Namespace) -> None:
 
     It does where the record of how it was found is beside it: one that was handed on has none.
     """
-    from nnseg.choosing import find_choice
     from nnseg.folders import CHOICE, choosing_beside
+    from nnseg.verbs.choosing import find_choice
 
     named = args.model[0].absolute()
     file = named / CHOICE if named.is_dir() else named

@@ -48,8 +48,9 @@ def plan_arguments(parser: ArgumentParser) -> None:
 
 
 def run_plan(args: Namespace) -> None:
-    from nnseg import commit, planning, record
+    from nnseg import commit, record
     from nnseg.plan import describe_plan, explain_plan
+    from nnseg.verbs import planning
 
     if args.fingerprint or args.dataset_json or args.format == "nnunet":
         if not (args.fingerprint and args.dataset_json and args.format == "nnunet"):
@@ -100,9 +101,9 @@ def plan_and_preprocess_arguments(parser: ArgumentParser) -> None:
 
 
 def run_plan_and_preprocess(args: Namespace) -> None:
-    from nnseg import prepare
     from nnseg.plan import describe_plan
-    from nnseg.planning import DEFAULT_PLAN
+    from nnseg.verbs import prepare
+    from nnseg.verbs.planning import DEFAULT_PLAN
 
     for folders, dataset in datasets_of(args):
         progress = Progress(args.quiet)
@@ -143,7 +144,7 @@ def preprocess_arguments(parser: ArgumentParser) -> None:
 
 
 def run_preprocess(args: Namespace) -> None:
-    from nnseg import planning, prepare
+    from nnseg.verbs import planning, prepare
 
     for folders, dataset in datasets_of(args):
         name = args.plan or planning.DEFAULT_PLAN
@@ -168,8 +169,8 @@ def run_preprocess(args: Namespace) -> None:
 def _plan_one(
     args: Namespace, folders: "Folders", dataset: str, progress: Progress, *, save: bool
 ) -> "tuple[Fingerprint, Plan]":
-    from nnseg import planning, prepare
     from nnseg.splits import check_regex
+    from nnseg.verbs import planning, prepare
 
     check_regex(folders, dataset, args.group_regex)
     measured = prepare.up_to_date_fingerprint(
@@ -200,7 +201,7 @@ def _plan_one(
 def _foretell(
     args: Namespace, folders: "Folders", plan: "Plan", measured: "Fingerprint | None"
 ) -> None:
-    from nnseg import prepare
+    from nnseg.verbs import prepare
 
     foretold = prepare.foretell(
         folders, plan, args.configurations, measured=measured, workers=args.workers

@@ -43,7 +43,7 @@ def report_arguments(parser: ArgumentParser) -> None:
 def run_report(args: Namespace) -> None:
     from nnseg import pipeline, record
     from nnseg.folders import find_dataset, holds_predictions
-    from nnseg.planning import DEFAULT_PLAN
+    from nnseg.verbs.planning import DEFAULT_PLAN
 
     folders = folders_of(args)
     progress = Progress(args.quiet or args.json)

@@ -8,7 +8,7 @@ from nnseg.cli.arguments import add_dataset, add_plan_name, dataset_of, time_spa
 from nnseg.console import STOP, Progress
 
 if TYPE_CHECKING:
-    from nnseg.resume import EpochReport
+    from nnseg.learning.resume import EpochReport
 
 PRESETS = ("quick", "default", "best")
 
@@ -58,9 +58,10 @@ def run_arguments(parser: ArgumentParser) -> None:
 
 
 def run_run(args: Namespace) -> None:
-    from nnseg import record, report, running, scheduling
-    from nnseg.agenda import Order, describe
-    from nnseg.planning import DEFAULT_PLAN
+    from nnseg import record, report
+    from nnseg.verbs import running, scheduling
+    from nnseg.verbs.agenda import Order, describe
+    from nnseg.verbs.planning import DEFAULT_PLAN
 
     folders, dataset = dataset_of(args)
     order = Order(

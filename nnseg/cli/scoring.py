@@ -12,7 +12,7 @@ from nnseg.errors import PartlyDoneError, UsageError
 
 if TYPE_CHECKING:
     from nnseg.dataset import DatasetSpec
-    from nnseg.scoring import Wanted
+    from nnseg.verbs.scoring import Wanted
 
 METRICS = (
     "dice", "iou", "hd95", "assd", "nsd", "volume", "f1", "sensitivity", "false_positives", "pq",
@@ -145,8 +145,10 @@ def _add_measures(parser: ArgumentParser) -> None:
 
 def run_evaluate(args: Namespace) -> None:
     # not by the pipeline, which brings all verbs along: this one takes less time than they do
-    from nnseg import record, score_tables, scoring
-    from nnseg.summary_json import to_nnunet
+    from nnseg import record
+    from nnseg.scores import tables as score_tables
+    from nnseg.scores.summary_json import to_nnunet
+    from nnseg.verbs import scoring
 
     truth, prediction, spec = _evaluated(args)
     about = (truth, prediction, spec.labels, spec.file_ending)
@@ -172,7 +174,7 @@ def run_evaluate(args: Namespace) -> None:
 
 def _evaluated(args: Namespace) -> "tuple[Path, Path, DatasetSpec]":
     """Give the truth, the predictions, and what names their labels."""
-    from nnseg import scoring
+    from nnseg.verbs import scoring
 
     if args.dataset:
         if len(args.folders) > 1 or args.labels or args.dataset_json:
@@ -199,8 +201,10 @@ def _fail_for(missing: Sequence[str]) -> None:
 
 
 def run_compare(args: Namespace) -> None:
-    from nnseg import comparing, record, score_tables
+    from nnseg import record
     from nnseg.dataset import read_spec
+    from nnseg.scores import tables as score_tables
+    from nnseg.verbs import comparing
 
     if args.reference is None and (args.labels or args.dataset_json):
         raise UsageError("labels are asked for where predictions are scored; give --reference, too")
@@ -246,7 +250,7 @@ scored_label.__name__ = "label such as 1, liver=1 or tumour=2,3"  # argparse nam
 
 
 def _wanted(args: Namespace) -> "Wanted":
-    from nnseg.scoring import Wanted
+    from nnseg.verbs.scoring import Wanted
 
     return Wanted(
         surface=not args.overlap,
@@ -258,7 +262,7 @@ def _wanted(args: Namespace) -> "Wanted":
 
 def _spec(args: Namespace, prediction: Path) -> "DatasetSpec | None":
     """Give what --labels says; None where it is not there."""
-    from nnseg.scoring import spec_of_labels
+    from nnseg.verbs.scoring import spec_of_labels
 
     if args.labels is None:
         if args.ignore is not None:

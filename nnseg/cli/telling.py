@@ -17,7 +17,7 @@ def info_arguments(parser: ArgumentParser) -> None:
 
 def run_info(args: Namespace) -> None:
     from nnseg import record
-    from nnseg.info import describe, info
+    from nnseg.verbs.info import describe, info
 
     found = info(folders_of(args), devices=args.devices)
     print(json.dumps(record.to_json(found)) if args.json else describe(found))
@@ -52,7 +52,7 @@ def verify_arguments(parser: ArgumentParser) -> None:
 
 def run_verify(args: Namespace) -> None:
     from nnseg import pipeline, record
-    from nnseg.verifying import describe, raise_for_outcomes
+    from nnseg.verbs.verifying import describe, raise_for_outcomes
 
     progress = Progress(args.quiet or args.json)
     found = pipeline.verify(

@@ -22,8 +22,8 @@ from nnseg.console import STOP, Progress
 from nnseg.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
-    from nnseg.recipe import TrainSettings
-    from nnseg.resume import EpochReport
+    from nnseg.learning.recipe import TrainSettings
+    from nnseg.learning.resume import EpochReport
 
 CHOSEN = (  # settings that have an option of the same name
     "epochs",
@@ -189,7 +189,7 @@ class_weights.__name__ = "list of numbers, or balanced"
 
 def run_train(args: Namespace) -> None:
     from nnseg import pipeline, report
-    from nnseg.score_tables import describe_scores
+    from nnseg.scores.tables import describe_scores
 
     if args.overwrite and (args.resume or args.extend_to):
         other = "--c" if args.resume else "--extend-to"
@@ -259,7 +259,7 @@ def run_train(args: Namespace) -> None:
 
 def _settings(args: Namespace) -> "tuple[TrainSettings, frozenset[str]]":
     """Give the settings of a training, and the names of those that somebody chose."""
-    from nnseg.recipe import PRESETS
+    from nnseg.learning.recipe import PRESETS
 
     given = {name: value for name in CHOSEN if (value := getattr(args, name)) is not None}
     if args.budget:

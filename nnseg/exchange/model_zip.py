@@ -19,7 +19,6 @@ from nnseg import __version__, record
 from nnseg.checkpoint import Checkpoint, Kind, check_weights, save_weights
 from nnseg.choose import Choice
 from nnseg.commit import sha256, whole_file, write_whole
-from nnseg.confidence import Confidence, read_confidence
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, NnsegError
 from nnseg.evaluate import Summary
@@ -39,11 +38,12 @@ from nnseg.folders import (
     validated_file,
     validation_folder,
 )
+from nnseg.learning.resume import LATEST, RunRecord
 from nnseg.model_card import CardFold, DataNotes, model_card
 from nnseg.postprocess import Postprocessing
-from nnseg.resume import LATEST, RunRecord
 from nnseg.runlog import RunReport
-from nnseg.summary_json import from_nnunet
+from nnseg.scores.confidence import Confidence, read_confidence
+from nnseg.scores.summary_json import from_nnunet
 from nnseg.validated import Validated, read_validated
 
 TRAINER = "nnseg"  # of models of ours

@@ -304,7 +304,7 @@ def _examine_fold(
 ) -> None:
     """Judge the checkpoints of a trained fold; this alone needs torch, for their records."""
     from nnseg.checkpoint import Checkpoint
-    from nnseg.resume import RunRecord
+    from nnseg.learning.resume import RunRecord
 
     holder, own = in_use(fold), Look(Notes(look.notes.folder))
     remedy = "restore it from a copy, or train this fold anew with --overwrite"

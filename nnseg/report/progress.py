@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nnseg.commit import whole_file
 
 if TYPE_CHECKING:
-    from nnseg.resume import EpochReport
+    from nnseg.learning.resume import EpochReport
 
 logger = logging.getLogger(__name__)
 

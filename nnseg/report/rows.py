@@ -10,12 +10,8 @@ import numpy as np
 
 from nnseg.axes import by
 from nnseg.choose import CandidateScore, Choosing
-from nnseg.comparison import Comparison, Difference
-from nnseg.confidence import Confidence
 from nnseg.evaluate import CaseScores, MeanScore, Score, Summary
 from nnseg.fingerprint import Fingerprint
-from nnseg.label_errors import Suspects
-from nnseg.metrics import foreground_interval, label_intervals
 from nnseg.plan import Configuration, Plan
 from nnseg.report.facts import (
     CandidateRow,
@@ -36,6 +32,10 @@ from nnseg.report.facts import (
     Trust,
 )
 from nnseg.runlog import RunReport
+from nnseg.scores.comparison import Comparison, Difference
+from nnseg.scores.confidence import Confidence
+from nnseg.scores.metrics import foreground_interval, label_intervals
+from nnseg.suspects.label_errors import Suspects
 
 FOREGROUND = "foreground mean"
 LARGEST = 1e30  # of a figure of a training; nothing sensible comes near

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnseg.resume import EpochReport
+    from nnseg.learning.resume import EpochReport
 
 
 def describe_epoch(epoch: "EpochReport", seconds_left: float) -> str:

@@ -13,11 +13,10 @@ import torch
 from test_porting import CASCADE, DATASET, SPEC, write_folds
 from tiny import CPU, FLAT, train
 
-from nnseg import porting, record
+from nnseg import record
 from nnseg.checkpoint import Checkpoint, load_model
 from nnseg.choose import CandidateScore, Choice, Choosing, ChosenModel
 from nnseg.cli.main import main
-from nnseg.confidence import Confidence, read_confidence
 from nnseg.dataset import spec_to_json
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.exchange.model_zip import (
@@ -40,13 +39,15 @@ from nnseg.folders import (
 )
 from nnseg.fsck.examine import examine_results
 from nnseg.labels import Labels
+from nnseg.learning.resume import RunRecord
 from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.predictor import load
 from nnseg.probabilities.compact import StoredCompact
-from nnseg.probability_folders import check_weights, look_into
-from nnseg.resume import RunRecord
-from nnseg.uncertainty import Correlation
+from nnseg.scores.confidence import Confidence, read_confidence
+from nnseg.scores.uncertainty import Correlation
 from nnseg.validated import Validated, is_validated
+from nnseg.verbs import porting
+from nnseg.verbs.probability_folders import check_weights, look_into
 
 RULES = Postprocessing(rules=(KeepLargest(labels=("left", "right")),))
 CONFIDENCE = Confidence(calibration=None, quality=Correlation(pearson=0.5, spearman=None, n=2))

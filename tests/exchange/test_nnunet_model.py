@@ -20,7 +20,7 @@ from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.networks.build import build_network
 from nnseg.plan import Plan, make_plan
-from nnseg.pretrained import read_pretrained, start_from
+from nnseg.verbs.pretrained import read_pretrained, start_from
 
 SPEC = DatasetSpec(
     channels=("T1", "FLAIR"),

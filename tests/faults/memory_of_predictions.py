@@ -14,9 +14,9 @@ from pathlib import Path
 def many(folder: Path, early: int, late: int) -> tuple[int, int]:
     from scans import draw_scans, make_model
 
-    from nnseg import predicting
     from nnseg.predicted_folder import Wanted
     from nnseg.predictor import load
+    from nnseg.verbs import predicting
 
     predictor = load(make_model(folder / "model"), device="cpu", precision="fp32")
     predictor = replace(predictor, mirror=False)

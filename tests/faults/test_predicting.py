@@ -27,10 +27,11 @@ from injection import CHECKOUT, HERE, NONE, PATIENCE, Call, Fault, Injector, Out
 from oracle import LEFT_OUT, Tree, differences, sha256, tree_of
 from scans import draw_scans, make_model
 
-from nnseg import commit, predicting
+from nnseg import commit
 from nnseg.errors import DataError, MachineError, PartlyDoneError, StoppedError, UsageError
 from nnseg.predicted_folder import PROBE_BYTES, Wanted
 from nnseg.predictor import Predictor, load
+from nnseg.verbs import predicting
 from nnseg.volume import read_segmentation
 
 SCANS = 3

@@ -80,8 +80,8 @@ def train(request: dict[str, Any]) -> int:
 
     from nnseg import train as stage
     from nnseg.errors import NnsegError
-    from nnseg.recipe import TrainSettings
-    from nnseg.resume import find_run
+    from nnseg.learning.recipe import TrainSettings
+    from nnseg.learning.resume import find_run
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stage.SAVE_EVERY = request["save_every"]

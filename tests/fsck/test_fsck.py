@@ -44,9 +44,9 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import nn
 
     from nnseg.checkpoint import save_model, save_weights
+    from nnseg.learning.recipe import TrainSettings, plan_course
+    from nnseg.learning.resume import RunRecord
     from nnseg.model.device import Execution
-    from nnseg.recipe import TrainSettings, plan_course
-    from nnseg.resume import RunRecord
 
     root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "root"))
     folders, fold = Folders.of_root(root), root / FOLD
@@ -379,7 +379,7 @@ def test_a_damaged_record_of_a_run_is_an_error(root: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_after_writing_gives_no_false_alarm(with_model: Path) -> None:
-    from nnseg.resume import RunRecord
+    from nnseg.learning.resume import RunRecord
 
     fold, path = with_model / FOLD, with_model / KEPT / "fingerprint.json"
     change(path, '"median_relative_size": 1', '"median_relative_size": 0')
@@ -523,7 +523,7 @@ def test_predictions_kept_with_a_dataset_are_examined_with_it(
 
 def test_the_checkpoint_before_the_latest_is_examined_too(with_model: Path) -> None:
     from nnseg.checkpoint import save_weights
-    from nnseg.resume import RunRecord
+    from nnseg.learning.resume import RunRecord
 
     fold = with_model / "results" / DATASET / "nnseg" / "2d" / "fold_0"
     latest = record.load_sealed(RunRecord, checkpoint_file(fold, "latest"))

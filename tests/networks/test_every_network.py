@@ -17,11 +17,11 @@ from nnseg.checkpoint import Checkpoint
 from nnseg.errors import StoppedError
 from nnseg.fit import PLANNERS, Target, build_architecture
 from nnseg.folders import Folders, checkpoint_file
+from nnseg.learning.recipe import TrainSettings
+from nnseg.learning.resume import read_run
 from nnseg.model.architecture import NO_OPTIONS, NetworkOptions
 from nnseg.model.kinds import KINDS
 from nnseg.plan import Configuration, Plan
-from nnseg.recipe import TrainSettings
-from nnseg.resume import read_run
 from nnseg.topology import Depth, find_topology
 
 DATASETS = {2: "Dataset001_Flat", 3: "Dataset002_Thick"}

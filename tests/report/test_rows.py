@@ -1,8 +1,8 @@
 import pytest
 from report_pages import EVIL, summary
 
-from nnseg.comparison import compare
 from nnseg.report import rows
+from nnseg.scores.comparison import compare
 
 
 def test_cases_come_worst_first_and_some_are_picked() -> None:
