@@ -556,7 +556,7 @@ def test_trainings_elsewhere_end_when_the_job_is_killed(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'saved')!r}, 'w').close()"
     )
     parent = (
-        "import sys; from nnseg import elsewhere; from nnseg.verbs.agenda import Training; "
+        "import sys; from nnseg.verbs import elsewhere; from nnseg.verbs.agenda import Training; "
         f"one = {{Training(configuration='2d', fold='0'): [sys.executable, '-c', {training!r}]}}; "
         "list(elsewhere._side_by_side(one, ('cpu', 'x'), print, lambda: False))"
     )

@@ -163,7 +163,7 @@ def registered(module: str, table: str) -> tuple[str, ...]:
     >>> registered("nnseg.model.schedule", "SCHEDULES")
     ('cosine', 'cosine_restarts', 'exponential', 'poly')
     """
-    source = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(source.read_text("utf-8")).body:
         if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
             continue
