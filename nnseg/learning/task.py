@@ -57,6 +57,11 @@ class Task:
                 "fewer"
             )
         names, weights = list(self.plan.labels.foreground), self.settings.class_weights
+        if weights == "balanced" and self.plan.labels.has_regions:
+            raise UsageError(
+                "class_weights cannot be balanced for regions, whose heads each weigh all voxels "
+                "alike; give a number for each, or leave them out"
+            )
         if isinstance(weights, tuple) and len(weights) != len(names):
             raise UsageError(
                 f"class_weights has {len(weights)} entries; {', '.join(names)} need one each"

@@ -6,6 +6,7 @@ as the decoder's does.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,39 @@ NORM_EPS = 1e-5
 _CACHED_VALUES = 2**19  # normalized at once: two copies of them fit into the caches of two cores
 
 
-class Convolution3d(nn.Conv3d):
-    """PyTorch's, but for the gradient of its weights in bf16 on a CPU where maps have two planes.
+def convolve3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolve, with the right gradient of the weights in bf16 on a CPU, too.
 
-    That is wrong or no number in oneDNN 3.12, as PyTorch 2.13 has it, where the kernel is wider
-    than one plane and none is skipped. With three planes it is right, so an empty one is lent.
+    PyTorch 2.13, by oneDNN 3.12, gives a wrong one or none where maps have two planes, the kernel
+    is wider than one and none is skipped. With three it is right, so an empty one is lent.
     """
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    edge = weight.shape[2]
+    keeps = stride[0] == 1 and padding[0] == dilation[0] * (edge // 2)
+    lent = x.device.type == "cpu" and half and torch.is_grad_enabled()
+    lent = lent and x.shape[2] == 2 and edge > 1 and keeps
+    if lent:
+        x = functional.pad(x, (0, 0, 0, 0, 0, 1))
+    y = functional.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    return y[:, :, :2] if lent else y
+
+
+class Convolution3d(nn.Conv3d):
+    """PyTorch's, by `convolve3d`; it pads with zeros, by numbers."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if x.device.type == "cpu" and half and torch.is_grad_enabled():
-            edge, step = self.kernel_size[0], self.dilation[0]
-            keeps = self.stride[0] == 1 and self.padding[0] == step * (edge // 2)
-            if x.shape[2] == 2 and edge > 1 and keeps:
-                return super().forward(functional.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
-        return super().forward(x)
+        padding: Any = self.padding
+        return convolve3d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
 
 
 CONVOLUTION = {2: nn.Conv2d, 3: Convolution3d}

@@ -1,5 +1,6 @@
 """What a network is to the planner: its paper, its shape and its memory, without torch."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -8,6 +9,9 @@ from nnseg.axes import Shape
 from nnseg.errors import PlanError
 from nnseg.model.architecture import Architecture, Dimensions, NetworkOptions
 from nnseg.model.backbone_records import TIMM
+
+# A plan may come from elsewhere: timm takes names that lead to folders and to the network, too.
+_TIMM_NAME = re.compile(rf"{TIMM}\w+(\.\w+)?")
 
 Features: TypeAlias = Callable[[int, Dimensions], tuple[int, ...]]
 Kept: TypeAlias = Callable[[Architecture, Shape, int, int], int]
@@ -62,7 +66,7 @@ class NetworkKind:
         if (
             backbone is not None
             and backbone not in self.backbones
-            and not backbone.startswith(TIMM)
+            and not _TIMM_NAME.fullmatch(backbone)
         ):
             known = ", ".join(self.backbones)
             raise PlanError(

@@ -65,7 +65,7 @@ def read_encoder_weights(path: Path) -> EncoderWeights:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     try:
         weights = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
         raise DataError(
             f"{path}: is not a safetensors file ({error}); download the model.safetensors of timm's"
         ) from None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnseg.model.blocks import NEGATIVE_SLOPE, TRANSPOSED
+from nnseg.model.blocks import NEGATIVE_SLOPE, TRANSPOSED, convolve3d
 from nnseg.networks.layers import make_convolution
 from nnseg.registry import Registry
 
@@ -59,7 +59,7 @@ class ShuffledConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width * finer))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        convolve = functional.conv2d if len(self.stride) == 2 else functional.conv3d
+        convolve = functional.conv2d if len(self.stride) == 2 else convolve3d
         ones = (1,) * len(self.stride)
         finer = convolve(x, self.weight, self.bias, ones, self.padding, ones, 1)
         return shuffle(finer, self.stride)

@@ -34,6 +34,8 @@ _FIELDS = {  # the byte at which each begins, and its type as struct has it
         "xyzt_units": (500, "i"),
     },
 }  # fmt: skip
+# The line ends of NIfTI-2 show whether a file was sent as if it were text.
+_MAGIC = {NIFTI_1: b"n+1\0", NIFTI_2: b"n+2\0\r\n\x1a\n"}
 _VALUES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4",
 }  # datatypes of one plain number, as numpy has them  # fmt: skip
@@ -82,7 +84,7 @@ class NiftiHeader:
         """Whether a single file can be read as it says: nothing to correct, nothing to scale."""
         kind = _VALUES.get(self.datatype)
         return (
-            self.magic[:3] == (b"n+1" if self.size == NIFTI_1 else b"n+2")
+            self.magic == _MAGIC[self.size]
             and kind is not None
             and self.bitpix == 8 * int(kind[1])
             and 1 <= self.dim[0] <= 7

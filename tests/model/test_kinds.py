@@ -7,6 +7,7 @@ import pytest
 from kept import error_of_count
 
 from nnseg.axes import Shape
+from nnseg.errors import PlanError
 from nnseg.model.architecture import Architecture, NetworkOptions, count_elements
 from nnseg.model.kind import doubled, halving, single
 from nnseg.model.kinds import KEPT_PER_ELEMENT, KINDS, planned_elements
@@ -143,3 +144,11 @@ def test_a_network_says_what_it_is_in_a_line_each(network: str) -> None:
 def test_doubling_channels_stops_at_the_most() -> None:
     assert doubled(24)(4, 3) == (24, 48, 96, 192)
     assert doubled(24, 100)(4, 2) == (24, 48, 96, 100)
+
+
+@pytest.mark.parametrize("name", ["timm:hf-hub:a/b", "timm:local-dir:/tmp", "timm:../x", "timm:"])
+def test_a_name_of_timms_leads_nowhere_else(name: str) -> None:
+    kind = KINDS["encoder_unet"]
+    kind.check_options("encoder_unet", NetworkOptions(backbone="timm:resnet18.a1_in1k"))
+    with pytest.raises(PlanError, match="no backbone is named"):
+        kind.check_options("encoder_unet", NetworkOptions(backbone=name))

@@ -120,3 +120,16 @@ def test_a_shuffled_convolution_equals_the_transposed_one_of_its_weights() -> No
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PlanError, match="'bicubic'; known: interpolated, shuffled, transposed"):
         make_upsampling("bicubic", 2, 3, (2, 2), 2)
+
+
+def test_the_gradient_of_shuffled_kernels_is_right_for_two_planes_in_bf16() -> None:
+    torch.manual_seed(0)
+    layer, image = ShuffledConvolution(16, 8, (2, 2, 2)), torch.randn(2, 16, 2, 8, 6)
+    gradients = []
+    for half in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            finer = layer(image)
+        finer.float().square().mean().backward()
+        gradients.append(layer.weight.grad.clone())
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()

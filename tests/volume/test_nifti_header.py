@@ -136,3 +136,10 @@ def test_bytes_that_are_no_header_or_too_few_give_none(size: int) -> None:
     assert parse_header(whole[:-1]) is None
     assert parse_header(b"\0" * size) is None
     assert parse_header(b"") is None
+
+
+def test_line_ends_that_were_changed_on_the_way_are_no_flawless_header() -> None:
+    theirs = header(NIFTI_2)
+    assert parsed(theirs).is_flawless
+    theirs["eol_check"] = (10, 10, 26, 10)
+    assert not parsed(theirs).is_flawless
