@@ -24,7 +24,7 @@ from nnseg import record
 from nnseg.axes import Shape, Spacing
 from nnseg.commit import write_whole
 from nnseg.dataset import DatasetSpec, spec_to_json
-from nnseg.exchange.nnunet import plans_to_json
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.grids import linear_pairs, mixed_cells
 from nnseg.image.intensity import Intensity

@@ -93,9 +93,7 @@ def measure(folders: Folders, name: str, args: Namespace) -> list[str]:
     configuration = plan.configurations[args.configuration]
     patch = configuration.patch_size
     parameters, flops = count(plan, args.configuration)
-    kept = KINDS[name].kept(
-        configuration.architecture, patch, len(plan.channels), plan.labels.heads
-    )
+    kept = KINDS[name].kept(configuration.architecture, patch, len(plan.channels))
     trains = args.minutes > 0
     settings = TrainSettings(
         budget_seconds=60 * args.minutes if trains else None,

@@ -24,7 +24,7 @@ import numpy as np
 from nnseg import record
 from nnseg.commit import write_whole
 from nnseg.dataset import Case, find_cases, read_spec
-from nnseg.exchange.nnunet import read_plans
+from nnseg.exchange.nnunet_reading import read_plans
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import Preprocessed, find_locations, preprocess_case
 from nnseg.volume import read_image, read_segmentation

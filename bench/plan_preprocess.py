@@ -11,7 +11,7 @@ from pathlib import Path
 from timing import Row, Run, alternate, measure, parse_arguments, report
 
 from nnseg import record
-from nnseg.exchange.nnunet import plans_to_json
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.plan import Plan
 
 DATASET = "Dataset004_Hippocampus"

@@ -11,7 +11,7 @@ from timing import Row, Run, alternate, measure, parse_arguments, report
 
 from nnseg import record
 from nnseg.commit import write_whole
-from nnseg.exchange.nnunet import plans_to_json
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.folders import Folders
 from nnseg.plan import Plan
 from nnseg.volume import simple_geometry, write

@@ -84,6 +84,34 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Hand out a new folder in `folder`; on success its files go one after another into `folder`.
+
+    So a record of them, with their hashes, can be there before them: then a kill leaves no file
+    of which nobody can tell who made it. After an error or a kill some of them may
+    be there. They must be on the disk by then.
+
+    Raises:
+        DiskFullError: The disk is full.
+        MachineError: The folder cannot be written.
+    """
+    temporary = unfinished_path(folder / "files")
+    try:
+        temporary.mkdir(parents=True)
+        _sweep_once(folder)
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    except MachineError as error:  # who reads it knows a file by the name that it was to get
+        raise type(error)(str(error).replace(str(temporary), str(folder))) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `data` to `path`, whole or not at all; see `whole_file`."""
     with whole_file(path, durable=durable) as temporary:

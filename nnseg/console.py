@@ -11,7 +11,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any, NoReturn
 
 from nnseg import __version__
-from nnseg.errors import FILE_ONLY
+from nnseg.errors import FILE_ONLY, printable
 
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
@@ -125,6 +125,13 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
 
+class _Printable(logging.Formatter):
+    """Has nothing reach the terminal that it would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def show_log(*, quiet: bool, verbose: bool) -> None:
     """Show warnings, and with -v everything, on stderr, in our own short form."""
     root = logging.getLogger("nnseg")
@@ -135,7 +142,7 @@ def show_log(*, quiet: bool, verbose: bool) -> None:
     handler.of_cli = True  # type: ignore[attr-defined]
     least = logging.ERROR if quiet else logging.WARNING
     handler.setLevel(logging.INFO if verbose else least)
-    handler.setFormatter(logging.Formatter("nnseg: %(message)s"))
+    handler.setFormatter(_Printable("nnseg: %(message)s"))
     handler.addFilter(lambda entry: not getattr(entry, FILE_ONLY, False))
     root.addHandler(handler)
     logging.captureWarnings(True)

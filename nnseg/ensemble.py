@@ -8,7 +8,7 @@ time, of all models in step.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,45 @@ class Prediction:
     maps: dict[Map, NDArray[np.float32]]  # (z, y, x), 0 to 1; those asked for
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """An image as the networks of each member see it; the image itself is needed no more."""
+
+    seen: tuple[Image, ...]  # (channel, z, y, x), plan order
+    placements: tuple[Placement, ...]  # they differ in the grids of the networks alone
+
+
+def prepare_image(
+    members: Sequence[Member],
+    channels: Sequence[NDArray[Any]],
+    spacing: Spacing,
+    *,
+    sweep: Sweep = PLAIN_SWEEP,
+) -> Prepared:
+    """Make of an image what the networks of each member see.
+
+    Args:
+        members: Of one order of axes and with the same labels.
+        channels: Each (z, y, x), of any real type. An image (channel, z, y, x) is a sequence of
+            them.
+        spacing: mm, (z, y, x).
+        sweep: How the sliding window goes in the stages before a cascade's last.
+
+    Raises:
+        DataError: The image does not fit a model, or the models do not fit each other.
+        MachineError: There is not enough memory.
+        StoppedError: The sweep was told to stop.
+    """
+    check_members(members)
+    models = [member.model for member in members]
+    found = [model.prepare(channels, spacing, sweep=sweep) for model in models]
+    seen, placements = zip(*found, strict=True)
+    return Prepared(seen=seen, placements=placements)
+
+
 def predict_image(
     members: Sequence[Member],
-    image: Image,
-    spacing: Spacing,
+    prepared: Prepared,
     *,
     sweep: Sweep = PLAIN_SWEEP,
     maps: Collection[Map] = (),
@@ -60,28 +95,26 @@ def predict_image(
     """Segment one image by one model, or by several whose probabilities are averaged.
 
     Args:
-        members: Of one order of axes and with the same labels.
-        image: (channel, z, y, x), float32.
-        spacing: mm, (z, y, x).
-        sweep: How the sliding window goes, in each stage of each model.
+        members: The models.
+        prepared: What `prepare_image` made of the image for them.
+        sweep: How the sliding window goes in the last stage of each model.
         maps: Wanted maps: `entropy` of the probabilities, `disagreement` of folds and models.
         probabilities: Called once with where the image's body lies in its file; what it gives is
             called with the probabilities (z, y, x, head) of the body's box, plan order, some planes
             at a time.
 
     Raises:
-        DataError: The image does not fit a model, or the models do not fit each other.
+        DataError: A network gave values that are not finite.
         MachineError: There is not enough memory.
         StoppedError: The sweep was told to stop.
     """
-    check_members(members)
     labels = members[0].model.plan.labels
     expected = ExpectedDice(labels)
     if len(members) == 1 and not maps and probabilities is None:
         model, temperature = members[0].model, np.float32(members[0].temperature)
-        segmentation = model.predict(
-            image,
-            spacing,
+        segmentation = model.decide(
+            prepared.seen[0],
+            prepared.placements[0],
             sweep=sweep,
             look=lambda logits: _expect(expected, labels, logits, temperature),
         )
@@ -91,16 +124,13 @@ def predict_image(
     temperatures = [member.temperature for member in members]
     spread = "disagreement" in maps
     models = [member.model for member in members]
-    cases, placements = zip(
-        *(model.prepare(image, spacing, sweep=sweep) for model in models), strict=True
-    )
-    placement = placements[0]  # they differ in the grids of the networks alone
+    placements, placement = prepared.placements, prepared.placements[0]
     voxels = SLAB_BYTES // (4 * (labels.heads + spread))
     depth = min(slab_depth(p.shape_resampled, p.shape_cropped, voxels) for p in placements)
     told = _told_together(models, placements, sweep)
     streams = []
-    for model, case, each, on_tile in zip(models, cases, placements, told, strict=True):
-        runs = model.logits(case, sweep=replace(sweep, on_tile=on_tile), spread=spread)
+    for model, seen, each, on_tile in zip(models, prepared.seen, placements, told, strict=True):
+        runs = model.logits(seen, sweep=replace(sweep, on_tile=on_tile), spread=spread)
         streams.append(restore_logits(runs, each, model.configuration, depth))
     take = probabilities(placement) if probabilities is not None else None
     found = {name: np.zeros(placement.shape, np.float32) for name in maps}

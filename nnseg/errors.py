@@ -18,10 +18,26 @@ INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 FILE_ONLY = "file_only"  # of a log entry: for the log's file, not for the terminal, which says it
 
 
+def printable(text: str) -> str:
+    r"""Give a text in which nothing is left that a terminal would obey instead of show.
+
+    Messages quote names out of files that others wrote, and a name may hold anything.
+
+    >>> printable("liver\x1b[2J\nspleen")
+    'liver\\x1b[2J\nspleen'
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
 class NnsegError(Exception):
     """The root of the tree; its message is shown to the user in one line."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(NnsegError):

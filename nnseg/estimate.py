@@ -20,6 +20,7 @@ from nnseg.image.resample import target_shape
 from nnseg.parallel import Room, cores
 from nnseg.plan import Configuration, Plan
 from nnseg.preprocess import planned_spacing
+from nnseg.volume.damage import MOST_SHRUNK
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ def _unpacked_bytes(path: Path) -> int:
         unpacked = int.from_bytes(file.read(4), "little")  # modulo 2^32, as gzip has it
     while unpacked < size:
         unpacked += 2**32
-    return unpacked
+    return min(unpacked, MOST_SHRUNK * size)  # of a damaged file the last bytes may say anything
 
 
 def _control_groups() -> list[Path]:

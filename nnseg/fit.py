@@ -104,6 +104,11 @@ class Target:
         """What the network is."""
         return KINDS[self.network]
 
+    @property
+    def dimensions(self) -> tuple[Dimensions, ...]:
+        """Those in which the network is defined with its options."""
+        return self.kind.dimensions_with(self.options)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
@@ -138,9 +143,9 @@ def fit_networks(
     z, y, x = spacing
     voxels = math.prod(median) * cases
     fits = {}
-    if 2 in target.kind.dimensions:
+    if 2 in target.dimensions:
         fits["2d"] = fit_network((None, y, x), median, voxels, target)
-    if 3 in target.kind.dimensions and median[0] != 1:
+    if 3 in target.dimensions and median[0] != 1:
         fullres = fit_network((z, y, x), median, voxels, target)
         lowres = fit_lowres(spacing, fullres, cases, target)
         if lowres is not None:

@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from nnseg.axes import Image, Planes, Segmentation, Spacing
-from nnseg.checkpoint import Kind
+from nnseg.checkpoint import Checkpoint, Kind
 from nnseg.checkpoint import load_model as load_checkpoint
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.folders import trained_folds
+from nnseg.image.normalize import NORMALIZERS
 from nnseg.model.device import OUT_OF_MEMORY, Execution, choose_execution, is_out_of_memory
 from nnseg.plan import Configuration, Plan
 from nnseg.predict import PLAIN_SWEEP, Sweep, load_network, stream_logits
@@ -49,7 +52,7 @@ class Model:
 
     def predict(
         self,
-        image: Image,
+        channels: Sequence[NDArray[Any]],
         spacing: Spacing,
         *,
         sweep: Sweep = PLAIN_SWEEP,
@@ -59,7 +62,7 @@ class Model:
         """Segment one image; a cascade does so in two stages.
 
         Args:
-            image: (channel, z, y, x), float32.
+            channels: Each (z, y, x), of any real type.
             spacing: mm, (z, y, x).
             sweep: How the sliding window goes.
             previous: What a cascade's stage before found, as label positions on the grid of the
@@ -75,14 +78,25 @@ class Model:
                 finite.
             MachineError: There is not enough memory.
         """
-        seen, placement = self.prepare(image, spacing, sweep=sweep, previous=previous)
+        seen, placement = self.prepare(channels, spacing, sweep=sweep, previous=previous)
+        return self.decide(seen, placement, sweep=sweep, look=look)
+
+    def decide(
+        self,
+        seen: Image,
+        placement: Placement,
+        *,
+        sweep: Sweep = PLAIN_SWEEP,
+        look: Callable[[Planes], None] | None = None,
+    ) -> Segmentation:
+        """Give the label map of what `prepare` gave; the other arguments are those of `predict`."""
         runs = self.logits(seen, sweep=sweep)
         labels, configuration = self.plan.labels, self.configuration
         return restore(_shown(runs, look), placement, labels, configuration, ask=sweep.ask)
 
     def prepare(
         self,
-        image: Image,
+        channels: Sequence[NDArray[Any]],
         spacing: Spacing,
         *,
         sweep: Sweep = PLAIN_SWEEP,
@@ -97,9 +111,9 @@ class Model:
         found = None
         if self.configuration.previous and previous is None:
             assert self.previous is not None, "load_model gave a cascade its stage before"
-            found = self.previous.predict(image, spacing, sweep=sweep)
+            found = self.previous.predict(channels, spacing, sweep=sweep)
         plan, configuration = self.plan, self.configuration
-        case = preprocess_case(image, found, spacing, plan, configuration, ask=sweep.ask)
+        case = preprocess_case(channels, found, spacing, plan, configuration, ask=sweep.ask)
         if not self.configuration.previous:
             return case.image, case.placement
         positions = case.segmentation if previous is None else previous
@@ -203,7 +217,7 @@ def load_model(
     return Model(
         plan=first.plan,
         configuration=first.configuration,
-        networks=tuple(load_network(one, weights, execution) for one, weights in loaded),
+        networks=tuple(_networks(loaded, fold_folders, execution)),
         mirror_axes=tuple(
             axis for axis in first.mirror_axes if all(axis in one.mirror_axes for one, _ in loaded)
         ),
@@ -211,3 +225,17 @@ def load_model(
         weights_sha256=tuple(one.weights_sha256 for one, _ in loaded),
         previous=previous,
     )
+
+
+def _networks(
+    loaded: Sequence[tuple[Checkpoint, dict[str, Tensor]]],
+    folders: Sequence[Path],
+    execution: Execution,
+) -> Iterator[nn.Module]:
+    for (checkpoint, weights), folder in zip(loaded, folders, strict=True):
+        try:
+            for name in checkpoint.configuration.normalization:
+                NORMALIZERS[name]  # or every image would say that there is none
+            yield load_network(checkpoint, weights, execution)
+        except DataError as error:
+            raise type(error)(f"{folder}: {error}") from None

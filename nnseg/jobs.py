@@ -1,6 +1,7 @@
 """What there is to predict or to score: the files of each case and where its result goes."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,18 @@ from nnseg.dataset import (
     DatasetSpec,
     called_as,
     channel_fault,
-    find_image_files,
     find_label_maps,
+    group_image_files,
     one_label_map,
     visible_files,
 )
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import predicted_spec_file, proof_file, proof_files
-from nnseg.volume import channel_counts, label_ending, split_ending
+from nnseg.volume import channel_counts, label_ending, side_files, split_ending
+
+logger = logging.getLogger(__name__)
+
+NAMED = 3  # files that one message names; more are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +88,13 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     _refuse_the_input(source, target)
     if target.is_file():
         raise UsageError(f"{target} is a file; the images of a folder go into a folder")
-    found = find_image_files(source, spec)
+    files = visible_files(source)
+    found = group_image_files(files, spec)
     if not found:
         raise DataError(
             f"{source}: no file is named CASE_0000{spec.file_ending}; name the images so"
         )
+    _warn_of_strangers(source, files, found)
     jobs = [
         PredictionJob(
             case_id=case_id,
@@ -99,6 +106,20 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     ]
     _refuse_to_replace(target, [predicted_spec_file(target), *(job.target for job in jobs)])
     return tuple(jobs)
+
+
+def _warn_of_strangers(
+    folder: Path, files: Sequence[Path], found: Mapping[str, Mapping[int, Sequence[Path]]]
+) -> None:
+    """Name the files of a folder that end as images do and are none of the cases found in it."""
+    used = {path for case in found.values() for channel in case.values() for path in channel}
+    used |= {side for path in used for side in side_files(path)}
+    strange = [path.name for path in files if path not in used and split_ending(path.name)[1]]
+    if strange:
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        shown = ", ".join(strange[:NAMED])
+        text = "%s: %s%s are passed over; images must be named CASE_0000, CASE_0001, ..."
+        logger.warning(text, folder, shown, more)
 
 
 def _refuse_the_input(source: Path, target: Path) -> None:

@@ -41,6 +41,8 @@ class Labels:
     def __post_init__(self) -> None:
         if "" in self.labels:
             raise DataError("labels has an entry without a name; give it one")
+        if strange := [name for name in self.labels if not name.isprintable()]:
+            raise DataError(f"labels has {strange[0]!r}; a name must be text that can be shown")
         if self.labels.get(BACKGROUND) != 0:
             found = self.labels.get(BACKGROUND, "missing")
             raise DataError(f"labels.background is {found}; it must be 0")

@@ -30,6 +30,7 @@ from nnseg.verbs.choosing import find_best
 from nnseg.verbs.comparing import compare_results
 from nnseg.verbs.ensembling import ensemble
 from nnseg.verbs.info import info
+from nnseg.verbs.measuring import check, examine, fingerprint, up_to_date_fingerprint
 from nnseg.verbs.planning import (
     DEFAULT_PLAN,
     import_plans,
@@ -40,15 +41,7 @@ from nnseg.verbs.planning import (
 from nnseg.verbs.porting import export_model, import_model
 from nnseg.verbs.postprocessing import decide_postprocessing
 from nnseg.verbs.predicting import predict
-from nnseg.verbs.prepare import (
-    check,
-    examine,
-    fingerprint,
-    foretell,
-    plan_and_preprocess,
-    preprocess,
-    up_to_date_fingerprint,
-)
+from nnseg.verbs.prepare import foretell, plan_and_preprocess, preprocess
 from nnseg.verbs.reporting import (
     outline_report,
     outline_report_on_predictions,

@@ -1,36 +1,44 @@
 """Stage 2, fingerprint to plan: the rules of the method, one function each.
 
-Read `make_plan` first; it names the rules in the order in which they apply. Those that fit a
-network into a memory target are in `nnseg.fit`.
+Read `make_plan` first; it names the rules in the order in which they apply. Those that say in
+which frame are in `nnseg.target_spacing`, those that fit a network into a memory target in
+`nnseg.fit`.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-import numpy as np
-
-from nnseg.axes import Order, Shape, Spacing, by, permute, three
+from nnseg.axes import Order, Shape, Spacing, by, permute
 from nnseg.dataset import DatasetSpec, ending_fault
+from nnseg.decisions import (
+    Decision,
+    decide_fit,
+    decide_median,
+    decide_network,
+    decide_normalization,
+    decide_order,
+    decide_spacing,
+    decide_stages,
+)
 from nnseg.errors import PlanError
 from nnseg.fingerprint import Fingerprint
-from nnseg.fit import (
-    LOWRES_BELOW,
-    PLANNERS,
-    REFERENCE_BATCH,
-    Fit,
-    Target,
-    fit_networks,
-)
+from nnseg.fit import PLANNERS, Fit, Target, fit_networks
 from nnseg.folders import FOLDER_NAME_RULE, is_folder_name
 from nnseg.image.intensity import Intensity
 from nnseg.image.normalize import HONOURS_MASK, normalizer_for_channel
 from nnseg.labels import Labels
-from nnseg.model.architecture import NO_OPTIONS, Architecture, NetworkOptions
-from nnseg.topology import MedianShape
+from nnseg.model.architecture import (
+    NO_OPTIONS,
+    Architecture,
+    NetworkOptions,
+    Norm,
+    Upsampling,
+)
+from nnseg.target_spacing import fullres_spacing, median_shape, medians, plan_order
 
-COARSE = 3.0  # an axis is coarse when its spacing is over 3 times that of every other axis
 MASK_BELOW = 0.75  # volume left by cropping, below which intensities are taken within the body
 
 # Nobody plans so; a plan from elsewhere must not ask for memory without bounds.
@@ -123,15 +131,6 @@ class Configuration:
     def is_2d(self) -> bool:
         """Whether the network sees single slices."""
         return self.architecture.dimensions == 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """One line of why: the rule, what it was given, what came out."""
-
-    rule: str
-    given: str
-    result: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +227,7 @@ def make_plan(
             is not defined for such images, a number is not positive, the fingerprint is of other
             channels, the median image is empty at the target spacing, or no patch fits.
     """
+    _check_options(options)
     target = _target(spec, planner, memory_gb, network, options)
     _check_given(spec, fingerprint, target, target_spacing)
     chosen = target_spacing or fullres_spacing(fingerprint)
@@ -250,92 +250,20 @@ def make_plan(
         labels=spec.labels,
         file_ending=spec.file_ending,
         order=order,
-        median_spacing=permute(_medians(fingerprint.spacings), order),
-        median_shape=permute(_medians(fingerprint.shapes), order),
+        median_spacing=permute(medians(fingerprint.spacings), order),
+        median_shape=permute(medians(fingerprint.shapes), order),
         intensities=fingerprint.intensities,
         configurations=_configurations(fits, normalization, use_mask),
         decisions=(
-            _decide_spacing(fingerprint, chosen, given=target_spacing is not None),
-            _decide_order(chosen, order),
-            _decide_median(fingerprint, permute(chosen, order), median),
-            *_decide_normalization(spec.channels, normalization, use_mask, fingerprint),
-            _decide_network(planner, fits, given=network is not None),
-            *(line for kind, fit in fits.items() for line in _decide_fit(kind, fit, spec, target)),
-            *_decide_stages(fits, median, target),
+            decide_spacing(fingerprint, chosen, given=target_spacing is not None),
+            decide_order(chosen, order),
+            decide_median(fingerprint, permute(chosen, order), median),
+            *decide_normalization(spec.channels, normalization, use_mask, fingerprint),
+            *decide_network(planner, fits, given=network is not None),
+            *(line for kind, fit in fits.items() for line in decide_fit(kind, fit, spec, target)),
+            *decide_stages(fits, median, target),
         ),
     )
-
-
-def fullres_spacing(fingerprint: Fingerprint) -> Spacing:
-    """Choose the spacing of the full-resolution configurations.
-
-    It is the median over cases, axis by axis. Where slices are thick and few, the coarse axis
-    takes the 10th percentile: the median would cost the thin-sliced cases too much detail.
-
-    Args:
-        fingerprint: Its spacings in mm and shapes in voxels, (case, axis), image order.
-
-    Returns:
-        Spacing in mm, (z, y, x), image order.
-
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, Methods, target spacing.
-    """
-    spacings = np.array(fingerprint.spacings, dtype=np.float64)  # (case, axis)
-    spacing = np.percentile(spacings, 50, axis=0)
-    shape = np.percentile(np.array(fingerprint.shapes), 50, axis=0)
-
-    coarse = int(spacing.argmax())
-    fine = [axis for axis in range(3) if axis != coarse]
-    floor = spacing[fine].max()
-    if spacing[coarse] > COARSE * floor and shape[coarse] * COARSE < shape[fine].min():
-        tenth = np.percentile(spacings[:, coarse], 10)
-        spacing[coarse] = tenth if tenth >= floor else floor + 1e-5  # it must stay the coarsest
-    return three(spacing.tolist())
-
-
-def plan_order(spacing: Spacing) -> Order:
-    """Put the coarsest axis first, the others after it as they were.
-
-    Where slices are thick, 2D networks then see the slices as they were acquired.
-
-    Args:
-        spacing: mm, (z, y, x), image order.
-
-    Source: nnU-Net v2.
-
-    >>> plan_order((0.8, 0.7, 5.0))
-    (2, 0, 1)
-    """
-    coarse = spacing.index(max(spacing))
-    first, second = (axis for axis in range(3) if axis != coarse)
-    return coarse, first, second
-
-
-def median_shape(fingerprint: Fingerprint, spacing: Spacing, order: Order) -> MedianShape:
-    """Give the shape of the median case after resampling, (z, y, x) in plan order.
-
-    Args:
-        fingerprint: Its spacings in mm and shapes in voxels, (case, axis), image order.
-        spacing: mm to resample to, image order.
-        order: From image order to plan order.
-
-    Raises:
-        PlanError: It has no voxel along some axis.
-
-    Source: nnU-Net v2; each case's shape is rounded to voxels, half to even, the median is not.
-    """
-    shapes = [
-        [round(old / new * size) for old, new, size in zip(olds, spacing, sizes, strict=True)]
-        for olds, sizes in zip(fingerprint.spacings, fingerprint.shapes, strict=True)
-    ]
-    median = permute(_medians(shapes), order)
-    if min(median) < 1:
-        raise PlanError(
-            f"the median case resampled to {by(permute(spacing, order))} mm has the shape "
-            f"{by(median)} (z, y, x, plan order), which holds no voxel; give a finer target "
-            "spacing, or check the spacings of the images"
-        )
-    return median
 
 
 def mask_use(normalization: Sequence[str], median_relative_size: float) -> tuple[bool, ...]:
@@ -443,6 +371,14 @@ def _target(
     )
 
 
+def _check_options(options: NetworkOptions) -> None:
+    """Refuse what the command line would not have let through."""
+    for name, known in (("upsampling", get_args(Upsampling)), ("norm", get_args(Norm))):
+        value = getattr(options, name)
+        if value is not None and value not in known:
+            raise PlanError(f"{name} is {value!r}; give one of {', '.join(known)}")
+
+
 def _check_given(
     spec: DatasetSpec, fingerprint: Fingerprint, target: Target, spacing: Spacing | None
 ) -> None:
@@ -484,104 +420,6 @@ def _configurations(
     }
 
 
-def _decide_spacing(fingerprint: Fingerprint, chosen: Spacing, *, given: bool) -> Decision:
-    medians = by(_medians(fingerprint.spacings))
-    why = "it was asked for" if given else f"medians of {medians} mm over cases"
-    return Decision(rule="target spacing", given=why, result=f"{by(chosen)} mm (image order)")
-
-
-def _decide_order(chosen: Spacing, order: Order) -> Decision:
-    coarsest = f"image axis {order[0]} is the coarsest, {max(chosen):.4g} mm"
-    return Decision(rule="plan order", given=coarsest, result=f"image axes {order}")
-
-
-def _decide_median(fingerprint: Fingerprint, spacing: Spacing, median: MedianShape) -> Decision:
-    return Decision(
-        rule="median image",
-        given=f"{len(fingerprint.shapes)} cases resampled to {by(spacing)} mm",
-        result=f"{by(median)} voxels",
-    )
-
-
-def _decide_normalization(
-    channels: Sequence[str],
-    normalization: Sequence[str],
-    use_mask: Sequence[bool],
-    fingerprint: Fingerprint,
-) -> tuple[Decision, ...]:
-    left = f"cropping leaves {fingerprint.median_relative_size:.0%} of the volume"
-    return tuple(
-        Decision(
-            rule=f"normalization of channel {number}",
-            given=f"it is called {channel}, and {left}",
-            result=f"{kind} {'within the body' if masked else 'of the whole image'}",
-        )
-        for number, (channel, kind, masked) in enumerate(
-            zip(channels, normalization, use_mask, strict=True)
-        )
-    )
-
-
-def _decide_network(planner: str, fits: Mapping[str, Fit], *, given: bool) -> Decision:
-    why = "it was asked for" if given else f"planner {planner}"
-    architecture = next(iter(fits.values())).architecture
-    return Decision(rule="network", given=why, result=architecture.called)
-
-
-def _decide_fit(name: str, fit: Fit, spec: DatasetSpec, target: Target) -> tuple[Decision, ...]:
-    depths = (str(d) for d in fit.architecture.divisor)
-    least, most = target.kind.levels
-    allowed = f"{least} to {most}" if least < most else f"just {least}"
-    reference = REFERENCE_BATCH[fit.architecture.dimensions]
-    return (
-        Decision(
-            rule=f"{name} patch",
-            given=f"{by(fit.first_patch)} voxels to start from, {target.memory_gb:g} GB",
-            result=f"{by(fit.patch_size)} voxels",
-        ),
-        Decision(
-            rule=f"{name} network",
-            given=f"that patch at {by(fit.spacing)} mm, and that it may have {allowed} levels",
-            result=f"{fit.architecture.levels} levels, pooled by {' x '.join(depths)} in all",
-        ),
-        Decision(
-            rule=f"{name} batch",
-            given=(
-                f"{fit.elements:.3g} elements a patch, {fit.elements_allowed:.3g} allowed in a "
-                f"batch of {reference}, {target.planner.dataset_share:.0%} of "
-                f"{spec.num_training} cases are {fit.batch_cap} patches"
-            ),
-            result=str(fit.batch_size),
-        ),
-    )
-
-
-def _decide_stages(
-    fits: Mapping[str, Fit], median: MedianShape, target: Target
-) -> tuple[Decision, ...]:
-    defined = target.kind.dimensions
-    if "3d_fullres" not in fits:
-        flat = f"network {target.network} is 2D only"
-        why = "the median image is one slice" if 3 in defined else flat
-        return (Decision(rule="3D", given=why, result="not planned"),)
-    deep = f"network {target.network} is 3D only"
-    without = () if 2 in defined else (Decision(rule="2D", given=deep, result="not planned"),)
-    part = math.prod(fits["3d_fullres"].patch_size) / math.prod(median)
-    lowres = fits.get("3d_lowres")
-    if lowres is not None:
-        result = f"3d_lowres at {by(lowres.spacing)} mm, and a cascade after it"
-    elif part < LOWRES_BELOW:
-        result = "no 3d_lowres, since it would have more than half of the voxels"
-    else:
-        result = "no 3d_lowres"
-    given = f"a patch of 3d_fullres shows {part:.0%} of the median image"
-    return (*without, Decision(rule="cascade", given=given, result=result))
-
-
 def _check_name(field: str, name: str) -> None:
     if not is_folder_name(name):
         raise PlanError(f"{field} is {name!r}, which cannot name a folder; {FOLDER_NAME_RULE}")
-
-
-def _medians(values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    return three(np.median(np.array(values, dtype=np.float64), axis=0).tolist())

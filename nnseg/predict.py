@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from nnseg.checkpoint import Checkpoint
 from nnseg.errors import DataError, StoppedError
 from nnseg.image.crop import cut
 from nnseg.model.architecture import Architecture
+from nnseg.model.backbone_records import TIMM
 from nnseg.model.device import OUT_OF_MEMORY, Execution, is_out_of_memory
 from nnseg.model.interruptible import Interruptible
 from nnseg.model.kinds import planned_elements
@@ -74,14 +76,22 @@ def load_network(
 ) -> nn.Module:
     """Build the network of a checkpoint, ready to predict.
 
+    The weights are held against a network without any first: a plan that somebody else wrote may
+    describe one for which no machine has room.
+
     Raises:
         DataError: The weights are of another network.
+        PlanError: There is no such network.
     """
     architecture = checkpoint.configuration.architecture
     plan = checkpoint.plan
     channels = plan.input_channels(checkpoint.configuration_name)
-    network = build_network(architecture, channels, plan.labels.heads)
+    build = partial(build_network, architecture, channels, plan.labels.heads)
     try:
+        if not (architecture.options.backbone or "").startswith(TIMM):  # whose code needs values
+            with torch.device("meta"):
+                build().load_state_dict(weights, assign=True)
+        network = build()
         network.load_state_dict(weights)
     except RuntimeError as error:  # all that differs, a line each
         first = str(error).splitlines()[-1].strip()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import realpath  # unlike Path.resolve, it takes links that lead to themselves
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,12 +73,12 @@ def find_jobs(
         raise UsageError(f"{source} is one image; -num_parts shares out a folder of them")
     jobs = find_prediction_jobs(source, target, spec, overwrite=overwrite)
     images = {
-        file.resolve() for job in jobs for path in job.images for file in (path, *side_files(path))
+        realpath(file) for job in jobs for path in job.images for file in (path, *side_files(path))
     }
     owners: dict[Path, str] = {}
     for job in jobs:
         for path in wanted.files(job.target):
-            if path.resolve() in images:
+            if realpath(path) in images:
                 raise UsageError(f"{path}: the output must not be the input; give another place")
             if owners.setdefault(path, job.case_id) != job.case_id:
                 raise UsageError(

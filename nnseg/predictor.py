@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from nnseg import record
 from nnseg.axes import (
-    Image,
     Shape,
     Spacing,
     by,
@@ -23,7 +24,16 @@ from nnseg.axes import (
 from nnseg.checkpoint import Kind
 from nnseg.choose import Choice
 from nnseg.dataset import DatasetSpec
-from nnseg.ensemble import Map, Member, Prediction, TakePlanes, check_members, predict_image
+from nnseg.ensemble import (
+    Map,
+    Member,
+    Prediction,
+    Prepared,
+    TakePlanes,
+    check_members,
+    predict_image,
+    prepare_image,
+)
 from nnseg.errors import MachineError, MissingError, NnsegError, StoppedError, UsageError
 from nnseg.estimate import (
     FLOAT_BYTES,
@@ -134,16 +144,18 @@ class Predictor:
             raise UsageError(f"{target} is the image itself; give another file for its label map")
         opened = open_image(image, len(self.spec.channels))
         ask()
-        volume = opened.volume
+        geometry, give = opened.volume.geometry, opened.give
         if target is not None:
-            check_writable(target, volume.geometry)
-        found = self.segment(
-            volume.image, volume.geometry.spacing, on_tile=on_progress, stop=cancel
-        ).segmentation
+            check_writable(target, geometry)
+        prepared = self.prepare(
+            tuple(opened.volume.image), geometry.spacing, on_tile=on_progress, stop=cancel
+        )
+        del opened  # the networks run without the image in memory
+        found = self.segment(prepared, on_tile=on_progress, stop=cancel).segmentation
         ask()
         if target is None:
-            return opened.give(found)
-        write(target, found, volume.geometry, self.spec.labels.as_text)
+            return give(found)
+        write(target, found, geometry, self.spec.labels.as_text)
         return target
 
     def predict_many(
@@ -170,15 +182,17 @@ class Predictor:
             NnsegError: As `predict`, for the first bad image; with `on_error` only StoppedError.
         """
 
-        def labels_of(opened: Opened) -> Any:
-            volume = opened.volume
-            found = self.segment(volume.image, volume.geometry.spacing, stop=cancel)
-            return opened.give(found.segmentation)
+        def labels_of(opening: Callable[[], Opened]) -> Any:
+            opened = opening()
+            volume, give = opened.volume, opened.give
+            prepared = self.prepare(tuple(volume.image), volume.geometry.spacing, stop=cancel)
+            del opened, volume
+            return give(self.segment(prepared, stop=cancel).segmentation)
 
         with closing(_open_ahead(images, len(self.spec.channels))) as coming:
             for done, (image, opening) in enumerate(coming, start=1):
                 try:
-                    labels = labels_of(opening())
+                    labels = labels_of(opening)
                 except NnsegError as error:
                     if on_error is None or isinstance(error, StoppedError):
                         raise
@@ -187,31 +201,45 @@ class Predictor:
                     on_progress(done)
                 yield labels
 
+    def prepare(
+        self,
+        channels: Sequence[NDArray[Any]],
+        spacing: Spacing,
+        *,
+        on_tile: OnTile | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> Prepared:
+        """Make of an image what the networks see; see `prepare_image`.
+
+        Who drops the image then has it in memory no longer while the networks run.
+
+        Raises:
+            MachineError: The image would be so large at the spacing of a model that it cannot be
+                kept in the memory that is free.
+        """
+        self._check_memory(channels, spacing)
+        return prepare_image(self.members, channels, spacing, sweep=self._sweep(on_tile, stop))
+
     def segment(
         self,
-        image: Image,
-        spacing: Spacing,
+        prepared: Prepared,
         *,
         maps: Sequence[Map] = (),
         probabilities: Callable[[Placement], TakePlanes] | None = None,
         on_tile: OnTile | None = None,
         stop: Callable[[], bool] = never,
     ) -> Prediction:
-        """Segment an array; see `predict_image`. The stored rules are applied to the label map.
-
-        Raises:
-            MachineError: The image would be so large at the spacing of a model that it cannot be
-                kept in the memory that is free.
-        """
-        self._check_memory(image, spacing)
-        sweep = Sweep(step=self.step, mirror=self.mirror, on_tile=on_tile, stop=stop)
+        """Segment what `prepare` gave; see `predict_image`. The stored rules are applied."""
+        sweep = self._sweep(on_tile, stop)
         found = predict_image(
-            self.members, image, spacing, sweep=sweep, maps=maps, probabilities=probabilities
+            self.members, prepared, sweep=sweep, maps=maps, probabilities=probabilities
         )
         sweep.ask()
         labels = self.members[0].model.plan.labels
         return Prediction(
-            segmentation=apply(found.segmentation, self.postprocessing, labels, spacing),
+            segmentation=apply(
+                found.segmentation, self.postprocessing, labels, prepared.placements[0].spacing
+            ),
             expected_dice=found.expected_dice,
             maps=found.maps,
         )
@@ -224,8 +252,8 @@ class Predictor:
         """Foretell the most memory that an image of some size takes.
 
         An image takes most while it is preprocessed (`bytes_of_case`), or else while the networks
-        run: in float32 all channels as the file has them and as each model sees them, the label
-        map, and what `bytes_of_sweep` says.
+        run: in float32 all channels as each model sees them, and with a cascade as the file has
+        them; the label map; and what `bytes_of_sweep` says.
         """
         stages = self.stages()
         weights = sum(
@@ -235,8 +263,9 @@ class Predictor:
             for values in network.parameters()
         )
         labels = self.members[0].model.plan.labels
-        image = FLOAT_BYTES * len(self.spec.channels) * size.voxels
-        image += size.voxels * smallest_integer_type(labels.values[-1]).itemsize
+        image = size.voxels * smallest_integer_type(labels.values[-1]).itemsize
+        if len(stages) > len(self.members):
+            image += FLOAT_BYTES * len(self.spec.channels) * size.voxels
         most, seen, sums, a_pass = 0, 0.0, 0, 0
         for stage in stages:
             plan, configuration = stage.plan, stage.configuration
@@ -257,14 +286,17 @@ class Predictor:
         memory = PROGRAM_BYTES + max(most, int(image + seen) + (networks if device == "cpu" else 0))
         return Needs(memory=memory, device=0 if device == "cpu" else networks)
 
-    def _check_memory(self, image: Image, spacing: Spacing) -> None:
+    def _sweep(self, on_tile: OnTile | None, stop: Callable[[], bool]) -> Sweep:
+        return Sweep(step=self.step, mirror=self.mirror, on_tile=on_tile, stop=stop)
+
+    def _check_memory(self, channels: Sequence[NDArray[Any]], spacing: Spacing) -> None:
         """Refuse an image that surely needs more memory than is free: the system would kill us."""
-        free, shape = free_memory(), three(image.shape[1:])
+        free, shape = free_memory(), three(channels[0].shape)
         size = CaseSize(shape=shape, spacing=spacing, voxels=math.prod(shape))
-        here = PROGRAM_BYTES + image.nbytes  # already
+        here = PROGRAM_BYTES + sum(channel.nbytes for channel in channels)  # already
         if SURE_SHARE * (self.foretell(size).memory - here) <= free:
             return
-        body = crop_to_body(tuple(image), None).channels[0]  # the air around it takes little
+        body = crop_to_body(tuple(channels), None).channels[0]  # the air around it takes little
         size = replace(size, shape=three(body.shape))
         needed = self.foretell(size).memory - here
         if SURE_SHARE * needed <= free:

@@ -98,7 +98,7 @@ class Normalized:
 
 
 def preprocess_case(
-    image: Image,
+    channels: Sequence[NDArray[Any]],
     segmentation: Segmentation | None,
     spacing: Spacing,
     plan: Plan,
@@ -109,7 +109,8 @@ def preprocess_case(
     """Bring one case to the spacing and scale of `configuration`.
 
     Args:
-        image: (channel, z, y, x), image order; it stays as it is.
+        channels: Each (z, y, x), image order, of any real type; they stay as they are. An image
+            (channel, z, y, x) is a sequence of them.
         segmentation: (z, y, x), image order, or None.
         spacing: mm, (z, y, x), image order.
         plan: Gives the axis order, the intensities and the labels.
@@ -124,15 +125,16 @@ def preprocess_case(
     Source: nnU-Net v2's order of steps: transpose, crop, normalize, resample. As there, labelled
     voxels count as body.
     """
-    if segmentation is not None and segmentation.shape != image.shape[1:]:
+    if segmentation is not None and segmentation.shape != channels[0].shape:
         raise DataError(
-            f"the image has {image.shape[1:]} voxels and the label map {segmentation.shape} "
+            f"the image has {channels[0].shape} voxels and the label map {segmentation.shape} "
             "(z, y, x); they must lie on one grid"
         )
-    if len(image) != len(plan.channels):
-        raise _wrong_channels(len(image), plan)
-    cropped = crop_to_body(tuple(image), segmentation)
+    if len(channels) != len(plan.channels):
+        raise _wrong_channels(len(channels), plan)
+    cropped = crop_to_body(tuple(channels), segmentation)
     normalized = normalize_case(cropped, spacing, plan, configuration, ask=ask)
+    del cropped  # its mask is as large as the image
     return resample_case(normalized, plan, configuration, ask=ask)
 
 
@@ -162,16 +164,14 @@ def normalize_case(
     order = plan.order
     shape = three(case.channels[0].transpose(order).shape)
     _check_thickness(shape, permute(spacing, order), configuration)
-    mask = None if case.mask is None else np.array(case.mask.transpose(order), order="C")
+    mask = None if case.mask is None else np.ascontiguousarray(case.mask.transpose(order))
     labels = None
     if case.segmentation is not None:
         labels = _signed(plan.labels.to_positions(case.segmentation).transpose(order))
         if mask is not None:
-            mask |= labels != 0  # what somebody labelled is body, whatever the image shows there
-    elif mask is not None:
-        labels = np.zeros(shape, np.int8)
-    if mask is not None and labels is not None:
-        labels[~mask] = OUTSIDE  # the body's rim competes with the labels, as one of them
+            # What somebody labelled is body, whatever the image shows there.
+            mask = mask | (labels != 0)
+            labels[~mask] = OUTSIDE  # the body's rim competes with the labels, as one of them
 
     image = np.empty((len(case.channels), *shape), dtype=np.float32)
     for number, channel in enumerate(case.channels):
@@ -189,6 +189,8 @@ def normalize_case(
                 f"{float(channel.max()):g}, too large to be normalized in float32; replace those "
                 "that stand for nothing by that of air, or rescale the image"
             ) from None
+    if labels is None and mask is not None:
+        labels = np.where(mask, np.int8(0), np.int8(OUTSIDE))
     return Normalized(
         image=image,
         labels=labels,

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import json
 import math
+import stat
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +23,8 @@ T = TypeVar("T")
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 MAX_BYTES = 256 * 2**20  # no file of ours comes near; a larger one is not read
 MAX_DEPTH = 64
+MAX_LISTS = 2 * 10**6  # and objects: an empty one takes thirty times its two bytes when it is read
+MOST_FAULTS, LONGEST_FAULT = 50, 300  # of those that a message names, and characters of each
 SEAL = "record_sha256"  # the field of a sealed record that holds the hash of all the others
 FORMAT = "format"  # the field, where it has one, that is raised when a record's meaning changes
 
@@ -117,7 +121,8 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         return cast(T, _adapter(kind).validate_json(json.dumps(data)))
     except ValidationError as error:
         faults = [_fault(fault) for fault in error.errors()]
-        raise DataError(f"{where}: " + "; ".join(faults)) from None
+        rest = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise DataError(f"{where}: " + "; ".join(faults[:MOST_FAULTS] + rest)) from None
     except NnsegError as error:
         raise type(error)(f"{where}: {error}") from None
 
@@ -159,15 +164,21 @@ def read_json(path: Path, made_by: str = "") -> Any:
         DataError: It is not such JSON.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes is more than the {MAX_BYTES} allowed")
+        status = path.stat()
+        if stat.S_ISFIFO(status.st_mode):  # reading might wait for ever
+            raise DataError(f"{path}: cannot be read (it is a pipe); put a file there")
+        if status.st_size > MAX_BYTES:
+            raise DataError(
+                f"{path}: {status.st_size} bytes is more than the {MAX_BYTES} allowed; restore it"
+            )
         text = path.read_text("utf-8")
     except FileNotFoundError:
         hint = f"; `{made_by}` writes it" if made_by else ""
         raise MissingError(f"{path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
+    if (lists := text.count("[") + text.count("{")) > MAX_LISTS:
+        raise DataError(f"{path}: {lists} lists and objects are more than the {MAX_LISTS} allowed")
     try:
         data = json.loads(
             text,
@@ -175,6 +186,8 @@ def read_json(path: Path, made_by: str = "") -> Any:
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
+        if "\\u" in text:
+            _FLAT.encode(data).encode()  # halves of characters, which no file can hold
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error}); correct or restore it") from None
     if _depth(data) > MAX_DEPTH:
@@ -209,15 +222,16 @@ def _fault(fault: Any) -> str:
     cause = fault.get("ctx", {}).get("error")
     place = ".".join(str(part) for part in fault["loc"])
     text = str(cause) if isinstance(cause, Exception) else fault["msg"].lower()
-    return f"{place}: {text}" if place else text
+    text = f"{place}: {text}" if place else text
+    return text if len(text) <= LONGEST_FAULT else f"{text[:LONGEST_FAULT]}..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"key {twice[0]!r} occurs twice")
+        times = Counter(name for name, _ in pairs)
+        twice = min(name for name in times if times[name] > 1)
+        raise ValueError(f"key {twice!r} occurs twice")
     return result
 
 

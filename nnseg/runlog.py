@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nnseg import record
-from nnseg.commit import sha256, write_whole
+from nnseg.commit import sha256
 from nnseg.errors import FILE_ONLY, INTERRUPTED, NnsegError, StoppedError
 
 RESULT_MAKERS = ("train", "predict")
@@ -41,6 +41,18 @@ class RunReport:
     outputs: dict[str, str]
     cases: dict[str, str]  # case id to "done" or what went wrong
     facts: dict[str, Any]  # whatever else the command found out: device, seconds a step
+    record_sha256: str = ""  # of this record without it; "" in those of before there was one
+
+
+def read_report(path: Path) -> RunReport:
+    """Read the record of a run.
+
+    Raises:
+        MissingError: There is none.
+        DataError: It is none, or any byte of it has changed.
+    """
+    report = record.load(RunReport, path)
+    return record.load_sealed(RunReport, path) if report.record_sha256 else report
 
 
 @dataclass(slots=True)
@@ -166,8 +178,9 @@ def logged_run(
             facts=run.facts,
         )
         try:
-            kept = _told(record.to_json(report), tell)
-            write_whole(folder / f"{name}.json", record.json_text(kept).encode())
+            path = folder / f"{name}.json"
+            kept = record.parse(RunReport, _told(record.to_json(report), tell), str(path))
+            record.save_sealed(kept, path)
         except NnsegError as error:  # the error under way, if any, is the one to show
             root.warning("no record of this run can be kept: %s", error)
         root.setLevel(level)

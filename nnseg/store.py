@@ -12,14 +12,13 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +27,10 @@ from nnseg import record
 from nnseg.axes import Segmentation, Shape
 from nnseg.commit import remove, sha256, sweep, whole_file, write_whole
 from nnseg.errors import DataError, MissingError
+from nnseg.frame import open_frame, pack
 from nnseg.preprocess import Placement, Preprocessed
 
 FORMAT = 2  # raised when files of an older version can no longer be used
-BLOCK_BYTES = 2**15  # what is decompressed at once; fits the fastest cache
-BLOCK_DEPTH = 2  # slices: a patch of one slice reads one in vain, a thick patch next to none
-CHUNK_BYTES = 2**22
 
 ARRAYS = ("image", "segmentation", "mask", "locations")
 ARRAY_FILE = re.compile(rf"(?P<case_id>.+)\.({'|'.join(ARRAYS)})\.b2nd", re.S)
@@ -45,16 +42,6 @@ TYPES = {
     "mask": ("uint8",),
     "locations": ("int64",),
 }
-
-# A frame of Blosc2: fixed fields, the index of its metalayers, chunks, and a trailer with more.
-FRAME_MAGIC = b"\x9e\xa8b2frame\0"
-FRAME_BYTES = slice(16, 24)  # length of the frame, big-endian
-FRAME_LAYERS = slice(91, 99)  # how many metalayers, and the name of the first
-OUR_LAYERS = b"\xde\x00\x01\xa4b2nd"  # one, which says shape and type
-FRAME_HEAD, FRAME_TAIL = 99, 23
-TRAILER_BYTES = slice(1, 5)  # of the tail: length of the trailer, big-endian
-TRAILER_LAYERS = slice(6, 9)  # of the trailer
-NO_LAYERS = b"\xde\x00\x00"
 
 MADE_BY = "nnseg preprocess"
 CHECKSUM = "sha256"  # the key of a record's file that holds the hash of all the others
@@ -142,7 +129,7 @@ def save_case(
     _forget(folder, case_id)
     files = {}
     for name, array in arrays.items():
-        data = _compress(array)
+        data = pack(array)
         path = folder / _array_file(case_id, name)
         write_whole(path, data, durable=False)
         files[path.name] = hashlib.sha256(data).hexdigest()
@@ -309,7 +296,7 @@ def open_case(folder: Path, case_id: str, data_hash: str, *, in_memory: bool) ->
 
 def save_label_map(path: Path, segmentation: Segmentation) -> str:
     """Write a label map (z, y, x) of the kind that cases have; give its SHA-256."""
-    data = _compress(segmentation)
+    data = pack(segmentation)
     write_whole(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -444,100 +431,3 @@ def _save_record(folder: Path, stored: StoredCase) -> None:
     data = record.to_json(stored)
     text = record.json_text(data | {CHECKSUM: _checksum(data)})
     write_whole(folder / f"{stored.case_id}.json", text.encode(), durable=False)
-
-
-def _compress(array: NDArray[Any]) -> bytes:
-    import blosc2
-
-    lead, spatial = array.shape[:-3], array.shape[-3:]
-    block, chunk = _blocks(spatial, array.itemsize)
-    packed = blosc2.asarray(
-        np.ascontiguousarray(array),
-        chunks=(*(1 for _ in lead), *chunk),
-        blocks=(*(1 for _ in lead), *block),
-        cparams={
-            "codec": blosc2.Codec.LZ4,
-            "clevel": 5,
-            "filters": [blosc2.Filter.SHUFFLE],
-            "nthreads": 1,
-        },
-        dparams={"nthreads": 1},
-        contiguous=True,
-    )
-    return cast(bytes, packed.to_cframe())
-
-
-def _blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Give the block and the chunk of an array: one rule for the patches of all configurations.
-
-    The patch of a 2D network is one slice, that of a 3D one as thick as wide. So blocks are flat,
-    and small enough that neither reads much in vain; chunks are whole blocks.
-    """
-    if len(shape) < 3:
-        return shape, shape
-    block = _fit((min(BLOCK_DEPTH, shape[0]), *shape[1:]), BLOCK_BYTES // itemsize)
-    chunk = _fit(shape, CHUNK_BYTES // itemsize)
-    whole = (-(-max(c, b) // b) * b for c, b in zip(chunk, block, strict=True))
-    return block, tuple(min(n, w) for n, w in zip(shape, whole, strict=True))
-
-
-def _fit(shape: tuple[int, ...], voxels: int) -> tuple[int, ...]:
-    """Halve the longest edge of a box until it has at most `voxels` voxels."""
-    edge = [max(1, n) for n in shape]
-    while math.prod(edge) > voxels:
-        longest = edge.index(max(edge))
-        edge[longest] = (edge[longest] + 1) // 2
-    return tuple(edge)
-
-
-def open_frame(path: Path, types: Sequence[str]) -> Any:
-    """Open an array that is one of `types`, without unpacking anything.
-
-    Blosc2 has frames that tell how to compute an array, in Python, and it does so when they are
-    opened or read. What marks them are metalayers beside that of a plain array.
-
-    Raises:
-        DataError: It is no plain array, or of another type.
-    """
-    import blosc2
-
-    _refuse_other_frames(path)
-    array: Any = None
-    with contextlib.suppress(RuntimeError, ValueError, TypeError, OSError):
-        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-    if type(array) is not blosc2.NDArray:
-        raise _no_plain_array(path)
-    if str(array.dtype) not in types:  # before it is read: an object would be a pointer
-        raise DataError(
-            f"{path}: holds {array.dtype}, and {' or '.join(types)} was wanted; have it made anew"
-        )
-    return array
-
-
-def _refuse_other_frames(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(FRAME_HEAD)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - FRAME_TAIL))
-            tail = file.read()
-            trailer = size - int.from_bytes(tail[TRAILER_BYTES], "big")
-            file.seek(max(0, trailer))
-            layers = file.read(FRAME_TAIL)[TRAILER_LAYERS]
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    plain = (
-        head.startswith(FRAME_MAGIC)
-        and int.from_bytes(head[FRAME_BYTES], "big") == size
-        and head[FRAME_LAYERS] == OUR_LAYERS
-        and layers == NO_LAYERS
-    )
-    if not plain:
-        raise _no_plain_array(path)
-
-
-def _no_plain_array(path: Path) -> DataError:
-    return DataError(
-        f"{path}: holds something else than a plain array of Blosc2, which is not opened; have it "
-        "made anew"
-    )

@@ -80,7 +80,8 @@ def find_topology(
     than twice the finest of them; an axis alone must be 12 long. A kernel is 1 along an axis until
     its spacing is less than twice the finest of all; the deepest kernels are 3 throughout. A
     network that must be deeper than that goes on with axes of 3 voxels and more, then of any size:
-    the patch grows until its deepest feature maps are 2 voxels long along what is pooled.
+    the patch grows until its deepest feature maps are 2 voxels long along what is pooled. One that
+    halves y and x together goes by the rule while both are 8 voxels long.
 
     Args:
         spacing: mm, (z, y, x); along None nothing is pooled or convolved.
@@ -125,8 +126,14 @@ def find_topology(
 def _halved(
     mm: Mapping[int, float], size: Mapping[int, float], shortest: int, depth: Depth
 ) -> list[int]:
-    """Name the axes to halve next: the finest of those that are `shortest` voxels long or more."""
+    """Name the axes to halve next: the finest of those that are `shortest` voxels long or more.
+
+    Where y and x are halved together, both must be so long: a long third axis would have a short
+    plane padded to the depth that it allows.
+    """
     long = [axis for axis in mm if size[axis] >= shortest]
+    if depth.halves_plane and not {1, 2} <= set(long):
+        return []
     finest = [axis for axis in long if mm[axis] / min(mm[a] for a in long) < SIMILAR]
     return sorted({*finest, 1, 2}) if finest and depth.halves_plane else finest
 

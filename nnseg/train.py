@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from nnseg.errors import DataError, StoppedError
 from nnseg.learning.batches import Batch, BatchSource, keep_on_device, make_batches
+from nnseg.learning.course import Course, cool_down, fit_budget, learning_rate, refit_budget
 from nnseg.learning.optimize import Verdict, average_into, copy_buffers, set_pace
-from nnseg.learning.recipe import Course, cool_down, fit_budget, learning_rate, refit_budget
 from nnseg.learning.resume import EpochReport, RunRecord
 from nnseg.learning.state import (
     TrainState,
@@ -76,39 +77,25 @@ def train(
 
     Raises:
         StoppedError: `stop` said so; everything is saved.
-        DataError: The loss became NaN or infinite; the cases of the batch are named. No such step
-            has changed the weights, and checkpoints stay as they are.
+        DataError: The loss or the gradient became NaN or infinite, the gradient of fp16 again and
+            again; the cases of the batch are named. No such step has changed the network, and
+            checkpoints stay as they are.
     """
     started = time.monotonic() if started is None else started
-    if task.execution.torch_device.type == "cpu":
-        torch.set_num_threads(task.execution.threads)  # sums come out the same when a run goes on
-    device = task.execution.torch_device
-    task = balanced(task)
-    task = replace(
-        task,
-        train_cases=keep_on_device(task.train_cases, device),
-        val_cases=keep_on_device(task.val_cases, device),
-    )
+    task = settle(task)
     state = restore_state(task, resume) if resume else new_state(task)
-    before = state.seconds
-    budget = None if state.course.extended else task.settings.budget_seconds
+    started -= state.seconds
 
     def clock() -> float:
-        return before + time.monotonic() - started
+        return time.monotonic() - started
 
-    def left(step_seconds: float) -> float:
-        assert budget is not None, "only a course that has one is fitted"
-        axes = mirror_axes(task, state.course)
-        kept = reserve(state.network, axes, step_seconds) if reserve else 0.0
-        return from_first(budget - clock() - kept)
-
-    shared_network = share_network(task, state)
-    step_network = compiled_network(task, state, shared_network)
-    if task.execution.compiled and step_network is shared_network:  # it failed: never try again
-        task = replace(task, execution=replace(task.execution, compiled=False))
-    if budget is not None and resume is None:
+    task, step_network = stepping(task, state)
+    left = None
+    if task.settings.budget_seconds is not None and not state.course.extended:
+        left = partial(time_left, task, state, clock, reserve)
+    if left and resume is None:
         fit_course(task, state, step_network, left)
-    elif budget is not None and (seconds := from_first(epoch_pace(state))):
+    elif left and (seconds := from_first(epoch_pace(state))):
         refit_course(task, state, seconds, left)  # it may have been used up since
     while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
@@ -123,7 +110,7 @@ def train(
             save(task, state, "best")
         if on_epoch:
             on_epoch(report)
-        if budget is not None:
+        if left:
             refit_course(task, state, from_first(epoch_pace(state)), left)
         follow(state, cool_down(state.course, task.settings, averages))
         if is_due(state) and state.epoch < state.course.epochs:
@@ -131,6 +118,55 @@ def train(
     save(task, state, "final")
     state.seconds = clock()
     return save_state(task, state, finished=True)
+
+
+def settle(task: Task) -> Task:
+    """Give a task as all of its training has it: classes counted, cases on the GPU if they fit.
+
+    On a CPU it also sets the number of threads, so that sums come out the same when a run goes on.
+    """
+    device = task.execution.torch_device
+    if device.type == "cpu":
+        torch.set_num_threads(task.execution.threads)
+    task = balanced(task)
+    return replace(
+        task,
+        train_cases=keep_on_device(task.train_cases, device),
+        val_cases=keep_on_device(task.val_cases, device),
+    )
+
+
+def stepping(task: Task, state: TrainState) -> tuple[Task, Any]:
+    """Give what steps are done with, and the task, which no longer compiles where that failed."""
+    shared = share_network(task, state)
+    network = compiled_network(task, state, shared)
+    if task.execution.compiled and network is shared:
+        task = replace(task, execution=replace(task.execution, compiled=False))
+    return task, network
+
+
+def time_left(
+    task: Task,
+    state: TrainState,
+    clock: Callable[[], float],
+    reserve: Reserve | None,
+    step_seconds: float,
+) -> float:
+    """Give the seconds of a budget that are left to train, at so many a step; alike on all ranks.
+
+    Args:
+        task: Data, plan and settings.
+        state: Of the training.
+        clock: Seconds that it has taken so far.
+        reserve: As for `train`.
+        step_seconds: What a step takes.
+    """
+    budget = task.settings.budget_seconds
+    assert budget is not None, "only a course that has one is fitted"
+    kept = 0.0
+    if reserve:
+        kept = reserve(state.network, mirror_axes(task, state.course), step_seconds)
+    return from_first(budget - clock() - kept)
 
 
 def train_epoch(
@@ -187,12 +223,14 @@ def look(state: TrainState, pending: tuple[Verdict, list[str]] | None) -> None:
     """Take account of a step that was done.
 
     Raises:
-        DataError: Its loss or gradient was no finite number; the cases of its batch are named.
+        DataError: Its loss or gradient was no finite number, of fp16 in MOST_LEFT_OUT steps in a
+            row; the cases of its batch are named.
     """
     if pending is None:
         return
     verdict, case_ids = pending
-    if fault := verdict.fault():
+    state.left_out = 0 if verdict.was_good() else state.left_out + 1
+    if fault := verdict.fault(state.left_out):
         raise DataError(
             f"{fault} in epoch {state.epoch + 1}, on a batch of "
             f"{', '.join(sorted(set(case_ids)))}; {REMEDY}"

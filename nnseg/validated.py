@@ -38,11 +38,16 @@ class Validated:
 
     def __post_init__(self) -> None:
         for case_id in self.cases or ():
-            if case_id in ("", "..") or Path(case_id).name != case_id:  # their files are removed
+            if not _is_name(case_id):  # their files are removed
                 raise DataError(f"cases: {case_id!r} is no name of a case; validate again")
         for name in self.maps_sha256 or ():
-            if name in ("", "..") or Path(name).name != name:
+            if not _is_name(name):
                 raise DataError(f"maps_sha256: {name!r} is no name of a file; validate again")
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file may be called so, and lies in the folder that it is looked for in."""
+    return text not in ("", "..") and Path(text).name == text and "\0" not in text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,6 +133,7 @@ def test_batches_to_validate_with_show_the_data_as_they_are() -> None:
         assert set(labels.unique().tolist()) <= {0, 1}
 
 
+@pytest.mark.fault("R32", "G7")
 @pytest.mark.parametrize(
     "options", [{}, {"augmented": False}, {"elastic": 9.0}, {"mixup": 0.4, "elastic": 9.0}]
 )
@@ -159,6 +160,7 @@ def test_workers_stay_a_bounded_number_of_batches_ahead(monkeypatch: pytest.Monk
     assert len(made) <= 5 + 2 + batches.AHEAD
 
 
+@pytest.mark.fault("R27")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_who_stops_early_leaves_no_thread_behind(workers: int) -> None:
     before = threading.active_count()
@@ -192,6 +194,7 @@ class Damaged:
         raise RuntimeError("Error while getting the slice")
 
 
+@pytest.mark.fault("R27")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_case_is_named_at_once_and_no_thread_stays(workers: int) -> None:
     before = threading.active_count()

@@ -215,6 +215,7 @@ def shift_map(label_map: Path) -> None:
     write(label_map, segmentation, simple_geometry(geometry.shape, (5.0, 4.0, 3.0)))
 
 
+@pytest.mark.fault("R41")
 @pytest.mark.parametrize("with_hashes", [True, False])  # older versions kept none of label maps
 @pytest.mark.parametrize("harm", [cut_map, turn_probabilities, shift_map])
 def test_a_damaged_prediction_is_named_with_what_makes_it_anew(

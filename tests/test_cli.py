@@ -596,6 +596,7 @@ def test_presets_differ_in_epochs_and_patience_and_the_budget() -> None:
 # ---------------------------------------------------------------- signals
 
 
+@pytest.mark.fault("R18")
 @pytest.mark.skipif(os.name != "posix", reason="there are no such signals")
 def test_a_training_that_is_told_to_stop_goes_on_with_the_same_command(
     run: Run, fresh: Path
@@ -635,6 +636,7 @@ def test_a_training_that_is_told_to_stop_goes_on_with_the_same_command(
     assert [int(row.split(",")[0]) for row in rows] == list(range(1, 21))
 
 
+@pytest.mark.fault("R18")
 def test_ctrl_c_ends_a_prediction_within_a_case_and_the_same_command_goes_on(
     run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -911,3 +913,24 @@ def test_the_planners_offered_are_those_that_plan() -> None:
     from nnseg.plan import PLANNERS
 
     assert set(preparing.PLANNERS) == set(PLANNERS)
+
+
+@pytest.mark.parametrize(("ranks", "taken_down"), [("1", True), ("2", False)])
+def test_of_several_ranks_each_ends_without_taking_python_down(
+    ranks: str, taken_down: bool
+) -> None:
+    script = (
+        "import atexit, sys\nfrom nnseg.cli import main\n"
+        "atexit.register(print, 'taken down')\nsys.argv[1:] = ['info', '--nonsense']\n"
+        "print('begun')\nsys.exit(main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"WORLD_SIZE": ranks},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout.split("\n") == ["begun", *(["taken down"] if taken_down else []), ""]
+    assert "--nonsense" in ended.stderr

@@ -19,6 +19,7 @@ from nnseg.commit import (
     sweep_orphans,
     sync_folder,
     whole_file,
+    whole_files,
     whole_folder,
     write_whole,
 )
@@ -237,6 +238,28 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="half"):
         fail_halfway(tmp_path / "other")
     assert names(tmp_path) == ["new"]
+
+
+def test_files_get_their_names_only_once_all_are_written(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("old")
+    with whole_files(tmp_path) as folder:
+        for name in ("a", "b"):
+            write_whole(folder / name, b"new")
+        assert (tmp_path / "b").read_text() == "old"
+        assert not (tmp_path / "a").exists()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        "ab", "new"
+    )
+
+
+def test_a_full_disk_among_several_files_is_told_by_the_name_that_one_was_to_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_bytes", fail_with(errno.ENOSPC))
+    with pytest.raises(DiskFullError) as raised, whole_files(tmp_path) as folder:
+        write_whole(folder / "scan.nii.gz", b"new")
+    assert str(raised.value).startswith(f"{tmp_path / 'scan.nii.gz'}: the disk is full")
+    assert not names(tmp_path)
 
 
 def test_a_folder_that_a_killed_process_was_making_is_removed_by_the_next(tmp_path: Path) -> None:

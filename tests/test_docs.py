@@ -18,6 +18,7 @@ PAGES = {
     for path in (
         CHECKOUT / "README.md",
         CHECKOUT / "CHANGELOG.md",
+        CHECKOUT / "SECURITY.md",
         *(CHECKOUT / root / "README.md" for root in ("raw", "preprocessed", "results")),
         *sorted((CHECKOUT / "docs").rglob("*.md")),
     )

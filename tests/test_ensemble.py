@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnseg import ensemble
 from nnseg.axes import Order, Planes, Spacing, permute
-from nnseg.ensemble import Member, predict_image
+from nnseg.ensemble import Member, Prediction, predict_image, prepare_image
 from nnseg.errors import DataError
 from nnseg.inference import Model
 from nnseg.labels import Labels
@@ -73,6 +73,11 @@ def image() -> NDArray[np.float32]:
     return whole
 
 
+def predicted(members: Sequence[Member], **wanted: Any) -> Prediction:
+    """What the members find in `image` together."""
+    return predict_image(members, prepare_image(members, image(), SPACING), **wanted)
+
+
 def logits_on_the_grid(model: Model) -> tuple[Planes, Placement]:
     """All logits of a model on the file's grid, within the body's box."""
     seen, placement = model.prepare(image(), SPACING)
@@ -93,9 +98,7 @@ def test_probabilities_of_models_on_different_grids_are_averaged_on_the_files(
 ) -> None:
     monkeypatch.setattr(ensemble, "SLAB_BYTES", 5000)
     models = [model_of(labels), model_of(labels, (1.2, 1.7, 1.1), seeds=(9,))]
-    found = predict_image(
-        [Member(model=models[0]), Member(model=models[1], weight=3.0)], image(), SPACING
-    )
+    found = predicted([Member(model=models[0]), Member(model=models[1], weight=3.0)])
     likely = []
     for model in models:
         logits, placement = logits_on_the_grid(model)
@@ -114,8 +117,8 @@ def test_one_model_finds_the_same_whatever_is_told_besides(
     labels: Labels, spacing: Spacing | None
 ) -> None:
     member = Member(model=model_of(labels, spacing, seeds=(11, 9)))
-    alone = predict_image([member], image(), SPACING)
-    told = predict_image([member], image(), SPACING, maps=("entropy", "disagreement"))
+    alone = predicted([member])
+    told = predicted([member], maps=("entropy", "disagreement"))
     np.testing.assert_array_equal(alone.segmentation, told.segmentation)
     assert alone.maps == {}
     assert set(told.maps) == {"entropy", "disagreement"}
@@ -130,7 +133,7 @@ def test_one_model_finds_the_same_whatever_is_told_besides(
 def test_maps_are_those_of_the_mean_probabilities(labels: Labels) -> None:
     models = [model_of(labels, (1.2, 1.7, 1.1), seeds=(seed,)) for seed in (11, 9)]
     members = [Member(model=model) for model in models]
-    found = predict_image(members, image(), SPACING, maps=("entropy", "disagreement"))
+    found = predicted(members, maps=("entropy", "disagreement"))
     likely = []
     for model in models:
         logits, placement = logits_on_the_grid(model)
@@ -151,12 +154,12 @@ def test_maps_are_those_of_the_mean_probabilities(labels: Labels) -> None:
 def test_folds_of_one_model_disagree_as_much_as_models_of_one_fold() -> None:
     folds = Member(model=model_of(PLAIN, seeds=(11, 9)))
     models = [Member(model=model_of(PLAIN, seeds=(seed,))) for seed in (11, 9)]
-    one = predict_image([folds], image(), SPACING, maps=("disagreement",)).maps["disagreement"]
-    other = predict_image(models, image(), SPACING, maps=("disagreement",)).maps["disagreement"]
+    one = predicted([folds], maps=("disagreement",)).maps["disagreement"]
+    other = predicted(models, maps=("disagreement",)).maps["disagreement"]
     correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
     assert correlation > 0.9  # means of logits and of probabilities are not quite the same
     sure = Member(model=model_of(PLAIN, seeds=(9, 9)))
-    none = predict_image([sure], image(), SPACING, maps=("disagreement",)).maps["disagreement"]
+    none = predicted([sure], maps=("disagreement",)).maps["disagreement"]
     assert none.max() < 1e-5
 
 
@@ -169,7 +172,7 @@ def test_probabilities_are_handed_on_plane_by_plane() -> None:
         begun.append(placement)
         return taken.append
 
-    predict_image([member], image(), SPACING, probabilities=begin)
+    predicted([member], probabilities=begin)
     logits, placement = logits_on_the_grid(member.model)
     assert begun == [placement]
     np.testing.assert_allclose(np.concatenate(taken), PLAIN.probabilities(logits), atol=1e-6)
@@ -179,12 +182,12 @@ def test_probabilities_are_handed_on_plane_by_plane() -> None:
 def test_a_temperature_changes_probabilities_and_no_label_of_one_model(labels: Labels) -> None:
     cold = Member(model=model_of(labels), temperature=3.0)
     taken: list[Planes] = []
-    found = predict_image([cold], image(), SPACING, probabilities=lambda _: taken.append)
+    found = predicted([cold], probabilities=lambda _: taken.append)
     logits, _ = logits_on_the_grid(cold.model)
     np.testing.assert_allclose(np.concatenate(taken), labels.probabilities(logits / 3), atol=1e-6)
-    plain = predict_image([Member(model=cold.model)], image(), SPACING)
+    plain = predicted([Member(model=cold.model)])
     np.testing.assert_array_equal(found.segmentation, plain.segmentation)
-    quick = predict_image([cold], image(), SPACING)
+    quick = predicted([cold])
     assert quick.expected_dice == pytest.approx(found.expected_dice, abs=1e-6)
     assert quick.expected_dice != pytest.approx(plain.expected_dice, abs=0.02)
 
@@ -194,8 +197,8 @@ def test_the_expected_dice_is_high_where_a_model_is_sure() -> None:
     sure = dataclasses.replace(model, networks=(Waves(3, 11),))
     for network in sure.networks:
         network.scale *= 100  # type: ignore[operator]
-    low = predict_image([Member(model=model)], image(), SPACING).expected_dice
-    high = predict_image([Member(model=sure)], image(), SPACING).expected_dice
+    low = predicted([Member(model=model)]).expected_dice
+    high = predicted([Member(model=sure)]).expected_dice
     shared = [name for name in low if low[name] is not None and high[name] is not None]
     assert shared
     for name in shared:
@@ -216,28 +219,28 @@ def test_models_that_do_not_fit_each_other_are_refused(change: dict[str, Any], w
     model = model_of(REGIONS if change.get("labels") is SWAPPED else PLAIN)
     other = dataclasses.replace(model, plan=dataclasses.replace(model.plan, **change))
     with pytest.raises(DataError, match=f"has the {what} .*; models that predict together must"):
-        predict_image([Member(model=model), Member(model=other)], image(), SPACING)
+        predicted([Member(model=model), Member(model=other)])
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_a_weight_that_is_none_is_refused(weight: float) -> None:
     model = model_of(PLAIN)
     with pytest.raises(DataError, match="it must be over 0"):
-        predict_image([Member(model=model, weight=weight)], image(), SPACING)
+        predicted([Member(model=model, weight=weight)])
 
 
 def test_tiles_of_models_together_are_one_count() -> None:
     models = [model_of(PLAIN), model_of(PLAIN, (1.2, 1.7, 1.1), seeds=(9,))]
     told: list[tuple[int, int]] = []
     sweep = Sweep(on_tile=lambda done, tiles: told.append((done, tiles)))
-    predict_image([Member(model=model) for model in models], image(), SPACING, sweep=sweep)
+    predicted([Member(model=model) for model in models], sweep=sweep)
     done = [count for count, _ in told]
     assert done == sorted(done)
     assert {tiles for _, tiles in told} == {done[-1]}
     alone: list[int] = []
     for model in models:
         sweep = Sweep(on_tile=lambda done, tiles: alone.append(tiles if done == tiles else 0))
-        predict_image([Member(model=model)], image(), SPACING, sweep=sweep)
+        predicted([Member(model=model)], sweep=sweep)
     assert done[-1] == sum(alone)
 
 
@@ -255,6 +258,6 @@ def test_models_on_different_grids_come_in_slabs_of_one_depth(
     monkeypatch.setattr(ensemble, "SLAB_BYTES", 4 * 3 * 12 * 16 * 6)  # six planes of the file
     coarse, fine = model_of(PLAIN, (2.0, 4.0, 3.0)), model_of(PLAIN, (1.0, 0.5, 0.75), seeds=(9,))
     members = [Member(model=coarse), Member(model=fine)]
-    predict_image(members[:1], image(), SPACING, maps=("entropy",))
-    predict_image(members, image(), SPACING)
+    predicted(members[:1], maps=("entropy",))
+    predicted(members)
     assert depths[0] > depths[1] == depths[2] >= 1

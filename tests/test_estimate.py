@@ -166,8 +166,14 @@ def test_reading_is_foretold_from_what_files_unpack_to(tmp_path: Path) -> None:
 
 def test_a_gzip_over_4_gb_counts_as_more_than_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
-    path.write_bytes(bytes(996) + (3).to_bytes(4, "little"))
+    path.write_bytes(bytes(4_000_000) + (3).to_bytes(4, "little"))
     assert bytes_to_read([path]) == 6 * (2**32 + 3)
+
+
+def test_a_damaged_gzip_counts_as_no_more_than_its_bytes_can_be_unpacked_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(bytes(96) + (2**32 - 1).to_bytes(4, "little"))
+    assert bytes_to_read([path]) == 6 * 1100 * 100
 
 
 def test_scoring_takes_so_much_of_each_voxel_or_what_reading_takes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nnseg import pipeline, record, store
 from nnseg.axes import Segmentation
 from nnseg.dataset import Case, find_training_cases, read_spec
-from nnseg.exchange.nnunet import read_plans
+from nnseg.exchange.nnunet_reading import read_plans
 from nnseg.folders import Folders, metrics_file
 from nnseg.labels import Labels
 from nnseg.learning.recipe import TrainSettings

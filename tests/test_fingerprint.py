@@ -10,7 +10,9 @@ from nnseg import record
 from nnseg.axes import Image, Segmentation
 from nnseg.dataset import find_cases, read_spec
 from nnseg.errors import DataError
-from nnseg.exchange.nnunet import INTENSITIES, plans_to_json, read_fingerprint
+from nnseg.exchange.nnunet_names import INTENSITIES
+from nnseg.exchange.nnunet_reading import read_fingerprint
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import CaseMeasurement, Fingerprint, measure_case, summarize
 from nnseg.image.intensity import Intensity
 from nnseg.plan import make_plan

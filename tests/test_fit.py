@@ -349,6 +349,30 @@ def test_a_network_that_keeps_more_gets_a_smaller_patch() -> None:
     assert nested.elements_allowed == plain.elements_allowed
 
 
+@pytest.mark.parametrize("shape", [(160, 16, 16), (300, 20, 24), (60, 12, 300), (4, 200, 16)])
+@pytest.mark.parametrize("network", [name for name in KINDS if 3 in KINDS[name].dimensions])
+def test_long_and_flat_images_get_patches_near_their_own_size(network: str, shape: Shape) -> None:
+    fit = Like((1.0, 1.0, 1.0), shape, 40, 3).fits(network=network)["3d_fullres"]
+    fixed = 2 ** (KINDS[network].levels[0] - 1)  # what a least depth takes is the network's own
+    for edge, most in zip(fit.patch_size, shape, strict=True):
+        assert edge <= max(1.5 * most, 2 * fixed)
+
+
+@pytest.mark.parametrize("network", ["plain", "fcn", "unet3plus", "encoder_unet"])
+def test_more_labels_leave_a_network_less_room(network: str) -> None:
+    few, many = (Like((1, 1, 1), (138, 169, 138), 484, labels) for labels in (3, 105))
+    before, after = few.fits(network=network), many.fits(network=network)
+    for name, fit in before.items():
+        fewer = math.prod(after[name].patch_size) * after[name].batch_size
+        assert fewer < 0.9 * math.prod(fit.patch_size) * fit.batch_size
+
+
+def test_a_backbone_of_timms_is_fitted_in_2d_only() -> None:
+    options = NetworkOptions(backbone="timm:regnety_016")
+    fits = LIKE["Hippocampus"].fits(network="encoder_unet", options=options)
+    assert list(fits) == ["2d"]
+
+
 def test_blocks_of_deeper_levels_repeat_the_last() -> None:
     architecture = LIKE["Liver"].fits("resenc_l")["3d_fullres"].architecture
     assert architecture.encoder_blocks == (1, 3, 4, 6, 6, 6)[: architecture.levels]

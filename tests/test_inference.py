@@ -70,6 +70,7 @@ def test_only_axes_that_every_fold_mirrored_are_mirrored(
     assert model_of(plan, tmp_path, *mirrored).mirror_axes == common
 
 
+@pytest.mark.fault("R25")
 @pytest.mark.parametrize(
     "error",
     [

@@ -78,6 +78,11 @@ def test_equal_values_have_an_interval_of_no_width(value: float) -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((value,) * 3)
 
 
+def test_values_too_small_to_be_cubed_have_an_interval() -> None:
+    found = mean_interval([0.0, 1.7e-118])
+    assert (found.low, found.high) == (0.0, 1.7e-118)
+
+
 def test_the_ends_stay_within_the_values() -> None:
     found = mean_interval([0.0] * 12 + [1.0])
     assert found.low is not None

@@ -37,6 +37,21 @@ def test_a_folder_gives_a_job_for_each_case_with_its_channels_in_order(tmp_path:
     assert first.fault is None
 
 
+def test_images_whose_names_are_no_channel_of_a_case_are_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = touch(tmp_path / "in", "a_0000.nii.gz", "b.nii.gz", "c_0.mha", "notes.txt", "._d.nii")
+    (job,) = find_prediction_jobs(images, tmp_path / "out", ONE)
+    assert job.case_id == "a"
+    assert caplog.messages == [
+        f"{images}: b.nii.gz, c_0.mha are passed over; images must be named CASE_0000, "
+        "CASE_0001, ..."
+    ]
+    caplog.clear()
+    find_prediction_jobs(touch(tmp_path / "good", "a_0000.tif", "a.json"), tmp_path / "out", ONE)
+    assert not caplog.messages
+
+
 def test_a_case_with_other_channels_is_a_job_with_a_fault(tmp_path: Path) -> None:
     images = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
     first, second = find_prediction_jobs(images, tmp_path / "out", TWO)

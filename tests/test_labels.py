@@ -23,6 +23,7 @@ GAPPED_REGIONS = Labels(
     [
         ({"liver": 1}, None, "labels.background is missing; it must be 0"),
         ({"background": 1, "liver": 0}, None, "labels.background is 1; it must be 0"),
+        ({"background": 0, "a\x1b[2J": 1}, None, r"labels has 'a\\x1b\[2J'; a name must be text"),
         ({"background": 0}, None, "labels has no foreground"),
         ({"background": 0, "ignore": 1}, None, "labels has no foreground"),
         ({"background": 0, "liver": -1}, None, r"integers \[-1, 0\]; use some of 0 to 65535"),

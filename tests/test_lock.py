@@ -100,6 +100,7 @@ def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -
     assert refused.value.exit_code == 4
 
 
+@pytest.mark.fault("R15")
 def test_a_process_holds_the_lock_against_another_until_it_is_killed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,6 +224,7 @@ def enter_at_once(folder: Path, count: int) -> int:
     return len(inside)
 
 
+@pytest.mark.fault("R15")
 def test_of_many_threads_that_find_a_dead_lock_one_takes_it(tmp_path: Path) -> None:
     folder = tmp_path / "fold_0"
     record.save(holder(dead_pid()), lock_file(folder))

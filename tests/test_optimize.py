@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nnseg.errors import PlanError
 from nnseg.learning.optimize import (
+    MOST_LEFT_OUT,
     OPTIMIZERS,
     Optimizer,
     Verdict,
@@ -102,6 +103,18 @@ def test_an_overflow_of_a_scaled_gradient_is_mended_and_no_fault() -> None:
         assert update(optimizer, scaler, loss_of(layer, 1e3), 12.0).fault() is None
     assert same(everything(layer, optimizer), before)
     assert scaler.get_scale() < 3e38 / 3
+
+
+def test_an_overflow_at_every_scale_is_a_fault_in_the_end() -> None:
+    layer = network()
+    optimizer = optimizer_of(layer)
+    next(layer.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    scaler = torch.amp.GradScaler("cpu")
+    verdicts = [update(optimizer, scaler, loss_of(layer), 12.0) for _ in range(MOST_LEFT_OUT)]
+    assert not any(verdict.was_good() for verdict in verdicts)
+    assert verdicts[-1].fault(MOST_LEFT_OUT - 1) is None
+    assert str(verdicts[-1].fault(MOST_LEFT_OUT)).startswith("the gradient became nan in 32 steps")
+    assert scaler.get_scale() == 2.0**-16  # from 65536
 
 
 @pytest.mark.parametrize("name", NAMES)

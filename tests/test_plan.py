@@ -9,7 +9,8 @@ from nnseg import record
 from nnseg.axes import Shape, Spacing
 from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.errors import PlanError
-from nnseg.exchange.nnunet import plans_to_json, read_fingerprint
+from nnseg.exchange.nnunet_reading import read_fingerprint
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
@@ -20,12 +21,10 @@ from nnseg.plan import (
     batch_dice,
     describe_plan,
     explain_plan,
-    fullres_spacing,
     make_plan,
     mask_use,
-    median_shape,
-    plan_order,
 )
+from nnseg.target_spacing import fullres_spacing, median_shape, plan_order
 from nnseg.topology import MedianShape
 
 INTENSITY = Intensity(
@@ -370,6 +369,37 @@ def test_the_levels_that_a_network_may_have_are_told() -> None:
 def test_a_3d_network_is_no_plan_for_single_slices() -> None:
     with pytest.raises(PlanError, match=r"unet3d is 3D only, and the median image is one slice"):
         plan_of((1.0, 1.0, 1.0), (1, 256, 320), network="unet3d")
+
+
+def test_a_plan_says_what_it_knows_of_a_backbone_of_timms() -> None:
+    options = NetworkOptions(backbone="timm:regnety_016")
+    plan = plan_of((1.0, 1.0, 1.0), (36, 50, 35), network="encoder_unet", options=options)
+    lines = explain_plan(plan).splitlines()
+    assert list(plan.configurations) == ["2d"]
+    assert "3D: not planned, given backbone timm:regnety_016 is 2D only" in lines
+    memory = "counted as with resnet50d, given backbone timm:regnety_016, which timm alone knows"
+    assert f"memory: {memory}" in lines
+    known = plan_of(
+        (1.0, 1.0, 1.0), (36, 50, 35), network="encoder_unet",
+        options=NetworkOptions(backbone="resnet50d"),
+    )  # fmt: skip
+    assert not any(line.startswith("memory:") for line in explain_plan(known).splitlines())
+    assert list(known.configurations) == ["2d", "3d_fullres"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (
+            {"upsampling": "nearest"},
+            "upsampling is 'nearest'; give one of transposed",
+        ),
+        ({"norm": "layer"}, "norm is 'layer'; give one of instance, batch"),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused(given: dict[str, Any], fault: str) -> None:
+    with pytest.raises(PlanError, match=fault):
+        plan_of((1.0, 1.0, 1.0), (36, 50, 35), network="unetpp", options=NetworkOptions(**given))
 
 
 def test_a_plan_says_its_network_and_options() -> None:

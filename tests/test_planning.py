@@ -18,7 +18,7 @@ from nnseg.labels import Labels
 from nnseg.lock import locked
 from nnseg.model.architecture import NetworkOptions, Norm, Upsampling
 from nnseg.plan import Plan
-from nnseg.verbs import planning, prepare
+from nnseg.verbs import measuring, planning, prepare
 from nnseg.verbs.planned_fold import PlannedFold
 
 DATASET = "Dataset001_Phantoms"
@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Three small slices, measured and planned; a test plans again at most."""
     folders = Folders.of_root(tmp_path_factory.mktemp("planned"))
     phantom.write_dataset(folders.raw_folder(DATASET), "2d", cases=3)
-    prepare.fingerprint(folders, DATASET, workers=1)
+    measuring.fingerprint(folders, DATASET, workers=1)
     planning.plan(folders, DATASET)
     return folders
 
@@ -100,8 +100,8 @@ def test_the_order_of_labels_that_are_no_regions_is_free(
     "work",
     [
         lambda folders: planning.plan(folders, DATASET),
-        lambda folders: prepare.fingerprint(folders, DATASET, workers=1),
-        lambda folders: prepare.up_to_date_fingerprint(folders, DATASET, anew=True),
+        lambda folders: measuring.fingerprint(folders, DATASET, workers=1),
+        lambda folders: measuring.up_to_date_fingerprint(folders, DATASET, anew=True),
     ],
 )
 def test_two_runs_do_not_plan_a_dataset_at_once(
@@ -188,6 +188,11 @@ def test_a_network_and_its_options_are_planned_and_preprocessed(folders: Folders
         ("--network unetpq", "no network is named 'unetpq'; known: deeplabv3plus"),
         ("--norm batch", "network plain has no option norm; it takes upsampling"),
         ("--network fcn --backbone resnet18d", "network fcn has no option backbone"),
+        (
+            "--backbone resnet18d",
+            "network plain has no option backbone; it takes upsampling; "
+            "give `--network encoder_unet`",
+        ),
         ("--network fcn --dropout 1.5", "dropout is 1.5; it must be"),
         ("--network unet3d", "network unet3d is 3D only, and the median image is one slice"),
         ("--network encoder_unet --backbone vgg", "no backbone is named 'vgg'; known: resnet18d"),

@@ -16,7 +16,7 @@ from nnseg.checkpoint import load_model, save_model
 from nnseg.commit import sha256
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MachineError, MissingError, PlanError, UsageError
-from nnseg.exchange.nnunet import plans_to_json
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, fold_folder, trained_configurations
 from nnseg.image.intensity import Intensity

@@ -436,6 +436,7 @@ class Hungry(Pointwise):
         return super().forward(image, outputs)
 
 
+@pytest.mark.fault("R25")
 def test_where_memory_is_short_fewer_tiles_are_computed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -447,6 +448,7 @@ def test_where_memory_is_short_fewer_tiles_are_computed_at_once(
         predict_logits([Hungry(0)], image, PATCH, CPU)
 
 
+@pytest.mark.fault("R25")
 def test_what_a_gpu_has_no_memory_for_is_computed_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -461,6 +463,7 @@ def test_what_a_gpu_has_no_memory_for_is_computed_on_the_cpu(
     assert "meta has too little memory: going on on the CPU" in caplog.text
 
 
+@pytest.mark.fault("R25")
 def test_sums_move_to_the_cpu_where_a_gpu_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros, asked = torch.zeros, []
 

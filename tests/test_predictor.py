@@ -55,7 +55,7 @@ def scan(flat: Folders) -> Path:
 def right(ready: Predictor, scan: Path) -> Segmentation:
     """What is found in the scan, from its arrays."""
     volume = read_image([scan])
-    return ready.segment(volume.image, volume.geometry.spacing).segmentation
+    return ready.segment(ready.prepare(volume.image, volume.geometry.spacing)).segmentation
 
 
 def seen(image: Any) -> Segmentation:
@@ -370,7 +370,7 @@ def test_an_image_that_would_fill_the_memory_is_refused(
     with pytest.raises(MachineError, match=message):
         ready.predict((image[0], far))
     with pytest.raises(MachineError, match="correct the spacing, or free memory"):
-        ready.segment(image, far)
+        ready.prepare(image, far)
     assert ready.predict((image[0], near)).shape == (3, 40, 30)
 
 
@@ -386,10 +386,11 @@ def test_air_around_the_body_counts_for_little_in_what_is_refused(
     assert body < whole
     enough = predictor.SURE_SHARE * (body - predictor.PROGRAM_BYTES - image.nbytes)
     monkeypatch.setattr(predictor, "free_memory", lambda: enough)
-    assert ready.segment(image, (5.0, 3.0, 3.0)).segmentation.shape == (3, 400, 300)
+    prepared = ready.prepare(image, (5.0, 3.0, 3.0))
+    assert ready.segment(prepared).segmentation.shape == (3, 400, 300)
     monkeypatch.setattr(predictor, "free_memory", lambda: enough - 1)
     with pytest.raises(MachineError, match="3 x 80 x 60 voxels"):
-        ready.segment(image, (5.0, 3.0, 3.0))
+        ready.prepare(image, (5.0, 3.0, 3.0))
 
 
 def test_a_bad_image_among_many_is_told_and_the_others_follow(

@@ -20,7 +20,7 @@ from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders
 from nnseg.image.normalize import NORMALIZERS
 from nnseg.runlog import RunReport
-from nnseg.verbs import planning, prepare, visit
+from nnseg.verbs import measuring, planning, prepare, visit
 from nnseg.volume import read_segmentation, write
 
 DATASET = "Dataset001_Phantoms"
@@ -72,7 +72,7 @@ def test_one_command_gives_what_three_give_and_reads_each_file_once(
 ) -> None:
     shutil.copytree(folders.raw, tmp_path / "other" / "raw")
     apart = Folders.of_root(tmp_path / "other")
-    prepare.fingerprint(apart, DATASET)
+    measuring.fingerprint(apart, DATASET)
     the_plan = planning.plan(apart, DATASET)
     made = prepare.preprocess(apart, DATASET)
     assert len(reads) == 4
@@ -115,7 +115,7 @@ def test_a_second_run_reads_no_case_to_preprocess_it_and_changes_nothing(
 def test_a_plan_that_was_there_does_not_cost_a_second_read(
     folders: Folders, reads: list[Path]
 ) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     planning.plan(folders, DATASET)
     _, made = prepare.plan_and_preprocess(folders, DATASET)
     assert made == {"2d": 4, "3d_fullres": 4}
@@ -139,6 +139,7 @@ def test_only_configurations_that_are_asked_for_are_made(folders: Folders) -> No
     assert not folders.store(DATASET, "nnseg", "3d_fullres").exists()
 
 
+@pytest.mark.fault("G7")
 def test_processes_and_threads_make_the_same_bytes(folders: Folders) -> None:
     prepare.plan_and_preprocess(folders, DATASET, ["3d_fullres"])
     by_threads = tree(folders.preprocessed)
@@ -154,7 +155,8 @@ def risky_below(monkeypatch: pytest.MonkeyPatch, answer: bool) -> list[tuple[int
         asked.append((max(needs.values(), default=0), workers))
         return answer
 
-    monkeypatch.setattr(prepare, "is_risky", is_risky)
+    for module in (measuring, prepare):
+        monkeypatch.setattr(module, "is_risky", is_risky)
     return asked
 
 
@@ -171,7 +173,8 @@ def test_work_that_may_exhaust_the_memory_is_done_apart(
             used.append(name)
             return original(*args, **options)
 
-        monkeypatch.setattr(prepare, name, run)
+        for module in (measuring, prepare):
+            monkeypatch.setattr(module, name, run)
     prepare.plan_and_preprocess(folders, DATASET, ["2d"], workers=1)
     assert used == ["for_each_apart" if risky else "for_each"] * 2
     assert [workers for _, workers in asked] == [1, 1]
@@ -186,7 +189,7 @@ def test_a_normalizer_of_the_main_module_keeps_the_work_in_threads(
 
     halve.__module__ = "__main__"
     monkeypatch.setattr(NORMALIZERS, "_entries", dict(NORMALIZERS._entries) | {"halve": halve})
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     the_plan = planning.plan(folders, DATASET)
     flat = replace(the_plan.configuration("2d"), normalization=("halve",))
     path = folders.plan_file(DATASET, "nnseg")
@@ -221,7 +224,7 @@ def test_a_case_whose_worker_is_killed_is_tried_again_and_costs_no_other(
     monkeypatch.syspath_prepend(tmp_path)
     import killer_of_workers  # type: ignore[import-not-found]
 
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     planning.plan(folders, DATASET)
     ids = sorted(path.name[:-12] for path in folders.images(DATASET).iterdir())
     marks = tmp_path / "marks"
@@ -246,7 +249,7 @@ def test_a_case_whose_worker_is_killed_is_tried_again_and_costs_no_other(
 
 
 def test_a_case_that_cannot_be_read_is_named_and_the_others_are_done(folders: Folders) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     planning.plan(folders, DATASET)
     path = sorted(folders.images(DATASET).iterdir())[2]
     path.write_bytes(path.read_bytes()[:1000])
@@ -274,7 +277,7 @@ def test_a_new_case_is_measured_and_only_it_is_preprocessed(
     shutil.rmtree(folders.raw)
     shutil.copytree(more.raw, folders.raw)
     with caplog.at_level(logging.WARNING):
-        found = prepare.up_to_date_fingerprint(folders, DATASET)
+        found = measuring.up_to_date_fingerprint(folders, DATASET)
     assert len(found.case_ids) == 5
     assert "the cases of Dataset001_Phantoms have changed; they are measured anew" in caplog.text
     record.save(the_plan, folders.plan_file(DATASET, "nnseg"))
@@ -282,11 +285,11 @@ def test_a_new_case_is_measured_and_only_it_is_preprocessed(
 
 
 def test_a_fingerprint_of_the_same_cases_is_taken_unless_asked_otherwise(folders: Folders) -> None:
-    first = prepare.fingerprint(folders, DATASET)
+    first = measuring.fingerprint(folders, DATASET)
     path = folders.fingerprint_file(DATASET)
     record.save(replace(first, median_relative_size=0.25), path)
-    assert prepare.up_to_date_fingerprint(folders, DATASET).median_relative_size == 0.25
-    assert prepare.up_to_date_fingerprint(folders, DATASET, anew=True) == first
+    assert measuring.up_to_date_fingerprint(folders, DATASET).median_relative_size == 0.25
+    assert measuring.up_to_date_fingerprint(folders, DATASET, anew=True) == first
 
 
 def double_the_spacing(path: Path) -> None:
@@ -318,18 +321,18 @@ def test_raw_files_that_change_under_the_same_ids_are_measured_and_made_anew(
         labels = folders.labels(DATASET) / f"{case_id}.nii.gz"
         assert hashes == (sha256(images), sha256(labels))
     caplog.clear()
-    assert prepare.up_to_date_fingerprint(folders, DATASET) == found
+    assert measuring.up_to_date_fingerprint(folders, DATASET) == found
     assert caplog.text == ""
 
 
 def test_one_label_map_that_changes_is_noticed(
     folders: Folders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     one = min(folders.labels(DATASET).iterdir())
     segmentation, geometry = read_segmentation(one)
     write(one, segmentation // 2 * 2, geometry)
-    prepare.up_to_date_fingerprint(folders, DATASET)
+    measuring.up_to_date_fingerprint(folders, DATASET)
     assert f"the files of case {one.name[:-7]} of Dataset001_Phantoms have changed" in caplog.text
 
 
@@ -337,9 +340,9 @@ def test_one_label_map_that_changes_is_noticed(
 def test_a_fingerprint_that_cannot_be_used_is_measured_anew_aloud(
     folders: Folders, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
-    first = prepare.fingerprint(folders, DATASET)
+    first = measuring.fingerprint(folders, DATASET)
     folders.fingerprint_file(DATASET).write_text(content)
-    assert prepare.up_to_date_fingerprint(folders, DATASET) == first
+    assert measuring.up_to_date_fingerprint(folders, DATASET) == first
     assert record.load(Fingerprint, folders.fingerprint_file(DATASET)) == first
     assert "fingerprint.json: " in caplog.text
     assert "; the cases are measured anew" in caplog.text
@@ -348,10 +351,10 @@ def test_a_fingerprint_that_cannot_be_used_is_measured_anew_aloud(
 def test_a_fingerprint_of_an_older_version_without_hashes_is_measured_anew(
     folders: Folders,
 ) -> None:
-    first = prepare.fingerprint(folders, DATASET)
+    first = measuring.fingerprint(folders, DATASET)
     older = replace(first, raw=(), median_relative_size=0.25)
     record.save(older, folders.fingerprint_file(DATASET))
-    assert prepare.up_to_date_fingerprint(folders, DATASET) == first
+    assert measuring.up_to_date_fingerprint(folders, DATASET) == first
 
 
 def test_more_cases_keep_fewer_values_of_each(
@@ -363,16 +366,16 @@ def test_more_cases_keep_fewer_values_of_each(
         asked.append((cases, channels))
         return 5
 
-    exact = prepare.fingerprint(folders, DATASET)
-    monkeypatch.setattr(prepare, "values_kept", few)
-    found = prepare.fingerprint(folders, DATASET)
+    exact = measuring.fingerprint(folders, DATASET)
+    monkeypatch.setattr(measuring, "values_kept", few)
+    found = measuring.fingerprint(folders, DATASET)
     assert asked == [(4, 1)]
     assert found.intensities[0].mean == exact.intensities[0].mean
     assert found.intensities[0].percentile_00_5 != exact.intensities[0].percentile_00_5
 
 
 def test_a_plan_of_another_dataset_json_is_not_carried_out(folders: Folders) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     the_plan = planning.plan(folders, DATASET)
     path = folders.spec_file(DATASET)
     path.write_text(path.read_text().replace('"0": "CT"', '"0": "MRI"'))
@@ -384,7 +387,7 @@ def test_a_plan_of_another_dataset_json_is_not_carried_out(folders: Folders) -> 
 
 
 def test_nothing_is_written_unless_it_is_to_be_saved(folders: Folders) -> None:
-    measured = prepare.fingerprint(folders, DATASET, save=False)
+    measured = measuring.fingerprint(folders, DATASET, save=False)
     the_plan = planning.plan(folders, DATASET, measured=measured, save=False)
     foretold = prepare.foretell(folders, the_plan, measured=measured)
     assert foretold.cases == 4
@@ -395,7 +398,7 @@ def test_nothing_is_written_unless_it_is_to_be_saved(folders: Folders) -> None:
 
 
 def test_what_is_foretold_counts_what_is_missing(folders: Folders) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     the_plan = planning.plan(folders, DATASET)
     both = prepare.foretell(folders, the_plan, workers=2)
     assert (both.cases, both.workers) == (4, 2)
@@ -412,7 +415,7 @@ def test_what_is_foretold_counts_what_is_missing(folders: Folders) -> None:
 def test_a_full_disk_is_refused_before_anything_is_made(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare.fingerprint(folders, DATASET)
+    measuring.fingerprint(folders, DATASET)
     the_plan = planning.plan(folders, DATASET)
     usage = shutil.disk_usage(folders.raw)
     needed = prepare.foretell(folders, the_plan).disk
@@ -455,12 +458,12 @@ def test_cases_whose_raw_files_changed_are_foretold(folders: Folders) -> None:
     segmentation, geometry = read_segmentation(second)
     write(second, segmentation // 2 * 2, geometry)
     os.utime(second, (0, 0))  # older, but another
-    measured = prepare.fingerprint(folders, DATASET, save=False)
+    measured = measuring.fingerprint(folders, DATASET, save=False)
     assert prepare.foretell(folders, the_plan, ["2d"], measured=measured).cases == 1
 
 
 def test_foretelling_without_a_fingerprint_takes_the_medians_of_the_plan(folders: Folders) -> None:
-    measured = prepare.fingerprint(folders, DATASET, save=False)
+    measured = measuring.fingerprint(folders, DATASET, save=False)
     the_plan = planning.plan(folders, DATASET, measured=measured, save=False)
     exact = prepare.foretell(folders, the_plan, measured=measured)
     roughly = prepare.foretell(folders, the_plan)

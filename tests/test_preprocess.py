@@ -13,7 +13,7 @@ from nnseg import record
 from nnseg.axes import Image, Order, Segmentation, Spacing, permute
 from nnseg.dataset import DatasetSpec, find_cases, read_spec
 from nnseg.errors import DataError, StoppedError
-from nnseg.exchange.nnunet import read_plans
+from nnseg.exchange.nnunet_reading import read_plans
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.crop import crop_to_body
 from nnseg.image.intensity import Intensity

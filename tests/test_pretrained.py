@@ -20,6 +20,7 @@ from nnseg.networks.inflation import flat_levels
 from nnseg.networks.timm_weights import fit_encoder, read_encoder_weights
 from nnseg.plan import Plan
 from nnseg.runlog import RunReport
+from nnseg.verbs.pretrained import begin
 
 BARELY = dataclasses.replace(SHORT, epochs=1, iterations=1, lr=1e-9)
 ENCODED = Architecture(
@@ -78,6 +79,22 @@ def test_a_training_starts_from_an_encoder_of_timms_and_says_so(
     assert set(facts["kept"]) | set(facts["adapted"]) == set(expected)
     assert set(facts["fresh"]) == {name for name in after if not name.startswith("encoder.")}
     assert report.inputs[str(file)] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_colours_are_those_of_the_image_where_a_cascade_sees_labels_too(
+    prepared: Folders, file: Path
+) -> None:
+    plan = record.load(Plan, prepared.plan_file(FLAT, "nnseg"))
+    stage = dataclasses.replace(plan.configuration("2d"), architecture=ENCODED)
+    behind = dataclasses.replace(stage, name="behind", previous="2d")
+    plan = dataclasses.replace(plan, configurations={"2d": stage, "behind": behind})
+    assert plan.input_channels("behind") > plan.input_channels("2d") == 1
+    found = read_encoder_weights(file)
+    alone, both = (begin(found, plan, name, 0).weights for name in plan.configurations)
+    first = both["encoder.conv1.0.weight"]
+    assert first.shape[1] == plan.input_channels("behind")
+    assert torch.equal(first[:, :1], alone["encoder.conv1.0.weight"])
+    assert not first[:, 1:].any()
 
 
 def test_a_run_goes_on_only_with_the_encoder_that_it_started_from(

@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,12 @@ from pydantic_core import PydanticSerializationError
 
 from nnseg import record
 from nnseg.dataset import DatasetSpec, Fold
+from nnseg.decisions import Decision
 from nnseg.errors import DataError, MachineError, MissingError, PlanError
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
-from nnseg.plan import Decision, Plan, make_plan
+from nnseg.plan import Plan, make_plan
 from nnseg.preprocess import Placement
 from nnseg.runlog import RunReport
 from nnseg.store import StoredCase
@@ -161,6 +163,38 @@ def test_every_fault_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
     assert "inner.pair.1: " in message
 
 
+def test_of_very_many_faults_some_are_named_and_the_others_counted() -> None:
+    data = {"name": "a", "size": 1, "length": 2} | {f"more_{n}": 0 for n in range(1000)}
+    with pytest.raises(DataError) as caught:
+        record.parse(Edge, data, "here")
+    message = str(caught.value)
+    assert message.count("unexpected keyword argument") == record.MOST_FAULTS
+    assert f"and {1000 - record.MOST_FAULTS} more" in message
+
+
+def test_a_fault_of_a_very_long_name_is_cut() -> None:
+    data = {"name": "a", "size": 1, "length": 2, "x" * 10**5: 0}
+    with pytest.raises(DataError) as caught:
+        record.parse(Edge, data, "here")
+    assert len(str(caught.value)) < 2 * record.LONGEST_FAULT
+
+
+def test_half_of_a_character_is_no_json(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"name": "\\ud800"}')
+    with pytest.raises(DataError, match="is not valid JSON"):
+        record.read_json(path)
+    assert record.read_json(write(tmp_path, '{"a": "\\ud83d\\ude00"}')) == {"a": "\U0001f600"}
+
+
+def test_one_of_very_many_keys_that_occurs_twice_is_found_at_once(tmp_path: Path) -> None:
+    keys = ",".join(f'"{n}": 0' for n in range(200_000))
+    path = write(tmp_path, f'{{{keys}, "5": 1}}')
+    started = time.process_time()
+    with pytest.raises(DataError, match="key '5' occurs twice"):
+        record.read_json(path)
+    assert time.process_time() - started < 10  # to count each of them would take hours
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -248,6 +282,14 @@ def test_a_file_too_large_to_be_ours_is_not_read(
         record.read_json(path)
     monkeypatch.setattr(record, "MAX_BYTES", 9)
     assert record.read_json(path) == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"record\.json: cannot be read \(it is a pipe\)"):
+        record.read_json(path)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from nnseg import record
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
-from nnseg.learning.recipe import TrainSettings, plan_course
+from nnseg.learning.course import plan_course
+from nnseg.learning.recipe import TrainSettings
 from nnseg.learning.resume import RunRecord, extend_run, find_run, set_aside, write_run
 from nnseg.model.device import Execution
 
@@ -63,12 +64,14 @@ def test_the_run_that_is_there_goes_on(fold: Path) -> None:
     assert wanted.epoch == 2
 
 
+@pytest.mark.fault("R20")
 def test_where_there_is_none_a_run_starts_unless_one_was_to_go_on(tmp_path: Path) -> None:
     assert find(tmp_path) is None
     with pytest.raises(MissingError, match="there is no run to continue; start without --c"):
         find(tmp_path, resume=True)
 
 
+@pytest.mark.fault("R21")
 @pytest.mark.parametrize(
     ("changes", "kind", "text"),
     [
@@ -194,6 +197,7 @@ def empty(path: Path) -> None:
 DAMAGE = [truncate, flip, empty, Path.unlink]
 
 
+@pytest.mark.fault("R19")
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("part", ["record", "weights"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_says_so(
@@ -224,6 +228,7 @@ def test_a_record_flipped_anywhere_gives_way_to_the_one_before(fold: Path) -> No
         assert find(fold) == before, place
 
 
+@pytest.mark.fault("R19")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_where_both_checkpoints_are_damaged_the_error_names_them_and_overwriting_helps(
     fold: Path, damage: Callable[[Path], None]

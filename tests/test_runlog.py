@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import logging
@@ -14,7 +15,7 @@ from nnseg import record, runlog
 from nnseg.commit import sha256
 from nnseg.console import StopFlag
 from nnseg.errors import DataError, PartlyDoneError, StoppedError
-from nnseg.runlog import RunReport, logged_run, versions
+from nnseg.runlog import RunReport, logged_run, read_report, versions
 
 logger = logging.getLogger("nnseg.anything")
 
@@ -118,6 +119,7 @@ def test_a_file_that_is_gone_at_the_end_costs_its_hash_only(tmp_path: Path) -> N
     assert report_in(tmp_path).inputs == {}
 
 
+@pytest.mark.fault("R40")
 def test_a_folder_that_cannot_be_written_costs_the_log_and_never_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_folder_that_cannot_be_written_costs_the_log_and_never_the_run(
     assert "no log can be kept there" in caplog.text
 
 
+@pytest.mark.fault("R40")
 def test_a_log_that_cannot_be_written_to_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,3 +218,21 @@ def test_what_is_kept_is_told_as_the_caller_wants_it(tmp_path: Path) -> None:
         assert text.count("here/source.txt") >= 3
     found = record.load(RunReport, folder / "run_report.json")
     assert found.inputs == {"here/source.txt": sha256(source)}
+
+
+@pytest.mark.fault("S14")
+def test_a_record_of_a_run_is_refused_when_a_byte_of_it_changed_and_read_if_it_has_no_hash(
+    tmp_path: Path,
+) -> None:
+    with logged_run(tmp_path, "plan", {"dataset": "D"}) as run:
+        run.facts["tokens"] = 1
+    path = tmp_path / "run_plan.json"
+    kept = read_report(path)
+    assert kept.facts == {"tokens": 1}
+    path.write_text(path.read_text().replace('"tokens": 1', '"tokens": 2'))
+    with pytest.raises(DataError, match="is damaged"):
+        read_report(path)
+    older = record.to_json(kept)
+    del older["record_sha256"]
+    path.write_text(record.json_text(older))
+    assert read_report(path) == dataclasses.replace(kept, record_sha256="")

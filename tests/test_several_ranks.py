@@ -71,6 +71,7 @@ def copies(flat: Path, tmp_path: Path, count: int) -> list[Path]:
     return [Path(shutil.copytree(flat, tmp_path / str(number))) for number in range(count)]
 
 
+@pytest.mark.fault("R31")
 @pytest.mark.parametrize("more", [(), ("--accumulate", "2", "--class-weights", "balanced")])
 def test_two_ranks_have_the_losses_and_the_weights_of_one(
     flat: Path, tmp_path: Path, more: tuple[str, ...]
@@ -84,6 +85,7 @@ def test_two_ranks_have_the_losses_and_the_weights_of_one(
         torch.testing.assert_close(value, mine[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.fault("R29", "G5")
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_other_and_a_restart_comes_to_the_same(
     flat: Path, tmp_path: Path

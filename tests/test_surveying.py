@@ -193,6 +193,7 @@ def test_folds_that_are_asked_for_are_those_that_predict(folders: Folders) -> No
         survey(folders, DATASET, folds=["0", "1"])
 
 
+@pytest.mark.fault("R41")
 def test_configurations_without_a_common_fold_are_refused(folders: Folders) -> None:
     train(folders, "2d", (0,))
     train(folders, "3d_fullres", (1,))
@@ -312,6 +313,7 @@ def remove_probabilities(fold: Path) -> None:
     compact_files(validation_folder(fold) / "c.nii.gz")[0].unlink()
 
 
+@pytest.mark.fault("R41")
 @pytest.mark.parametrize(
     ("harm", "said"),
     [

@@ -122,6 +122,24 @@ def test_a_backbone_halves_the_plane_at_every_level(
     assert topology.strides[1][0] == (2 if spacing[0] == 1 else 1)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "edges", "patch", "levels"),
+    [
+        ((1.0, 1.0, 1.0), (160, 16, 12), (160, 16, 12), 3),  # long across the plane
+        ((None, 1.0, 1.0), (1, 20, 400), (1, 20, 400), 3),
+        ((3.0, 1.0, 1.0), (60, 12, 300), (60, 12, 300), 3),
+        ((1.0, 1.0, 1.0), (64, 30, 90), (64, 32, 96), 4),
+    ],
+)
+def test_a_backbone_pools_no_plane_for_the_sake_of_a_long_axis(
+    spacing: tuple[float | None, float, float], edges: Shape, patch: Shape, levels: int
+) -> None:
+    topology = find_topology(spacing, edges, Depth(least=3, most=6, halves_plane=True))
+    assert topology.patch_size == patch
+    assert len(topology.strides) == levels
+    assert [stride[1:] for stride in topology.strides[1:]] == [(2, 2)] * (levels - 1)
+
+
 def test_a_patch_that_padding_brings_back_leaves_shrinking_to_another_axis() -> None:
     spacing, depth = (1.0, 1.0, 1.0), Depth(least=5, most=5)
     topology = find_topology(spacing, (8, 32, 16), depth)

@@ -22,7 +22,8 @@ from nnseg.folders import checkpoint_file
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels
 from nnseg.learning.batches import make_batch
-from nnseg.learning.recipe import TrainSettings, plan_course
+from nnseg.learning.course import plan_course
+from nnseg.learning.recipe import TrainSettings
 from nnseg.learning.resume import EpochReport, RunRecord, extend_run
 from nnseg.learning.state import follow, new_state, restore_state, save_state
 from nnseg.learning.step import step_loss
@@ -277,6 +278,7 @@ def test_an_extended_run_ends_at_its_new_end_however_often_it_is_killed(
     assert train(task, resume=latest(task)).weights_sha256 == wanted.weights_sha256
 
 
+@pytest.mark.fault("G7")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     tmp_path: Path, undisturbed: tuple[Path, RunRecord]
 ) -> None:
@@ -524,6 +526,7 @@ def poison(task: Task) -> None:
         case.image[...] = np.nan
 
 
+@pytest.mark.fault("R23", "B1.3")
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_a_loss_that_is_no_number_names_the_cases_of_the_batch(
     tmp_path: Path, iterations: int
@@ -536,6 +539,7 @@ def test_a_loss_that_is_no_number_names_the_cases_of_the_batch(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("R23", "B1.3")
 def test_a_loss_that_is_no_number_leaves_the_best_checkpoint_as_it_was(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     with pytest.raises(DataError, match="in epoch 2"):
@@ -559,6 +563,7 @@ def finite(folder: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
+@pytest.mark.fault("R23", "B1.3")
 @pytest.mark.parametrize("bad", [1, 2, 5])
 def test_training_stops_within_two_steps_of_a_bad_one_and_keeps_what_was_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
@@ -592,6 +597,44 @@ def test_a_learning_rate_that_explodes_leaves_no_bad_weight(
     with pytest.raises(DataError, match=r"became (nan|inf|-inf) in epoch 1.*lower --lr"):
         train(make_task(tmp_path, settings))
     assert finite(tmp_path)
+
+
+def fp16(task: Task) -> Task:
+    return dataclasses.replace(task, execution=Execution(device="cpu", precision="fp16"))
+
+
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> None:
+    """Make the gradients of these steps, counted from 1, NaN under a finite loss."""
+    steps = itertools.count(1)
+
+    def spoilt(*arguments: Any) -> Tensor:
+        loss = step_loss(*arguments)
+        if bad(next(steps)):
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    monkeypatch.setattr("nnseg.learning.step.step_loss", spoilt)
+
+
+def test_a_gradient_of_fp16_that_is_never_a_number_ends_the_training_after_32_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_gradients(monkeypatch, lambda step: step > 3)
+    settings = dataclasses.replace(SHORT, epochs=20, iterations=5)
+    done: list[int] = []
+    wanted = r"gradient became nan in 32 steps in a row, .* in epoch 7, on a batch of toy_0.*fp32"
+    with pytest.raises(DataError, match=wanted):
+        train(fp16(make_task(tmp_path, settings)), on_step=lambda *told: done.append(told[1]))
+    assert done[-1] == 35  # 3 good ones and 32; at the end of the epoch no step is one late
+    assert not checkpoint_file(tmp_path, "latest").exists()
+
+
+def test_a_gradient_of_fp16_that_overflows_now_and_then_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_gradients(monkeypatch, lambda step: step % 12 > 0)
+    settings = dataclasses.replace(SHORT, epochs=2, iterations=24)
+    assert train(fp16(make_task(tmp_path, settings))).finished
 
 
 def test_a_validation_case_that_holds_no_number_is_named(tmp_path: Path) -> None:
@@ -631,7 +674,19 @@ def test_a_run_with_a_budget_goes_on_with_the_steps_it_had_planned(tmp_path: Pat
     assert run.seconds > stopped.seconds > 0
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_a_run_whose_budget_is_used_up_in_its_first_epoch_ends_that(tmp_path: Path) -> None:
+    settings = TrainSettings(budget_seconds=10_000, epochs=4, iterations=3, batch_size=2)
+    task = make_task(tmp_path, settings)
+    with pytest.raises(StoppedError):
+        train(task, reserve=lambda *_: 9.5, stop=stop_after(1))
+    stopped = dataclasses.replace(latest(task), seconds=10_001.0)
+    told: list[int] = []
+    run = train(task, resume=stopped, on_step=lambda what, done, total: told.append(done))
+    assert told == [2, 3]
+    assert (run.finished, run.epoch, len(run.history)) == (True, 1, 1)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_run_whose_budget_is_used_up_does_not_train_another_step(
     tmp_path: Path, steps: int
 ) -> None:
@@ -766,6 +821,7 @@ def test_labels_that_swap_are_known_and_prediction_does_not_mirror_sides(tmp_pat
         make_task(tmp_path, dataclasses.replace(SHORT, swap_labels=(("background", "dark"),)))
 
 
+@pytest.mark.fault("R32", "G7")
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_the_weights_are_the_same_whoever_makes_the_batches(
     tmp_path: Path, undisturbed: tuple[Path, RunRecord], workers: int

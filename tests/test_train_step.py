@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,35 @@ def test_measuring_a_step_changes_no_statistics(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
     assert probe(task, state.course, state.network) > 0
     assert same(before, dict(state.network.state_dict()))
+
+
+@pytest.mark.usefixtures("noisy")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_is_left_out_changes_no_statistics_and_a_good_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bad: str
+) -> None:
+    task = make_task(tmp_path, dataclasses.replace(SHORT, accumulate=2))
+    task = dataclasses.replace(
+        task, execution=dataclasses.replace(task.execution, precision=precision)
+    )
+    source = task.training(task.course())
+    batches = [make_batch(source, 0, number) for number in range(2)]
+    state = new_state(task)
+    if bad == "loss":
+        spoilt = [batches[0], batches[1]._replace(image=batches[1].image * math.nan)]
+        spoil = nullcontext()
+    else:
+        spoilt = batches
+        spoil = next(state.network.parameters()).register_hook(lambda slope: slope * math.inf)
+    before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    with spoil:
+        step_of(task, state, spoilt)
+    assert same(before, dict(state.network.state_dict()))
+    step_of(task, state, batches)
+    after = dict(state.network.state_dict())
+    assert after["norm.num_batches_tracked"] == 2
+    assert not torch.equal(after["norm.running_mean"], before["norm.running_mean"])
 
 
 @pytest.mark.usefixtures("noisy")
@@ -285,7 +315,7 @@ def test_the_seconds_of_a_step_are_those_of_all_its_batches(
 def test_the_data_are_worth_fewer_steps_of_more_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnseg.learning.recipe.FEWEST_STEPS", 1)
+    monkeypatch.setattr("nnseg.learning.course.FEWEST_STEPS", 1)
     lengths = [
         make_task(
             tmp_path, dataclasses.replace(SHORT, epochs=None, iterations=1, accumulate=count)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,16 @@ from tiny import CPU, FLAT, SHORT
 
 from nnseg import phantom, pipeline, record
 from nnseg.checkpoint import load_model
+from nnseg.cli import build_parser
 from nnseg.errors import MachineError, MissingError, PlanError, StoppedError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
 from nnseg.learning.resume import EpochReport, read_run
+from nnseg.model.architecture import NetworkOptions
 from nnseg.registry import Registry
 from nnseg.runlog import RunReport
 from nnseg.verbs import reporter
+from nnseg.verbs.fold_task import smaller_plan
+from nnseg.verbs.planned_fold import find_fold
 from nnseg.volume import read_segmentation, write
 
 
@@ -107,6 +112,7 @@ def test_a_tracker_that_does_not_start_is_told_before_anything_is_computed(
     assert list(prepared.results.rglob("checkpoint*")) == []
 
 
+@pytest.mark.fault("R40")
 @pytest.mark.parametrize("part", ["plot_progress", "history_csv"])
 def test_a_plot_or_table_that_cannot_be_made_costs_a_warning(
     part: str, prepared: Folders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -238,6 +244,7 @@ def test_a_rehearsal_says_what_it_takes_and_writes_nothing(prepared: Folders) ->
     assert sorted(prepared.raw.parent.rglob("*")) == before
 
 
+@pytest.mark.fault("R24")
 @pytest.mark.parametrize(
     "error",
     [
@@ -258,6 +265,46 @@ def test_memory_that_does_not_suffice_names_the_smaller_plan(
         train(prepared)
     with pytest.raises(MachineError, match=r"--memory-gb 6 -p nnseg_6gb"):
         pipeline.rehearse(prepared, FLAT, "2d", "0", settings=SHORT, **CPU)
+
+
+@pytest.mark.parametrize(
+    ("planner", "network", "options", "words"),
+    [
+        ("default", "plain", {}, ""),
+        ("default", "plain", {"upsampling": "shuffled"}, "--upsampling shuffled"),
+        ("resenc_l", "resenc", {}, "--planner resenc_l"),
+        ("default", "unetpp", {"norm": "batch"}, "--network unetpp --norm batch"),
+        ("resenc", "plain", {}, "--planner resenc --network plain"),
+    ],
+)
+def test_the_smaller_plan_is_of_the_same_network_and_the_command_is_one(
+    prepared: Folders, planner: str, network: str, options: dict[str, Any], words: str
+) -> None:
+    about = find_fold(prepared, FLAT, "nnseg", "2d", "0", 0)
+    architecture = dataclasses.replace(
+        about.configuration.architecture, network=network, options=NetworkOptions(**options)
+    )
+    about = dataclasses.replace(
+        about,
+        plan=dataclasses.replace(about.plan, planner=planner),
+        configuration=dataclasses.replace(about.configuration, architecture=architecture),
+    )
+    command = smaller_plan(about)
+    words = f" {words}" if words else ""
+    assert command == (f"nnseg plan_and_preprocess -d {FLAT}{words} --memory-gb 6 -p nnseg_6gb")
+    asked = build_parser().parse_args(shlex.split(command)[1:])
+    plan = pipeline.plan(
+        prepared,
+        FLAT,
+        name=asked.plan,
+        planner=asked.planner,
+        memory_gb=asked.memory_gb,
+        network=asked.network,
+        options=NetworkOptions(**options),
+        save=False,
+    )
+    planned = plan.configuration("2d").architecture
+    assert (planned.network, planned.options) == (network, architecture.options)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -318,6 +365,7 @@ def test_only_the_second_epoch_is_looked_at(
     assert looked == [2]
 
 
+@pytest.mark.fault("R32", "G7")
 def test_two_loader_workers_and_none_come_to_the_same_weights(
     prepared: Folders, tmp_path: Path
 ) -> None:

@@ -89,13 +89,13 @@ def test_the_file_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     assert read_validated(tmp_path) == Validated(weights_sha256="w")
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "", "a/b"])
+@pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "a\0b"])
 def test_a_proof_names_cases_and_no_other_files(name: str) -> None:
     with pytest.raises(DataError, match="is no name of a case"):
         Validated(weights_sha256="", cases=(name,))
 
 
-@pytest.mark.parametrize("name", ["../x.nii.gz", "..", "", "a/b"])
+@pytest.mark.parametrize("name", ["../x.nii.gz", "..", "", "a/b", "a\0b.nii.gz"])
 def test_a_proof_names_label_maps_beside_it_only(name: str) -> None:
     with pytest.raises(DataError, match="is no name of a file"):
         Validated(weights_sha256="", maps_sha256={name: "0"})

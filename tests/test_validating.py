@@ -67,6 +67,7 @@ def test_each_validation_case_has_the_probabilities_that_its_labels_follow_from(
         assert (label_map([(opened, 1.0)]) != segmentation).mean() < 1e-3
 
 
+@pytest.mark.fault("G7")
 def test_validating_again_gives_the_same_bytes(copied: Folders) -> None:
     folder = validation_of(copied)
     files = [file for path in label_maps(folder) for file in compact_files(path)]

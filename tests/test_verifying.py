@@ -25,6 +25,9 @@ from nnseg.volume import read_segmentation, write
 
 Outcomes = dict[str, set[str]]
 
+FLIPS = 12  # bytes of a file, spread over all of it
+FIND_CHECKPOINT = "results/*/*/*/*/checkpoint_final.json"
+
 
 @pytest.fixture(scope="module")
 def made(flat: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -284,3 +287,47 @@ def test_what_was_postprocessed_is_proven_by_its_own_record(
     assert outcomes(changed[third]) == {"record": {"changed"}}
     (by_record,) = verify([applied_file(first)], Folders.of_root(root))
     assert by_record.file == str(first)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    """The bytes with one of them changed."""
+    return data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :]
+
+
+@pytest.mark.fault("S14", "G6")
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ("images/*", "input"),
+        ("results/*/*/*/*/checkpoint_final-*.safetensors", "model"),
+        (FIND_CHECKPOINT, "plan"),
+        ("out/*.proof.json", "record"),
+        ("out/[!.]*[0-9].nii.gz", "output"),
+        ("out/*_entropy.nii.gz", "output"),
+        ("out/*.b2nd", "output"),
+    ],
+)
+def test_one_flipped_byte_of_whatever_a_result_was_made_of_is_found(
+    root: Path, pattern: str, what: str
+) -> None:
+    path = next(iter(sorted(root.glob(pattern))))
+    whole = path.read_bytes()
+    missed = []
+    for place in np.linspace(0, len(whole) - 1, FLIPS).astype(int).tolist():
+        path.write_bytes(flipped(whole, place))
+        found = one(root)
+        if found.outcome != "changed" or "changed" not in outcomes(found)[what]:
+            missed.append(place)
+    assert missed == []
+    path.write_bytes(whole)
+    assert one(root).outcome == "proven"
+
+
+@pytest.mark.fault("S14")
+def test_a_damaged_record_of_a_model_is_no_reason_to_believe_a_result(root: Path) -> None:
+    (checkpoint,) = root.glob(FIND_CHECKPOINT)
+    checkpoint.write_text(checkpoint.read_text().replace('"weights_sha256"', '"weights_SHA256"'))
+    found = one(root)
+    assert outcomes(found)["model"] == {"proven"}
+    assert outcomes(found)["plan"] == {"changed"}
+    assert found.outcome == "changed"

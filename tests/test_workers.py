@@ -126,6 +126,7 @@ def test_nothing_to_do_starts_nothing(tasks: Any) -> None:
     assert apart(tasks.double, []) == {}
 
 
+@pytest.mark.fault("R04")
 def test_refusals_arrive_by_kind_and_text_even_one_that_no_pipe_can_carry(tasks: Any) -> None:
     with pytest.raises(DataError) as raised:
         apart(tasks.refuse)
@@ -142,6 +143,7 @@ def test_a_full_disk_ends_the_work_and_what_was_not_begun_is_counted(tasks: Any)
     assert str(raised.value) == ("case 1: the disk is full; make room\n7 of 9 cases were not begun")
 
 
+@pytest.mark.fault("R04")
 def test_a_bug_ends_the_work_and_brings_its_traceback(tasks: Any) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)case 0: ZeroDivisionError: .*in bug.*by zero"):
         apart(tasks.bug, [0])
@@ -159,6 +161,7 @@ def test_what_a_worker_logs_and_warns_is_logged_here(
     )
 
 
+@pytest.mark.fault("R03", "B1.2")
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -181,6 +184,7 @@ def test_a_case_that_kills_its_worker_is_named_and_tried_again_alone(
     assert order[-1] == "1"
 
 
+@pytest.mark.fault("R03", "B1.2")
 def test_a_case_that_kills_its_worker_twice_fails_and_the_others_are_done(
     tasks: Any, tmp_path: Path
 ) -> None:
@@ -245,6 +249,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.fault("R03", "G5")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up there")
 def test_workers_end_when_their_parent_is_killed(tasks: Any, tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -3,11 +3,14 @@
 It imports nothing heavy until a command runs.
 """
 
+import io
+import logging
 import os
 import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from nnseg import __version__
@@ -46,7 +49,7 @@ COMMANDS = {  # the file beside this one that has NAME_arguments and run_NAME, a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the umbrella command `nnseg`; give its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return _run(build_parser(words), words)
+    return _end(_run(build_parser(words), words), argv)
 
 
 def plan_and_preprocess(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +101,22 @@ def _run_one(name: str, argv: Sequence[str] | None) -> int:
     parser = Parser(prog=f"nnseg_{name}", description=COMMANDS[name][1])
     parser.add_argument("--version", action="version", version=f"nnseg {__version__}")
     _complete(parser, name)
-    return _run(parser, argv)
+    return _end(_run(parser, argv), argv)
+
+
+def _end(code: int, argv: Sequence[str] | None) -> int:
+    """Give the exit code of a command; one of several ranks that train together ends with it here.
+
+    torch keeps the threads of gloo when the ranks have parted, and may abort a process in which
+    Python is taken down beside them.
+    """
+    if argv is None and os.environ.get("WORLD_SIZE", "1") != "1":
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # who read it went away, or it is closed
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def _complete(parser: ArgumentParser, name: str) -> None:
@@ -117,6 +135,9 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as ended:  # argparse's way of saying -h, --version or an error
         return int(ended.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a locale has no letters for is spelled out
+            stream.reconfigure(errors="backslashreplace")
     show_log(quiet=args.quiet, verbose=args.verbose)
     os.environ.setdefault("BLOSC_NTHREADS", "1")  # or it starts 4 threads for every array it writes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # or it reads every package's data

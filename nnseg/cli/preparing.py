@@ -144,7 +144,8 @@ def preprocess_arguments(parser: ArgumentParser) -> None:
 
 
 def run_preprocess(args: Namespace) -> None:
-    from nnseg.verbs import planning, prepare
+    from nnseg.verbs import planning
+    from nnseg.verbs.prepare import preprocess
 
     for folders, dataset in datasets_of(args):
         name = args.plan or planning.DEFAULT_PLAN
@@ -152,7 +153,7 @@ def run_preprocess(args: Namespace) -> None:
             _foretell(args, folders, planning.load_plan(folders, dataset, name), None)
             continue
         progress = Progress(args.quiet)
-        made = prepare.preprocess(
+        made = preprocess(
             folders,
             dataset,
             args.configurations,
@@ -170,10 +171,11 @@ def _plan_one(
     args: Namespace, folders: "Folders", dataset: str, progress: Progress, *, save: bool
 ) -> "tuple[Fingerprint, Plan]":
     from nnseg.splits import check_regex
-    from nnseg.verbs import planning, prepare
+    from nnseg.verbs import planning
+    from nnseg.verbs.measuring import up_to_date_fingerprint
 
     check_regex(folders, dataset, args.group_regex)
-    measured = prepare.up_to_date_fingerprint(
+    measured = up_to_date_fingerprint(
         folders,
         dataset,
         anew=args.clean,

@@ -29,7 +29,8 @@ def verify_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="label maps, files beside them, probabilities, or folders of these",
+        help="label maps, files beside them, probabilities, plans, checkpoints, choice.json, "
+        "scores, reports, models in ONNX or a zip, or folders of these",
     )
     parser.add_argument(
         "-i",

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 CHANNEL_FILE = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 LONGEST_ID = 200  # bytes: names of files have 255, and ours add endings and marks
 LONGEST_SHOWN = 200  # characters of a path in a message
+NO_TEXT = "is no text in UTF-8, or has control characters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,23 +130,25 @@ def visible_files(folder: Path) -> list[Path]:
     Raises:
         MissingError: There is no such folder.
         MachineError: It cannot be listed.
-        DataError: A name is no text in the system's encoding.
+        DataError: A name is no text in the system's encoding, or has control characters.
     """
     files = list_files(folder)
     for path in files:
         if not is_text(path.name):
-            raise DataError(
-                f"{folder}: the name {printable(path.name)} is no text in UTF-8; rename the file"
-            )
+            raise DataError(f"{folder}: the name {printable(path.name)} {NO_TEXT}; rename the file")
     return files
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Do what `visible_files` does, but list names that are no text, too."""
+    """Do what `visible_files` does, but list names that are no text, too.
+
+    What is named as an image is listed even if it is a folder or a link to nothing, for else a case
+    would be lost in silence; reading says what is wrong with it.
+    """
     try:
         if not folder.is_dir():
             raise MissingError(f"{folder} does not exist; put the dataset's files there")
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(p for p in folder.iterdir() if p.is_file() or split_ending(p.name)[1])
     except OSError as error:
         raise MachineError(
             f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights"
@@ -157,24 +160,24 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def is_text(name: str) -> bool:
-    """Say whether a file's name could be decoded; what could not are lone surrogates in it."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Say whether a file's name could be decoded, and can stand in a line of a table or a log.
+
+    What could not be decoded are lone surrogates in it.
+    """
+    return not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
 
 
 def printable(name: str) -> str:
-    r"""Give a file's name with \x.. for each byte that is no text.
+    r"""Give a file's name with \x.. for each byte that is no text or steers a terminal.
 
-    >>> printable("caf\udce9_0000.nii")
-    'caf\\xe9_0000.nii'
+    >>> printable("caf\udce9_0000.nii"), printable("\x1b[31mred")
+    ('caf\\xe9_0000.nii', '\\x1b[31mred')
     """
     try:
-        return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+        text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
     except UnicodeEncodeError:  # no file's name, but something made up in a JSON file
-        return name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+        text = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def is_there(path: Path) -> bool:
@@ -274,7 +277,7 @@ def one_label_map(case_id: str, files: Sequence[Path]) -> Path:
 def channel_fault(
     folder: Path, case_id: str, channels: Mapping[int, Sequence[Path]], spec: DatasetSpec
 ) -> str | None:
-    """Say which channel files of a case are missing, double or too many; None if all is well.
+    """Say which channel files of a case are missing, double, too many or none; None if all is well.
 
     All is well with one file for each channel, and with one file CASE_0000 that holds them all.
 
@@ -287,6 +290,11 @@ def channel_fault(
     for files in channels.values():
         if len(files) > 1:
             return f"case {case_id}: {_both(files)}"
+        if not files[0].is_file() and os.path.lexists(files[0]):
+            return (
+                f"case {case_id}: {files[0]} is no file, nor a link to one; put the image there, "
+                "or remove it"
+            )
     if set(channels) == {0}:
         fault = _count_fault(case_id, channels[0], spec)
         if fault is None or split_ending(channels[0][0].name)[1].lower() in SEVERAL_CHANNELS:
@@ -301,7 +309,10 @@ def channel_fault(
         parts.append(f"has {', '.join(extra)}, which dataset.json does not declare")
     if not parts:
         return None
-    return f"case {case_id}: {folder} {' and '.join(parts)}; channels are {list(spec.channels)}"
+    return (
+        f"case {case_id}: {folder} {' and '.join(parts)}; give a file for each of the channels "
+        f"{list(spec.channels)}"
+    )
 
 
 def _stem(path: Path, usual: str, endings: Sequence[str]) -> str | None:

@@ -54,6 +54,10 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if not self.channels:
             raise DataError("channel_names is empty; name at least one channel")
+        if strange := [name for name in self.channels if not name.isprintable()]:
+            raise DataError(
+                f"channel_names has {strange[0]!r}; a name must be text that can be shown"
+            )
         if fault := ending_fault(self.file_ending):
             raise DataError(fault)
         for case_id, case in (self.listed or {}).items():

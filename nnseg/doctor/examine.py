@@ -323,6 +323,9 @@ def _read(
         return reader(path)
     except NnsegError as error:
         notes.caught("unreadable", path, error)
+    except MemoryError:
+        remedy = "free some, resample the image, or take a machine with more"
+        notes.error("unreadable", path, "does not fit into the memory", remedy)
     except Exception as error:  # whatever a damaged file does to a library, it is a finding
         found = f"cannot be read ({type(error).__name__}: {error})"
         notes.error("unreadable", path, found, "restore the file")

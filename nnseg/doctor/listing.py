@@ -24,6 +24,7 @@ from nnseg.dataset import (
     make_folds,
     parse_spec,
 )
+from nnseg.dataset.cases import NO_TEXT
 from nnseg.dataset.groups import GroupRule, find_leaks, probable_rule
 from nnseg.doctor.findings import Finding, Notes
 from nnseg.errors import DataError, MissingError, NnsegError
@@ -186,7 +187,7 @@ def _readable_names(notes: Notes, files: list[Path] | None) -> list[Path] | None
     for path in files or []:
         if not is_text(path.name):
             remedy = "rename it by the program that made it, or remove it"
-            notes.error("name_unusable", path, "its name is no text in UTF-8", remedy)
+            notes.error("name_unusable", path, f"its name {NO_TEXT}", remedy)
     return None if files is None else [path for path in files if is_text(path.name)]
 
 

@@ -24,7 +24,6 @@ from nnseg.commit import whole_file, whole_folder, write_whole
 from nnseg.dataset import spec_to_json
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.exchange.archive import Archive, file_of, list_archive
-from nnseg.exchange.nnunet import NAME, plans_name, plans_to_json, read_plans
 from nnseg.exchange.nnunet_model import (
     TRAINER,
     NnunetModel,
@@ -33,6 +32,9 @@ from nnseg.exchange.nnunet_model import (
     read_dataset,
     write_checkpoint,
 )
+from nnseg.exchange.nnunet_names import NAME
+from nnseg.exchange.nnunet_reading import read_plans
+from nnseg.exchange.nnunet_writing import plans_name, plans_to_json
 from nnseg.exchange.rules import find_rules
 from nnseg.folders import checkpoint_file, fold_folder, postprocessing_file
 from nnseg.plan import Plan

@@ -3,6 +3,7 @@
 Also written, for nnU-Net to predict with: nothing else of ours is ever a pickle.
 """
 
+import io
 import math
 import re
 import zipfile
@@ -18,8 +19,10 @@ from torch import Tensor
 from nnseg.checkpoint import Checkpoint
 from nnseg.dataset import DatasetSpec, parse_spec, spec_to_json
 from nnseg.errors import DataError, MachineError, PlanError, UsageError
-from nnseg.exchange.nnunet import NAME, plans_to_json, read_plans
+from nnseg.exchange.nnunet_names import NAME
+from nnseg.exchange.nnunet_reading import read_plans
 from nnseg.exchange.nnunet_weights import from_nnunet, to_nnunet
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.model.device import is_out_of_memory
 from nnseg.networks.build import build_network
 from nnseg.plan import Plan
@@ -207,8 +210,9 @@ def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, Tensor], path
         "trainer_name": TRAINER,
         "inference_allowed_mirroring_axes": axes or None,  # it knows no empty ones
     }
-    with open(path, "wb") as file:  # from a path, torch would write its name into the file
-        torch.save(content, file)
+    stream = io.BytesIO()  # of a full disk, torch would say only that a place is unexpected
+    torch.save(content, stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def dataset_of(plan: Plan) -> DatasetSpec:

@@ -124,7 +124,7 @@ class OnnxModel:
     values are (z, y, x) in plan order, the order after the transposition.
     """
 
-    format: int
+    format: int = FORMAT
     nnseg_version: str
     dataset: str
     configuration: str
@@ -150,6 +150,7 @@ class OnnxModel:
     head_values: tuple[int, ...]  # for each channel of the logits
     previous: PreviousStage | None
     postprocessing: tuple[Rule, ...]
+    record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
 
 class _Logits(nn.Module):
@@ -216,7 +217,7 @@ def export_onnx(folds: Sequence[Path], target: Path, kind: Kind = "final") -> tu
                 checker.check_model(str(unfinished))
                 _check_parity(f"{name}.onnx", network, unfinished, patches)
             networks.append(NetworkFile(file=path.name, sha256=sha256(path)))
-        record.save(_describe(model, networks, postprocessing), folder / FILE)
+        record.save_sealed(_describe(model, networks, postprocessing), folder / FILE)
     return (*(target / network.file for network in networks), target / FILE)
 
 
@@ -226,7 +227,6 @@ def _describe(
     plan, configuration = model.plan, model.configuration
     labels = plan.labels
     return OnnxModel(
-        format=FORMAT,
         nnseg_version=__version__,
         dataset=plan.dataset,
         configuration=configuration.name,

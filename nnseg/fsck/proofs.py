@@ -4,6 +4,7 @@ A run keeps in its record the hashes of what it read and wrote. `Look` is an exa
 files under way.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from nnseg import record
 from nnseg.commit import sha256
 from nnseg.doctor.findings import Notes
 from nnseg.errors import NnsegError
-from nnseg.runlog import RunReport
+from nnseg.runlog import RunReport, read_report
 
 RECORDS = ("run.json", "run_*.json", "[!.]*.run.json")
 
@@ -55,6 +56,8 @@ class Look:
             return "does not exist"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
+        except ValueError:
+            return "has a name that no file can have"
         if found == digest:
             return None
         return f"is damaged: its {status.st_size} bytes have another SHA-256 than when written"
@@ -118,7 +121,7 @@ def read_proofs(
     unreadable: dict[Path, NnsegError] = {}
     for path in records:
         try:
-            report = record.load(RunReport, path)
+            report = read_report(path)
         except NnsegError as error:
             unreadable[path] = error
             continue
@@ -142,11 +145,11 @@ def _mentions(report: RunReport, beside: Path, home: Path) -> Iterator[tuple[Pat
     """Give the files that a run read, then those that it wrote, wherever they lie now."""
     for mentioned, digest in report.inputs.items():
         places = (*_moved(mentioned, home), Path(mentioned))
-        if file := next(filter(Path.is_file, places), None):
+        if file := next(filter(os.path.isfile, places), None):
             yield file, digest, False
     for mentioned, digest in report.outputs.items():
         places = (*_moved(mentioned, home), beside / Path(mentioned).name, Path(mentioned))
-        if file := next(filter(Path.is_file, places), None):
+        if file := next(filter(os.path.isfile, places), None):
             yield file, digest, True
 
 

@@ -9,11 +9,17 @@ from pathlib import Path
 
 from nnseg import record
 from nnseg.doctor.findings import Notes
-from nnseg.folders import COMPACT, compact_records, running_folder, validation_folder
+from nnseg.folders import (
+    COMPACT,
+    compact_records,
+    running_folder,
+    validated_record,
+    validation_folder,
+)
 from nnseg.fsck.proofs import Look
 from nnseg.lock import in_use
 from nnseg.probabilities.compact import MADE_BY, StoredCompact
-from nnseg.validated import Validated, read_validated
+from nnseg.validated import Validated
 
 
 def examine_validation(look: Look, folder: Path, proven: Collection[Path]) -> None:
@@ -28,7 +34,7 @@ def examine_validation(look: Look, folder: Path, proven: Collection[Path]) -> No
     """
     busy = (folder, folder.parent, running_folder(folder, "run"))
     own, remedy = Look(Notes(look.notes.folder)), f"run `{MADE_BY}` again"
-    proof = _proof_of(folder)
+    proof = _proof_of(own, folder, remedy)
     for name, digest in (proof.maps_sha256 or {}).items() if proof else ():
         own.files += 1
         if fault := own.fault(folder / name, digest):
@@ -56,8 +62,10 @@ def examine_validation(look: Look, folder: Path, proven: Collection[Path]) -> No
     look.notes.findings.extend(own.notes.findings)
 
 
-def _proof_of(folder: Path) -> Validated | None:
+def _proof_of(look: Look, folder: Path, remedy: str) -> Validated | None:
     """Give what a folder's content is of if it is that of a fold's validation, which has ended."""
-    fold = folder.absolute().parent
-    proof = read_validated(fold) if folder.absolute() == validation_folder(fold) else None
+    path = validated_record(folder)
+    if folder.absolute() != validation_folder(folder.absolute().parent) or not path.is_file():
+        return None
+    proof: Validated | None = look.load("validation", path, Validated, remedy)
     return proof if proof is not None and proof.weights_sha256 else None

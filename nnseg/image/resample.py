@@ -93,7 +93,7 @@ def resample_image(
     """Resample every channel of an image (or of logits) to `shape`.
 
     The values stay in the range of the channel, or with `axis` in that of the slice: splines
-    overshoot at edges.
+    overshoot at edges. An `order_along` over 1 is not kept from that.
 
     Args:
         image: (channel, z, y, x), finite.

@@ -18,6 +18,9 @@ from nnseg.registry import Registry
 FUSED = ("cpu", "cuda")  # devices on which a step can be left out without asking the host
 ADAM_MEMORY = 0.999  # of the squares of Adam and AdamW
 WARM_UP = 10  # steps; until then and some time after an average remembers less
+# Steps in a row that fp16 may leave out to find its scale. It begins at 65 536 and is halved each
+# time: a gradient that still overflows at 1 / 65 536 of itself will at any scale.
+MOST_LEFT_OUT = 32
 
 Optimizer: TypeAlias = torch.optim.Optimizer
 Maker: TypeAlias = Callable[[list[nn.Parameter], float, float, float, bool], Optimizer]
@@ -97,6 +100,7 @@ class Verdict:
     values: Tensor  # (2,)
     arrival: Any  # the event of a GPU after which `values` are there; None where they are
     scaled: bool  # an overflow of the gradient is fp16's and mended by a smaller scale
+    good: Tensor  # (), bool, on the device: loss and norm are finite numbers
 
     def wait(self) -> tuple[float, float]:
         """Give loss and norm, when the device has come so far."""
@@ -105,13 +109,26 @@ class Verdict:
         loss, norm = self.values.tolist()
         return loss, norm
 
-    def fault(self) -> str | None:
-        """Say what was no finite number, such as `the loss became nan`; None if all was well."""
+    def was_good(self) -> bool:
+        """Whether the step was done: loss and norm are finite numbers."""
+        return all(map(math.isfinite, self.wait()))
+
+    def fault(self, in_a_row: int = 1) -> str | None:
+        """Say what was no finite number, such as `the loss became nan`; None if all was well.
+
+        Args:
+            in_a_row: Steps up to this one that were left out, if it was; with a scale, as many as
+                MOST_LEFT_OUT are a fault, and fewer are none.
+        """
         loss, norm = self.wait()
         if not math.isfinite(loss):
             return f"the loss became {loss}"
-        if not math.isfinite(norm) and not self.scaled:
+        if math.isfinite(norm):
+            return None
+        if not self.scaled:
             return f"the gradient became {norm}"
+        if in_a_row >= MOST_LEFT_OUT:
+            return f"the gradient became {norm} in {in_a_row} steps in a row, at any scale of fp16,"
         return None
 
 
@@ -152,13 +169,14 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, gradient_clip)
     values = torch.stack([loss.float(), norm.float()])
+    good = torch.isfinite(values).all()
     if scaler.is_enabled():  # it has its own flag, which a loss that is not finite sets, too
         scaler.step(optimizer)
         scaler.update()
     else:
-        _step_if(optimizer, torch.isfinite(values).all())
+        _step_if(optimizer, good)
     optimizer.zero_grad(set_to_none=True)
-    return _send(values, scaled=scaler.is_enabled())
+    return _send(values, good, scaled=scaler.is_enabled())
 
 
 def average_into(
@@ -171,6 +189,19 @@ def average_into(
     """
     kept = min(decay, (1 + step) / (WARM_UP + step))
     get_ema_multi_avg_fn(kept)(list(averages), list(values), None)
+
+
+@torch.no_grad()
+def take_back(network: nn.Module, before: Sequence[Tensor], good: Tensor) -> None:
+    """Give a network the statistics of before a step that was left out; a good one keeps its own.
+
+    Args:
+        network: Whose buffers a step has moved.
+        before: Copies of them.
+        good: Of the step's verdict; nothing waits for it.
+    """
+    for buffer, kept in zip(network.buffers(), before, strict=True):
+        buffer.copy_(torch.where(good, buffer, kept))
 
 
 def copy_buffers(target: nn.Module, source: nn.Module) -> None:
@@ -195,11 +226,11 @@ def _step_if(optimizer: Optimizer, good: Tensor) -> None:
         optimizer.step()
 
 
-def _send(values: Tensor, *, scaled: bool) -> Verdict:
+def _send(values: Tensor, good: Tensor, *, scaled: bool) -> Verdict:
     if values.device.type != "cuda":
-        return Verdict(values=values, arrival=None, scaled=scaled)
+        return Verdict(values=values, arrival=None, scaled=scaled, good=good)
     there = torch.empty(2, pin_memory=True)
     there.copy_(values, non_blocking=True)
     arrival = torch.cuda.Event()
     arrival.record()
-    return Verdict(values=there, arrival=arrival, scaled=scaled)
+    return Verdict(values=there, arrival=arrival, scaled=scaled, good=good)

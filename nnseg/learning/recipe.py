@@ -1,47 +1,68 @@
-"""How long and how fast a network is trained: what a user may choose, and what follows from it.
+"""What a user may choose of a training: `TrainSettings`, and `PRESETS` of them.
 
-`TrainSettings` is the choice, `PRESETS` are three of them, and `Course` is what follows: from the
-data by `plan_steps`, from a wall clock by `fit_budget`, which `refit_budget` mends when the machine
-turns out slower or faster. A course may turn once: into a cool-down where nothing is learnt any
-more (`cool_down`), or towards a later end (`extend`).
+`learning.course` has what follows from the choice, the data and the clock.
 """
 
-import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from nnseg.axes import Shape
 from nnseg.errors import PlanError, UsageError
 from nnseg.learning.optimize import OPTIMIZERS
 from nnseg.losses.build import make_loss
 from nnseg.losses.sums import Loss
 from nnseg.model.bending import FARTHEST
 from nnseg.model.draws import STRENGTHS
-from nnseg.model.schedule import COOL_DOWNS, FROM_START, SCHEDULES
+from nnseg.model.schedule import SCHEDULES
 from nnseg.registry import Registry
 
-logger = logging.getLogger(__name__)
-
-BUDGET_EPOCHS = 40  # an epoch is about this part of a budget
-SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
-SHORT_TRAINING = 5000  # steps of a budget, below which the pace is another
-MILD_TRAINING = 1500  # steps of a budget, below which the augmentation is mild
-BUDGET_STEPS = 3000  # that a budget should hold, or its batches are made smaller
-BUDGET_BATCH = 64  # and how small at most
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 500  # shorter trainings would not win it back
 
-Pace = tuple[float, float]  # learning rate and momentum
-LONG_PACES: dict[str, Pace] = {"sgd": (0.01, 0.99), "adam": (0.001, 0.9), "adamw": (0.001, 0.9)}
-SHORT_PACES: dict[str, Pace] = {"sgd": (0.1, 0.9), "adam": (0.002, 0.9), "adamw": (0.002, 0.9)}
-
-PASSES = 600  # how often a training sees as much as all its data; see `plan_steps`
-FEWEST_STEPS, MOST_STEPS = 12_500, 250_000  # the most are nnU-Net's 1000 epochs of 250
-LEAST_GAIN = 0.001  # of the moving average of the pseudo Dice; less is no improvement
-COOL_DOWN = 0.2  # of the epochs so far; see `cool_down`
+MOST_STEPS = 250_000  # nnU-Net's 1000 epochs of 250
 QUICK_SECONDS = 600.0
+SHORTEST_BUDGET = 10.0  # seconds
 GREATEST_SEED = 2**63 - 1  # that every generator takes
+GREATEST_RATE = 1e30  # float32 ends at 3e38, and a step may be a thousand times as long as this
+LEAST, GREATEST = 1e-6, 1e6  # of weights and exponents: sums of more would lose what is small
+
+# Numbers that may be chosen: their names, whether one can be meant, and what can be in words.
+_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("epochs", "iterations", "validation_iterations", "batch_size", "accumulate"),
+        lambda number: 1 <= number < math.inf,
+        "at least 1",
+    ),
+    (
+        ("lr",),
+        lambda number: 0 < number <= GREATEST_RATE,
+        f"positive and at most {GREATEST_RATE:g}",
+    ),
+    (("gradient_clip",), lambda number: 0 < number < math.inf, "positive and finite"),
+    (("momentum", "ema"), lambda number: 0 <= number < 1, "at least 0 and below 1"),
+    (("patience",), lambda number: 0 < number <= 1, "above 0 and at most 1"),
+    (("dice_weight",), lambda number: 0 <= number <= 1, "from 0 to 1"),
+    (
+        ("weight_decay", "tversky_alpha", "tversky_beta"),
+        lambda number: 0 <= number <= GREATEST,
+        f"from 0 to {GREATEST:g}",
+    ),
+    (
+        ("focal_gamma", "mixup"),
+        lambda number: LEAST <= number <= GREATEST,
+        f"from {LEAST:g} to {GREATEST:g}",
+    ),
+    (
+        ("elastic",),
+        lambda number: 0 < number <= FARTHEST,
+        f"above 0 and at most {FARTHEST} voxels, or patches would fold",
+    ),
+    (
+        ("seed",),
+        lambda number: 0 <= number <= GREATEST_SEED,
+        f"at most {GREATEST_SEED}, and not negative",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,35 +107,17 @@ class TrainSettings:
     budget_seconds: float | None = None  # wall clock, the final validation included
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "iterations", "validation_iterations", "lr", "gradient_clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("batch_size", "accumulate"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("momentum", "ema"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
-                )
-        if self.patience is not None and not 0 < self.patience <= 1:
-            raise UsageError(f"patience is {self.patience}; it must be above 0 and at most 1")
-        if self.budget_seconds is not None and self.budget_seconds < 10:
+        for names, can_be_meant, wanted in _NUMBERS:
+            for name in names:
+                number = getattr(self, name)
+                if number is not None and not can_be_meant(number):
+                    raise UsageError(f"{name} is {number}; it must be {wanted}")
+        budget = self.budget_seconds
+        if budget is not None and not SHORTEST_BUDGET <= budget < math.inf:
             raise UsageError(
-                f"a budget of {self.budget_seconds} s is too short; give at least 10 s"
+                f"a budget of {budget} s is too short or has no end; give at least "
+                f"{SHORTEST_BUDGET:g} s"
             )
-        for name in ("weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.seed > GREATEST_SEED:
-            raise UsageError(f"seed is {self.seed}; it must be at most {GREATEST_SEED}")
-        if self.elastic is not None and not 0 < self.elastic <= FARTHEST:
-            raise UsageError(
-                f"elastic is {self.elastic}; it must be above 0 and at most {FARTHEST} voxels, or "
-                "patches would fold"
-            )
-        if self.mixup is not None and not 0 < self.mixup < math.inf:
-            raise UsageError(f"mixup is {self.mixup}; it must be positive and finite")
         self._check_loss()
         swapped = [name for pair in self.swap_labels for name in pair]
         if twice := sorted({name for name in swapped if swapped.count(name) > 1}):
@@ -130,24 +133,20 @@ class TrainSettings:
 
     def _check_loss(self) -> None:
         weights = self.class_weights
-        if isinstance(weights, tuple) and not (
-            all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0
+        numbers = (1.0,) if weights is None or weights == "balanced" else weights
+        if not (
+            isinstance(numbers, tuple)
+            and all(0 <= weight <= GREATEST for weight in numbers)
+            and max(numbers, default=0.0) >= LEAST
         ):
             raise UsageError(
-                f"class_weights is {weights}; none may be negative, and one must be above 0"
+                f"class_weights is {weights}; it must be balanced, or numbers from 0 to "
+                f"{GREATEST:g}, one of them at least {LEAST:g}"
             )
-        share, gamma = self.dice_weight, self.focal_gamma
-        if share is not None and not 0 <= share <= 1:
-            raise UsageError(f"dice_weight is {share}; it must be from 0 to 1")
-        for name in ("tversky_alpha", "tversky_beta"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.tversky_alpha == self.tversky_beta == 0:
             raise UsageError("tversky_alpha and tversky_beta are 0; one must be above 0")
-        if gamma is not None and not 0 < gamma < math.inf:
-            raise UsageError(f"focal_gamma is {gamma}; it must be positive")
         try:
-            self.make_loss((1.0,) if weights == "balanced" else weights)
+            self.make_loss(None if weights is None else numbers)
         except PlanError as error:
             raise UsageError(str(error)) from None
 
@@ -187,259 +186,6 @@ PRESETS = Registry[TrainSettings](
     default=TrainSettings(epochs=None, patience=0.25),  # planned from the data, and while it gains
     quick=TrainSettings(budget_seconds=QUICK_SECONDS),  # ten minutes: whether data can be learnt
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Where a course changed its end: from here on the schedule runs anew, to the new one."""
-
-    epoch: int  # epochs done
-    lr: float  # of the epoch that follows
-    reason: Literal["plateau", "extended"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """The length of a training and its pace."""
-
-    epochs: int
-    iterations: int  # training steps an epoch
-    validation_iterations: int  # validation batches an epoch
-    lr: float  # at the start of the schedule
-    momentum: float
-    augmentation: str  # one of STRENGTHS
-    batch_size: int | None = None  # None: the settings', or the plan's
-    turn: Turn | None = None
-
-    @property
-    def steps(self) -> int:
-        """Training steps in all."""
-        return self.epochs * self.iterations
-
-    @property
-    def extended(self) -> bool:
-        """Whether the user has chosen another end since; neither clock nor plateau has a say."""
-        return self.turn is not None and self.turn.reason == "extended"
-
-
-def learning_rate(course: Course, schedule: str, epoch: int) -> float:
-    """Give the learning rate of the epoch after `epoch` epochs.
-
-    It is the schedule's, from the start of the training or its turn to its end, where it is 0. One
-    that rises again ends in a plain fall once nothing is gained; where the user moved the end, one
-    of FROM_START is as if that end had been planned, for what is left of it tells little of it.
-    """
-    turn = course.turn
-    if turn is None or (course.extended and schedule in FROM_START):
-        return course.lr * SCHEDULES[schedule](epoch / course.epochs)
-    fall = COOL_DOWNS.get(schedule, SCHEDULES[schedule])
-    return turn.lr * fall((epoch - turn.epoch) / (course.epochs - turn.epoch))
-
-
-def plan_steps(shapes: Iterable[Shape], patch_size: Shape, batch_size: int) -> int:
-    """Say how many steps the data are worth: of the preset `default`, in place of 250 000.
-
-    A pass is as many patches as hold the voxels of all training cases once, and a case has one at
-    least. A training makes 600 of them, within 12 500 and 250 000 steps (50 and 1000 epochs of
-    nnU-Net's).
-
-    How soon the pseudo Dice of nnU-Net's default network stops rising differs more than tenfold
-    among datasets when counted in epochs, and little in passes. Hippocampus, 166 cases of about one
-    patch: flat after 20 epochs, which are 270 passes. Heart, 16 cases of about 3.5 patches: within
-    0.004 of its end after 100 epochs, 900 passes. Spleen, 33 cases of about 25 patches: it rises
-    from epoch 250, 150 passes, to epoch 1000, 600 passes. Liver, lung and pancreas, for which 1000
-    epochs are 80 to 370 passes, still rise then, and keep all of them.
-
-    Source: pseudo Dice by epoch of automl/AutoNNUnet's published runs of nnU-Net v2 on the Medical
-    Segmentation Decathlon; docs/decisions/0007 has the figures.
-
-    Args:
-        shapes: Of the training cases as the network sees them, voxels (z, y, x).
-        patch_size: Voxels (z, y, x).
-        batch_size: Patches a step.
-
-    >>> plan_steps([(36, 50, 35)] * 166, (40, 56, 40), 9)  # a hippocampus fold
-    12500
-    >>> plan_steps([(187, 512, 512)] * 33, (64, 192, 160), 2)  # one of spleen
-    246840
-    """
-    voxels = math.prod(patch_size)
-    patches = sum(max(1.0, math.prod(shape) / voxels) for shape in shapes)
-    return min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(PASSES * patches / batch_size)))
-
-
-def fit_batch(batch_size: int, steps: float) -> int:
-    """Give the batch size for a budget that holds so many steps of the plan's.
-
-    Batches of hundreds are for a thousand epochs. A budget that holds few of them learns more by
-    more steps of fewer patches: 3000, down to 64 patches a step.
-
-    >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 300), fit_batch(9, 300)
-    (130, 292, 64, 9)
-    """
-    if steps >= BUDGET_STEPS or batch_size <= BUDGET_BATCH:
-        return batch_size
-    return max(BUDGET_BATCH, int(batch_size * steps / BUDGET_STEPS))
-
-
-def plan_course(
-    settings: TrainSettings,
-    step_seconds: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-) -> Course:
-    """Give the course of a training, before a budget is fitted.
-
-    The pace is nnU-Net's unless the user chose otherwise or a budget of wall clock leaves few steps
-    (`step_seconds` says how long one takes). Momentum 0.99 sums a hundred steps: long before it has
-    turned round from predicting background only, a short training is over. With 0.9 and ten times
-    the rate each step weighs the same in the end. Nor can a very short one overfit: it learns
-    sooner from patches that are changed less. Longer ones need all of the augmentation.
-
-    Args:
-        settings: What the user chose.
-        step_seconds: What a step takes, where there is a budget.
-        steps: What the data are worth, for settings that leave the epochs open.
-        batch_size: The plan's, whose steps take so long; a budget may make it smaller.
-    """
-    budget = settings.budget_seconds
-    fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
-    smaller = None
-    if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
-        fitted = fit_batch(batch_size, fitting)
-        fitting *= batch_size / fitted
-        smaller = fitted if fitted < batch_size else None
-    short = fitting < SHORT_TRAINING
-    chosen = settings.lr is not None or settings.momentum is not None
-    lr, momentum = (SHORT_PACES if short and not chosen else LONG_PACES)[settings.optimizer]
-    epochs = settings.most_epochs
-    if settings.epochs is None and steps is not None and budget is None:
-        epochs = min(epochs, math.ceil(steps / settings.iterations))
-    return Course(
-        epochs=epochs,
-        iterations=settings.iterations,
-        validation_iterations=settings.validation_iterations,
-        lr=lr if settings.lr is None else settings.lr,
-        momentum=momentum if settings.momentum is None else settings.momentum,
-        augmentation=settings.augmentation or ("mild" if fitting < MILD_TRAINING else "full"),
-        batch_size=smaller,
-    )
-
-
-def fit_budget(course: Course, settings: TrainSettings, step_seconds: float, left: float) -> Course:
-    """Cut what is left of a budget, in seconds, into epochs of steps and validation batches.
-
-    Raises:
-        UsageError: It is too short for a single step.
-    """
-    assert settings.budget_seconds is not None, "the caller has one"
-    if left < step_seconds:
-        wanted = settings.budget_seconds - left + SHORTEST_EPOCH * step_seconds
-        raise UsageError(
-            f"a step takes {step_seconds:.1f} s, and of the budget {max(left, 0):.0f} s are left "
-            f"to train; give at least {wanted:.0f}s"
-        )
-    steps = max(1, int(left / (step_seconds * 1.05)))  # validation costs a twentieth
-    fitting = min(steps, max(SHORTEST_EPOCH, steps // BUDGET_EPOCHS))
-    iterations = min(settings.iterations, fitting)
-    epochs = max(1, min(settings.most_epochs, steps // iterations))
-    logger.info(
-        "a step takes %.2f s: %d epochs of %d steps fit the budget of %.0f s",
-        step_seconds,
-        epochs,
-        iterations,
-        settings.budget_seconds,
-    )
-    return replace(
-        course,
-        epochs=epochs,
-        iterations=iterations,
-        validation_iterations=min(settings.validation_iterations, max(2, iterations // 7)),
-    )
-
-
-def refit_budget(
-    course: Course, settings: TrainSettings, done: float, epoch_seconds: float, left: float
-) -> Course:
-    """Plan as many epochs as fit what is left, so that the schedule ends when the budget does.
-
-    Only the first probe knows nothing of the machine's other work; the epochs since do.
-
-    Args:
-        course: As it was.
-        settings: What the user chose.
-        done: Epochs done, and the share of the one that is under way.
-        epoch_seconds: What one takes, of late.
-        left: Seconds of the budget that are left to train.
-    """
-    most = course.epochs if course.turn else settings.most_epochs  # a cool-down is never stretched
-    fitting = min(most, math.floor(done + max(0.0, left / epoch_seconds)))
-    if fitting != course.epochs:
-        logger.info("epochs take %.1f s: %d of them fit", epoch_seconds, fitting)
-    return replace(course, epochs=fitting)
-
-
-def cool_down(course: Course, settings: TrainSettings, averages: Sequence[float | None]) -> Course:
-    """End a training that gains nothing any more: its rate falls to 0 over a last fifth.
-
-    Nothing is gained where, for the settings' `patience` as a share of the epochs planned, the
-    moving average of the pseudo Dice has not risen by 0.001 above what it was before. The rate then
-    falls from where it is, along the schedule, within a fifth of the epochs so far: what a high
-    rate keeps from settling settles while it falls. A course turns once at most, and its end never
-    moves away.
-
-    Source: of language models it is known that a short fall at any time does what a schedule
-    planned for that length does (Haegele et al. 2024, arXiv 2405.18392); the fifth is ours.
-
-    Args:
-        course: As it was.
-        settings: What the user chose.
-        averages: The moving average after each epoch so far, None where it had no value.
-    """
-    done = len(averages)
-    if settings.patience is None or course.turn is not None:
-        return course
-    best, since = 0.0, 0
-    for average in averages:
-        since += 1
-        if average is not None and average >= best + LEAST_GAIN:
-            best, since = average, 0
-    end = done + math.ceil(COOL_DOWN * done)
-    waited = since >= math.ceil(settings.patience * course.epochs)
-    if not best or not waited or end >= course.epochs:  # at 0 it has not even begun to learn
-        return course
-    lr = learning_rate(course, settings.schedule, done)
-    logger.info("no gain for %d epochs: the training ends after epoch %d", since, end)
-    return replace(course, epochs=end, turn=Turn(epoch=done, lr=lr, reason="plateau"))
-
-
-def extend(course: Course, settings: TrainSettings, done: int, epochs: int) -> Course:
-    """Give a training that is under way, or has ended, a later end.
-
-    The rate goes on as if that end had been planned from the start: with `poly` it is exactly that
-    schedule's from here on. After a training that has ended it so rises again from 0 to what it
-    would have been, without a warm-up; SGD starts at its highest rate, too. The end that a plateau
-    or a budget had moved counts no more. Extended to the end that it has, a course stays as it is,
-    so that the same command can go on.
-
-    Args:
-        course: As it was.
-        settings: What the user chose.
-        done: Epochs done.
-        epochs: At the new end, counted from the start of the training.
-
-    Raises:
-        UsageError: The new end is not after the old one.
-    """
-    if epochs == course.epochs and (course.extended or done < epochs):
-        return course
-    if epochs <= max(course.epochs, done):
-        raise UsageError(
-            f"the training ends after epoch {course.epochs}; --extend-to {epochs} must be later"
-        )
-    planned = replace(course, epochs=epochs, turn=None)
-    lr = learning_rate(planned, settings.schedule, done)
-    return replace(planned, turn=Turn(epoch=done, lr=lr, reason="extended"))
 
 
 def pays_to_compile(settings: TrainSettings, wish: bool | None) -> bool:

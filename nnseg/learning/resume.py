@@ -15,11 +15,13 @@ from nnseg import record
 from nnseg.checkpoint import check_weights, forget_weights, save_weights
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
 from nnseg.folders import checkpoint_file
-from nnseg.learning.recipe import Course, TrainSettings, extend
+from nnseg.learning.course import Course, extend
+from nnseg.learning.recipe import TrainSettings
 from nnseg.model.device import Execution
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 1  # raised when this version can no longer go on from what an older one wrote
 LATEST, PREVIOUS = "latest", "previous"
 WEIGHTS = "checkpoint_latest"  # how the names of both weights files begin
 REMEDY = re.compile(r"; (correct or )?restore.*")  # of messages on single files
@@ -68,6 +70,7 @@ class RunRecord:
     data_hash: str = ""  # of the preprocessed cases
     train_cases: tuple[str, ...] = ()  # their ids; none where an older version wrote it
     loss_scale: tuple[float, int] | None = None  # of fp16, and the steps since it last changed
+    format: int = FORMAT
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
 

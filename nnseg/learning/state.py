@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nnseg.checkpoint import load_weights, pack, save_model
+from nnseg.learning.course import Course
 from nnseg.learning.optimize import Optimizer, make_optimizer, set_pace
-from nnseg.learning.recipe import Course
 from nnseg.learning.resume import EpochReport, RunRecord, write_run
 from nnseg.learning.task import Task
 from nnseg.model.ranks import share_norms
@@ -34,6 +34,7 @@ class TrainState:
     epoch: int = 0
     iteration: int = 0
     loss_sum: float = 0.0
+    left_out: int = 0  # steps in a row, up to the last
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     wait_seconds: float = 0.0

@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnseg.errors import StoppedError
 from nnseg.learning.batches import Batch, make_batch
-from nnseg.learning.optimize import Verdict, push_back, update
-from nnseg.learning.recipe import Course
+from nnseg.learning.course import Course
+from nnseg.learning.optimize import Verdict, push_back, take_back, update
 from nnseg.learning.state import TrainState
 from nnseg.learning.task import Task
 from nnseg.losses.supervision import deep_supervision_loss
@@ -33,9 +33,10 @@ def train_step(
     samples where the loss is a mean over samples that count alike: not where Dice sums over the
     batch, where each batch has its own number of voxels or its own sum of weights to divide by
     (an ignore label, class weights), where the worst are sought among all (top-k), nor where batch
-    norm sees a batch at a time.
+    norm sees a batch at a time. A step that is left out moves no statistics of batch norm either.
     """
     settings, count = task.settings, task.settings.accumulate
+    before = [buffer.clone() for buffer in state.network.buffers()]
     shares: list[Tensor] = []
     case_ids: list[str] = []
     for number in range(state.iteration * count, (state.iteration + 1) * count):
@@ -53,7 +54,9 @@ def train_step(
                 loss = loss / count
             if not is_last:
                 shares.append(push_back(state.scaler, loss))
-    return update(state.optimizer, state.scaler, loss, settings.gradient_clip, shares), case_ids
+    verdict = update(state.optimizer, state.scaler, loss, settings.gradient_clip, shares)
+    take_back(state.network, before, verdict.good)
+    return verdict, case_ids
 
 
 def step_loss(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nnseg.errors import UsageError
 from nnseg.learning.batches import BatchSource
-from nnseg.learning.recipe import Course, TrainSettings, plan_course, plan_steps
+from nnseg.learning.course import Course, plan_course, plan_steps
+from nnseg.learning.recipe import TrainSettings
 from nnseg.losses.balance import balanced_weights, count_voxels
 from nnseg.losses.sums import Loss, Weights
 from nnseg.model.device import Execution

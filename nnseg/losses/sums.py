@@ -45,7 +45,12 @@ def measure(
         segmentation: (batch, *spatial); ignored voxels are in no sum.
         labels: What the integers mean.
         background: Whether it is the first class of softmax heads; regions have none.
+
+    Raises:
+        ValueError: Logits and label maps differ in shape.
     """
+    if logits.shape[2:] != segmentation.shape[1:] or len(logits) != len(segmentation):
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(segmentation.shape)}")
     values = as_values(logits)
     flat = segmentation.flatten(1)  # (batch, voxel)
     valid = None if labels.ignore is None else flat != labels.ignore

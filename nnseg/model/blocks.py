@@ -31,17 +31,22 @@ def convolve3d(
     """Convolve, with the right gradient of the weights in bf16 on a CPU, too.
 
     PyTorch 2.13, by oneDNN 3.12, gives a wrong one or none where maps have two planes, the kernel
-    is wider than one and none is skipped. With three it is right, so an empty one is lent.
+    is wider than one and none is skipped. With three it is right, so an empty one is lent. Where
+    maps have fewer rows than kernels of 7 pad, it also writes into memory of others; there rows are
+    lent.
     """
-    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    edge = weight.shape[2]
-    keeps = stride[0] == 1 and padding[0] == dilation[0] * (edge // 2)
-    lent = x.device.type == "cpu" and half and torch.is_grad_enabled()
-    lent = lent and x.shape[2] == 2 and edge > 1 and keeps
+    planes, rows = x.shape[2:4]
+    planes_lent = rows_lent = 0
+    if _differentiated_in_bf16(x):
+        halves = [step * (edge // 2) for step, edge in zip(dilation, weight.shape[2:], strict=True)]
+        keeps = [s == 1 and p == half for s, p, half in zip(stride, padding, halves, strict=True)]
+        planes_lent = int(planes == 2 and weight.shape[2] > 1 and keeps[0])
+        rows_lent = max(padding[1] - rows, 0) if keeps[1] and dilation[1] == 1 else 0
+    lent = planes_lent or rows_lent
     if lent:
-        x = functional.pad(x, (0, 0, 0, 0, 0, 1))
+        x = functional.pad(x, (0, 0, 0, rows_lent, 0, planes_lent))
     y = functional.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-    return y[:, :, :2] if lent else y
+    return y[:, :, :planes, :rows] if lent else y
 
 
 class Convolution3d(nn.Conv3d):
@@ -54,8 +59,24 @@ class Convolution3d(nn.Conv3d):
         )
 
 
+class TransposedConvolution3d(nn.ConvTranspose3d):
+    """PyTorch's; where it keeps two planes, it is lent an empty one, as `convolve3d` is."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+        keeps = self.stride[0] == 1 and self.kernel_size[0] > 1
+        if x.shape[2] == 2 and keeps and _differentiated_in_bf16(x):
+            return super().forward(functional.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :-1]
+        return super().forward(x, output_size)
+
+
+def _differentiated_in_bf16(x: Tensor) -> bool:
+    """Whether PyTorch computes with `x` in bf16 on a CPU, and is to go back through it."""
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and half and torch.is_grad_enabled()
+
+
 CONVOLUTION = {2: nn.Conv2d, 3: Convolution3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: TransposedConvolution3d}
 
 
 class InstanceNorm(nn.Module):

@@ -13,8 +13,11 @@ from nnseg.model.backbone_records import TIMM
 # A plan may come from elsewhere: timm takes names that lead to folders and to the network, too.
 _TIMM_NAME = re.compile(rf"{TIMM}\w+(\.\w+)?")
 
+# What to do about an option that a single network has.
+_TAKER = {"backbone": "give `--network encoder_unet`, which is built around one"}
+
 Features: TypeAlias = Callable[[int, Dimensions], tuple[int, ...]]
-Kept: TypeAlias = Callable[[Architecture, Shape, int, int], int]
+Kept: TypeAlias = Callable[[Architecture, Shape, int], int]
 OutputWeights: TypeAlias = Callable[[Architecture], tuple[float, ...]]
 
 
@@ -22,10 +25,10 @@ OutputWeights: TypeAlias = Callable[[Architecture], tuple[float, ...]]
 class NetworkKind:
     """What is known of all networks of one name before one is built.
 
-    `kept(architecture, patch_size, channels, heads)` counts what a training step keeps of one
-    sample from its forward to its backward pass, in numbers of 4 bytes: the tensors that autograd
-    saves in fp32, each once, all outputs of deep supervision computed, weights left out. The
-    indices of a pooling have 8 bytes and count twice.
+    `kept(architecture, patch_size, channels)` counts what the network of a training step keeps of
+    one sample from its forward to its backward pass, in numbers of 4 bytes: the tensors that
+    autograd saves in fp32, each once, all outputs of deep supervision computed, weights left out.
+    The indices of a pooling have 8 bytes and count twice.
     """
 
     title: str  # one line for people
@@ -37,6 +40,7 @@ class NetworkKind:
     decoder_blocks: tuple[int, ...]  # at each level but the deepest; deeper levels repeat the last
     kept: Kept
     weights: OutputWeights  # of the loss at each output, the main one first; they sum to 1
+    outputs_by_level: bool = False  # output k is as fine as level k; else all are as the patch is
     options: tuple[str, ...] = ()  # fields of NetworkOptions that it takes
     backbones: tuple[str, ...] = ()  # what its option `backbone` may be; the first is the default
     halves_plane: bool = False  # y and x are halved from every level to the next, as in backbones
@@ -48,9 +52,16 @@ class NetworkKind:
             PlanError: What it has, and what there is.
         """
         network, dimensions = architecture.network, architecture.dimensions
-        if dimensions not in self.dimensions:
-            raise PlanError(f"network {network} is {self.dimensions[0]}D only, not {dimensions}D")
+        defined = self.dimensions_with(architecture.options)
+        if dimensions not in defined:
+            raise PlanError(
+                f"network {architecture.called} is {defined[0]}D only, not {dimensions}D"
+            )
         self.check_options(network, architecture.options)
+
+    def dimensions_with(self, options: NetworkOptions) -> tuple[Dimensions, ...]:
+        """Give the dimensions in which it is defined; timm's own networks have two, only."""
+        return (2,) if (options.backbone or "").startswith(TIMM) else self.dimensions
 
     def check_options(self, name: str, options: NetworkOptions) -> None:
         """Refuse options that a network of this kind, called `name`, does not take.
@@ -61,7 +72,8 @@ class NetworkKind:
         for option in options.chosen:
             if option not in self.options:
                 takes = ", ".join(self.options) or "no options"
-                raise PlanError(f"network {name} has no option {option}; it takes {takes}")
+                remedy = f"; {_TAKER[option]}" if option in _TAKER else ""
+                raise PlanError(f"network {name} has no option {option}; it takes {takes}{remedy}")
         backbone = options.backbone
         if (
             backbone is not None

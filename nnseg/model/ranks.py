@@ -6,20 +6,29 @@ is gathered from all of them, so that each rank has the loss of the whole batch,
 and the shares; their gradients are averaged by DistributedDataParallel.
 """
 
+import os
+import socket
+import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from nnseg.errors import UsageError
+from nnseg.errors import MachineError, UsageError
 
 T = TypeVar("T")
+Peers: TypeAlias = tuple[tuple[int, int], ...]  # of each rank: a number for its host, its process
 
 PATIENCE = timedelta(hours=6)  # one rank may predict or save while the others wait
+ENDS_WITHIN = 2.0  # seconds from the end of a connection to the end of the process that had it
+# What torch's errors say where another rank is gone; they have no kind of their own.
+GONE = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "NCCL", "gloo/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +67,17 @@ def device_of(ranks: Ranks, device: str | None) -> str | None:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str | None) -> Iterator[None]:
+def joined(ranks: Ranks, device: str | None) -> Iterator[Peers]:
     """Connect the ranks: over NCCL where each has a GPU, else over gloo.
 
-    torchrun has told torch by its environment where the first rank listens.
+    torchrun has told torch by its environment where the first rank listens. What is given is for
+    `telling_of_lost`.
 
     Raises:
         UsageError: torchrun's environment is not complete.
     """
     if ranks.count == 1:
-        yield
+        yield ()
         return
     own = str(device_of(ranks, device))
     kind = "gloo"
@@ -81,9 +91,60 @@ def joined(ranks: Ranks, device: str | None) -> Iterator[None]:
     except ValueError as error:
         raise UsageError(f"the ranks cannot meet ({error}); start them by torchrun") from None
     try:
-        yield
+        own_peer = torch.tensor([zlib.crc32(socket.gethostname().encode()), os.getpid()])
+        peers = [torch.empty_like(own_peer) for _ in range(ranks.count)]
+        distributed.all_gather(peers, own_peer)
+        yield tuple((int(host), int(pid)) for host, pid in peers)
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def telling_of_lost(ranks: Ranks, peers: Peers) -> Iterator[None]:
+    """Say which rank has ended where work fails because it no longer answers.
+
+    Raises:
+        MachineError: One has. On another host nobody can tell which.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if ranks.count == 1 or not any(words in text for words in GONE):
+            raise
+        lost = [
+            f"rank {number} (process {peers[number][1]})"
+            for number in _find_ended(peers, peers[ranks.rank][0])
+        ]
+        raise MachineError(
+            f"{', '.join(lost) or 'another rank'} has ended, and the ranks train together "
+            f"({text.splitlines()[0]}); see what its own output says, where it says nothing the "
+            "system killed it, probably for memory. Start all of them again: the same command "
+            "goes on from the last checkpoint"
+        ) from None
+
+
+def _find_ended(peers: Peers, host: int) -> list[int]:
+    """Name the ranks on a host, this one, whose processes have ended; they get a while for it."""
+    deadline = time.monotonic() + ENDS_WITHIN
+    while True:
+        found = [rank for rank, (at, pid) in enumerate(peers) if at == host and _has_ended(pid)]
+        if found or time.monotonic() >= deadline:
+            return found
+        time.sleep(0.05)
+
+
+def _has_ended(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return True
+    with suppress(OSError):  # one that nobody has asked for its exit code is still listed
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2]
+        return state.split()[0] in "ZX"
+    return False
 
 
 def wait_for_all() -> None:

@@ -72,4 +72,3 @@ SCHEDULES = Registry[Schedule](
     exponential=exponential,
 )
 COOL_DOWNS: dict[str, Schedule] = {"cosine_restarts": cosine}  # how a training ends that rises
-FROM_START = ("cosine_restarts", "exponential")  # a later end stretches all of it, not the rest

@@ -54,7 +54,5 @@ def build_network(architecture: Architecture, channels: int, heads: int) -> nn.M
         PlanError: There is no such network, or it is not defined in these dimensions, or does not
             take the options of the record.
     """
-    builder = NETWORKS[architecture.network]
-    if architecture.network in KINDS:
-        KINDS[architecture.network].check(architecture)
-    return builder(architecture, channels, heads)
+    KINDS[architecture.network].check(architecture)
+    return NETWORKS[architecture.network](architecture, channels, heads)

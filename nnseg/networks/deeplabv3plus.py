@@ -1,6 +1,5 @@
 """DeepLabv3+: a dilated residual network, a pyramid of dilated convolutions, a small decoder."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -81,7 +80,7 @@ class DeepLabV3Plus(nn.Module):
             self.decoder.append(make_dropout(dropout, dimensions))
             inputs = PYRAMID_WIDTH
         self.heads = nn.ModuleList([CONVOLUTION[dimensions](inputs, heads, 1)])
-        self.enlarge = Interpolate(_product(strides[: LOW + 1]))
+        self.enlarge = Interpolate(*strides[: LOW + 1])
         self.apply(initialize)
         for module in self.modules():
             if isinstance(module, Bottleneck):
@@ -225,7 +224,7 @@ def _rise(kind: str | None, strides: Sequence[tuple[int, ...]]) -> nn.Sequential
     """Make the pyramid's maps finer by all strides but the first, at once if None is chosen."""
     if kind is None:
         one = (1,) * len(strides[0])
-        return nn.Sequential(Interpolate(_product([one, *strides[1:]])))
+        return nn.Sequential(Interpolate(one, *strides[1:]))
     width = PYRAMID_WIDTH
     steps = [make_upsampling(kind, width, width, each, len(each)) for each in strides[:0:-1]]
     return nn.Sequential(*steps)
@@ -251,7 +250,3 @@ def _dilated(
         groups=groups,
         bias=False,
     )
-
-
-def _product(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(math.prod(steps) for steps in zip(*strides, strict=True))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnseg.model.architecture import Architecture
-
-BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+from nnseg.model.blocks import Convolution3d
+from nnseg.networks.layers import BATCH_NORM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class PlanarConv(nn.Conv2d):
         return super().forward(functional.pad(image, (before, after, before, after)))
 
 
-class InflatedConv(nn.Conv3d):
+class InflatedConv(Convolution3d):
     """A convolution that sees the outer planes repeated beyond them.
 
     Args:

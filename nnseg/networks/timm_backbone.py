@@ -1,7 +1,9 @@
 """A backbone that timm itself builds, for the many of its networks that are not written here."""
 
 import re
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from nnseg.errors import MachineError, PlanError
@@ -9,6 +11,7 @@ from nnseg.model.backbone_records import TIMM
 from nnseg.networks.inflation import Backbone, Levels
 
 _BUILT = "model."  # what names of timm's parameters begin with here
+_REFUSALS = (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, IndexError)
 
 
 class TimmBackbone(Backbone):
@@ -23,7 +26,8 @@ class TimmBackbone(Backbone):
 
     Raises:
         MachineError: timm is not installed.
-        PlanError: It does not know the name, or the network has no maps of these levels.
+        PlanError: It does not know the name, or the network has no maps of these levels, or takes
+            images of one size only.
     """
 
     def __init__(self, levels: Levels, channels: int, name: str) -> None:
@@ -48,13 +52,14 @@ class TimmBackbone(Backbone):
             self.model = timm.create_model(
                 name, features_only=True, pretrained=False, in_chans=channels, out_indices=taken
             )
-        except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except _REFUSALS as error:
             raise PlanError(
-                f"timm cannot make {name!r} give its feature maps ({reason}); choose another"
+                f"timm cannot make {name!r} give its feature maps ({_first_line(error)}); choose "
+                "another"
             ) from None
         found = [reductions[place] for place in taken]
-        if len(set(found)) < len(found) or wanted[-1] not in found or not _first_channels(self):
+        once = len(set(found)) == len(found) and wanted[-1] in found
+        if not once or not self._gives_maps(name, channels, found):
             raise PlanError(
                 f"{name} of timm's has maps at 1/{', 1/'.join(map(str, reductions))}; they must be "
                 f"(channel, y, x), with one at 1/{wanted[-1]}; choose another"
@@ -65,11 +70,35 @@ class TimmBackbone(Backbone):
     def forward(self, image: Tensor) -> list[Tensor]:  # noqa: D102
         return list(self.model(image))
 
+    def _gives_maps(self, name: str, channels: int, reductions: Sequence[int]) -> bool:
+        """Pass an image through, and say whether maps come out as (batch, channel, y, x).
+
+        A network that is built for images of one size, as many with attention are, does not take
+        one of so uneven edges. Any that does takes patches, whose edges are multiples, too.
+
+        Raises:
+            PlanError: It does not.
+        """
+        y, x = 2 * max(reductions), 3 * max(reductions)
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                maps = self.model(torch.zeros(1, channels, y, x))
+        except _REFUSALS as error:
+            raise PlanError(
+                f"{TIMM}{name} does not take an image of {y} x {x} pixels ({_first_line(error)}), "
+                "but must take patches of any size; choose a backbone without a fixed size, such "
+                "as one of ours"
+            ) from None
+        self.model.train()
+        widths = self.model.feature_info.channels()
+        wanted = [(1, w, y // r, x // r) for w, r in zip(widths, reductions, strict=True)]
+        return [tuple(each.shape) for each in maps] == wanted
+
     def name_in_timm(self, name: str) -> str:
         """Give a parameter's name in timm's files, without the parts that `features_only` joins."""
         return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name.removeprefix(_BUILT))
 
 
-def _first_channels(backbone: TimmBackbone) -> bool:
-    """Whether its maps are (batch, channel, y, x)."""
-    return str(getattr(backbone.model, "output_fmt", "NCHW")).endswith("NCHW")
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

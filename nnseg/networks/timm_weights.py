@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nnseg.axes import by
+from nnseg.dataset import printable
 from nnseg.errors import DataError, MissingError, UsageError
 from nnseg.model.architecture import Architecture
 from nnseg.model.backbone_records import TIMM
@@ -21,6 +23,8 @@ MOST_BYTES = 2**31  # the largest networks of timm's that have maps of all level
 COLOURS = 3  # channels of the images that the weights were trained with
 COUNTER = "num_batches_tracked"  # of batch norms; files have them or not, and nothing reads them
 NAMED = 2  # parameters that an error names
+SHOWN = 80  # characters of a name that an error shows
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,27 +71,31 @@ def read_encoder_weights(path: Path) -> EncoderWeights:
         weights = load(data)
     except (SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
         raise DataError(
-            f"{path}: is not a safetensors file ({error}); download the model.safetensors of timm's"
+            f"{path}: is not a safetensors file ({_shown(str(error))}); download the "
+            "model.safetensors of timm's"
         ) from None
     return EncoderWeights(source=path, sha256=hashlib.sha256(data).hexdigest(), weights=weights)
 
 
-def fit_encoder(found: EncoderWeights, architecture: Architecture, channels: int) -> EncoderStart:
+def fit_encoder(
+    found: EncoderWeights, architecture: Architecture, channels: int, labels: int = 0
+) -> EncoderStart:
     """Give the weights of a network's encoder from a file.
 
     The classifier is left out, as are stages deeper than the network has levels. The first
     convolution is brought to the image's channels as timm does it: for one, the sum over the
-    colours; for others, colours in turn, scaled so that the sum over the channels stays. In 3D
-    kernels are inflated.
+    colours; for others, colours in turn, scaled so that the sum over the channels stays. Labels of
+    the stage before are no colours: their kernels are 0 at first. In 3D kernels are inflated.
 
     Args:
         found: The file.
         architecture: Of a network `encoder_unet`.
         channels: Of the image.
+        labels: Further channels of a cascade's input, behind those of the image.
 
     Raises:
         UsageError: The network has no image network as its encoder.
-        DataError: The file is of another image network.
+        DataError: The file is of another image network, or its numbers cannot be trained with.
     """
     if architecture.network != "encoder_unet":
         raise UsageError(
@@ -96,16 +104,16 @@ def fit_encoder(found: EncoderWeights, architecture: Architecture, channels: int
         )
     name = architecture.options.backbone or DEFAULT
     levels = levels_of(architecture)
-    encoder = _unfilled(name, levels, channels)
+    encoder = _unfilled(name, levels, channels + labels)
     shapes = _shapes(encoder, _unfilled(name, flat_levels(len(levels.steps)), COLOURS))
     _check(found, name, encoder, shapes)
     first = _first_convolution(encoder)
     weights: dict[str, Tensor] = {}
     adapted = []
     for key, shape in shapes.items():
-        value = found.weights[encoder.name_in_timm(key)].float()
+        value = _numbers(found, encoder.name_in_timm(key))
         if key == first:
-            value = match_channels(value, channels)
+            value = functional.pad(match_channels(value, channels), (0, 0, 0, 0, 0, labels))
         value = encoder.adapt(key, value)
         weights[ENCODER + key] = value.contiguous()
         if value.shape != shape:
@@ -139,6 +147,25 @@ def describe_encoder_start(start: EncoderStart, fresh: int) -> str:
     return (
         f"the encoder's {count} parameters taken over, {len(start.adapted)} of them inflated or "
         f"brought to the number of channels; {fresh} of the decoder start anew"
+    )
+
+
+def _numbers(found: EncoderWeights, name: str) -> Tensor:
+    """Give a parameter of a file in single precision.
+
+    Raises:
+        DataError: It is of a type that is not trained with, or not finite.
+    """
+    value = found.weights[name]
+    if value.dtype not in PRECISIONS:
+        kind = str(value.dtype).removeprefix("torch.")
+        problem = f"is of type {kind}, not of floating point numbers of 16 bits or more"
+    elif not (value := value.float()).isfinite().all():
+        problem = "has values that are infinite or no numbers"
+    else:
+        return value
+    raise DataError(
+        f"{found.source}: {_shown(name)} {problem}; give the model.safetensors as timm published it"
     )
 
 
@@ -181,7 +208,7 @@ def _check(
         complaints.append(f"it has {_named(others)}, which that has not")
     if wrong:
         key = min(wrong)
-        complaints.append(f"{key} is {by(found.weights[key].shape)}, not {by(wanted[key])}")
+        complaints.append(f"{_shown(key)} is {by(found.weights[key].shape)}, not {by(wanted[key])}")
     if complaints:
         raise DataError(
             f"{found.source}: is not of {name} ({'; '.join(complaints)}); give the file of this "
@@ -197,7 +224,13 @@ def _named(names: Collection[str]) -> str:
     """
     shown = sorted(names)[:NAMED]
     more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    return ", ".join(map(_shown, shown)) + (f" and {more} more" if more else "")
+
+
+def _shown(name: str) -> str:
+    """Give a parameter's name as it can be shown: a file's may be anything."""
+    text = printable(name)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _first_convolution(encoder: nn.Module) -> str:

@@ -1,6 +1,5 @@
 """UNet 3+: every node of the decoder sees the maps of all scales."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +57,7 @@ class UNet3Plus(nn.Module):
             self.encoder.append(make_node(*node, norm=norm, dropout=dropout))
             channels = features[level]
             self.heads.append(make_convolution(sources[level], heads, kernel))
-            self.enlarge.append(Interpolate(_product(strides[: level + 1])))
+            self.enlarge.append(Interpolate(*strides[: level + 1]))
             if level == levels - 1:
                 break
             branches = nn.ModuleList()
@@ -107,13 +106,9 @@ def _rise(
 ) -> tuple[nn.Sequential, int]:
     """Make maps finer by several strides, at once if None is chosen; tell their channels then."""
     if kind is None:
-        return nn.Sequential(Interpolate(_product(strides))), inputs
+        return nn.Sequential(Interpolate(*strides)), inputs
     steps = nn.Sequential()
     for stride in reversed(strides):
         steps.append(make_upsampling(kind, inputs, width, stride, len(stride)))
         inputs = width
     return steps, width
-
-
-def _product(strides: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(math.prod(steps) for steps in zip(*strides, strict=True))

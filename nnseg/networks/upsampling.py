@@ -15,11 +15,11 @@ INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
 class Interpolate(nn.Module):
-    """Linear interpolation by a whole factor along each of 2 or 3 axes, voxels centred."""
+    """Linear interpolation by the product of strides along each of 2 or 3 axes, voxels centred."""
 
-    def __init__(self, stride: Sequence[int]) -> None:
+    def __init__(self, *strides: Sequence[int]) -> None:
         super().__init__()
-        self.scale = tuple(float(step) for step in stride)
+        self.scale = tuple(float(math.prod(steps)) for steps in zip(*strides, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if max(self.scale) == 1:

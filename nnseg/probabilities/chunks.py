@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnseg.axes import Planes
+from nnseg.frame import unpacked
 from nnseg.labels import Labels
 from nnseg.preprocess import Placement
 from nnseg.probabilities.frames import (
@@ -82,7 +83,7 @@ class OpenProbabilities:
         if not 0 <= first <= stop <= depth:
             raise ValueError(f"planes {first} to {stop} of {depth}")
         result = np.empty((stop - first, *plane, heads), dtype=np.float32)
-        for number, values in enumerate(self.array[first:stop]):
+        for number, values in enumerate(unpacked(self.array, first, stop)):
             np.multiply(values.transpose(1, 2, 0), np.float32(1 / STEPS), out=result[number])
         return result
 

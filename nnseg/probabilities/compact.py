@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from nnseg.axes import Planes
 from nnseg.folders import compact_files
+from nnseg.frame import unpacked
 from nnseg.labels import Labels
 from nnseg.plan import Resampling
 from nnseg.preprocess import Placement
@@ -130,7 +131,7 @@ class OpenCompact:
         table = _values(self.stored.labels.has_regions)
         result = np.empty((stop - first, *plane, heads), dtype=np.float32)
         if first < stop:
-            for number, steps in enumerate(self.array[first:stop]):
+            for number, steps in enumerate(unpacked(self.array, first, stop)):
                 for head, of_head in enumerate(steps):
                     result[number, ..., head] = table.take(of_head, mode="clip")
         return result

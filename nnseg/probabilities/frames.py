@@ -18,8 +18,8 @@ from nnseg import record
 from nnseg.axes import Planes
 from nnseg.commit import remove, sha256, unfinished_path, whole_file
 from nnseg.errors import DataError, MissingError
+from nnseg.frame import open_frame
 from nnseg.probabilities.target import naming
-from nnseg.store import open_frame
 
 AXES = ("z", "head", "y", "x")  # a slab is read without the rest, a head packs well
 ArrayShape = tuple[int, int, int, int]  # of AXES

@@ -147,7 +147,7 @@ def _read_header(
         raise ValueError(f"its .npy format is {version}, not (1, 0)")
     try:
         found, is_fortran, kind = np.lib.format.read_array_header_1_0(member)
-    except MemoryError:  # Python's word for brackets that are too deep
+    except Exception:  # it is a text of Python, and each fault of such a text has its own error
         raise ValueError("its header cannot be read") from None
     if kind.kind != "f" or found != (heads, *shape):
         raise DataError(

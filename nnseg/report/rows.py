@@ -275,9 +275,11 @@ def _candidate(score: CandidateScore, of: Choosing) -> CandidateRow:
 
 def _in_words(configuration: Configuration) -> str:
     after = f", after {configuration.previous}" if configuration.previous else ""
+    architecture = configuration.architecture
+    network = "" if architecture.called == "plain" else f"{architecture.called} of "
     return (
         f"patches of {by(configuration.patch_size)} voxels at {by(configuration.spacing)} mm, "
-        f"{configuration.batch_size} at a time, {configuration.architecture.levels} levels; the "
+        f"{configuration.batch_size} at a time, {network}{architecture.levels} levels; the "
         f"median image has {by(configuration.median_shape)} voxels{after}"
     )
 

@@ -290,8 +290,8 @@ def _bca_ends(
         below = 0.5
     bias = normal.inv_cdf(below)
     away = left_out.mean() - left_out
-    spread = float((away**2).sum())
-    skewness = float((away**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    spread = float((away**2).sum()) ** 1.5  # 0 also where values are too small to be cubed
+    skewness = float((away**3).sum()) / (6 * spread) if spread > 0 else 0.0
     ends = []
     for share in ((1 - level) / 2, (1 + level) / 2):
         z = bias + normal.inv_cdf(share)

@@ -212,7 +212,7 @@ def _carry_out(
                 f"{target} was changed since it was postprocessed; move it away, or give "
                 "--overwrite"
             )
-    for path in (applied_file(target), *side_files(target), target):
+    for path in (*side_files(target), target, applied_file(target)):
         commit.remove(path)  # so that nothing of other rules stays where this fails
     segmentation, geometry = read_segmentation(source)
     try:
@@ -220,16 +220,18 @@ def _carry_out(
     except DataError as error:
         raise DataError(f"{source} {error}") from None
     result = apply(segmentation, postprocessing, labels, geometry.spacing)
-    write(target, result, geometry, labels.as_text)
-    applied = Applied(
-        label_map=target.name,
-        made_by=made_by,
-        postprocessing=postprocessing,
-        inputs=inputs,
-        outputs=_hashes(target),
-        voxels=int((result != segmentation).sum()),
-    )
-    return record.save_sealed(applied, applied_file(target))
+    with commit.whole_files(target.parent) as folder:
+        unfinished = folder / target.name
+        write(unfinished, result, geometry, labels.as_text)
+        applied = Applied(
+            label_map=target.name,
+            made_by=made_by,
+            postprocessing=postprocessing,
+            inputs=inputs,
+            outputs=_hashes(unfinished),
+            voxels=int((result != segmentation).sum()),
+        )
+        return record.save_sealed(applied, applied_file(target))  # the next run knows it by this
 
 
 def _hashes(path: Path) -> dict[str, str]:

@@ -360,17 +360,19 @@ def _average(members: Sequence[Source], wanted: _Wanted, case_id: str, target: P
         return before
     found = list(zip(opened, wanted.weights, strict=True))
     geometry, labels = opened[0].stored.geometry, opened[0].stored.labels
-    written = [target]
+    written: tuple[Path, ...] = ()
     with ExitStack() as stack:
         begin = None
         if wanted.probabilities is not None:
             writer = stack.enter_context(writing(target, wanted.probabilities, labels, geometry))
-            begin = writer.begin
-            written += writer.files
+            begin, written = writer.begin, writer.files
         segmentation = label_map(found, probabilities=begin)
         _withdraw(target, before)  # before the probabilities take their names
-    write(target, segmentation, geometry, labels.as_text)
-    return record.save_sealed(replace(proof, outputs=hashes(written)), proof_file(target))
+    with commit.whole_files(target.parent) as folder:
+        unfinished = folder / target.name
+        write(unfinished, segmentation, geometry, labels.as_text)
+        proof = replace(proof, outputs=hashes([unfinished, *written]))
+        return record.save_sealed(proof, proof_file(target))  # the next run knows the map by it
 
 
 def _is_done(target: Path, before: Averaged, proof: Averaged) -> bool:

@@ -32,8 +32,8 @@ from nnseg.runlog import RunReport
 from nnseg.scores.comparison import compare
 from nnseg.scores.confidence import Confidence
 from nnseg.suspects.label_errors import Suspects
+from nnseg.verbs.measuring import examine
 from nnseg.verbs.planning import load_plan
-from nnseg.verbs.prepare import examine
 from nnseg.verbs.scoring import spec_for_evaluation
 from nnseg.verbs.sources import (
     DAMAGED,

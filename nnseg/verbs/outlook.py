@@ -136,10 +136,9 @@ def foretell(
         if stop():
             raise StoppedError("stopped; nothing was written")
         if isinstance(read, Scan):
-            geometry, shape = read.volume.geometry, read.volume.image.shape[1:]
-            voxels = math.prod(shape)
+            voxels = math.prod(read.shape)
             needs = predictor.foretell(
-                CaseSize(shape=geometry.shape, spacing=geometry.spacing, voxels=voxels)
+                CaseSize(shape=read.shape, spacing=read.geometry.spacing, voxels=voxels)
             )
             memory, device_memory = max(memory, needs.memory), max(device_memory, needs.device)
             disk += voxels * _bytes_of_voxel(wanted, predictor.spec.labels)

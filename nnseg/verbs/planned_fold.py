@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnseg import record, store
-from nnseg.dataset import Fold, find_training_cases, read_spec, select_fold
+from nnseg.commit import sha256
+from nnseg.dataset import Case, Fold, find_training_cases, read_spec, select_fold
 from nnseg.errors import MissingError
 from nnseg.folders import Folders
 from nnseg.plan import Configuration, Plan
@@ -16,6 +17,7 @@ from nnseg.preprocess import preprocessing_hash
 from nnseg.splits import folds
 from nnseg.validated import hash_of_split
 from nnseg.verbs.planning import check_spec, load_plan
+from nnseg.verbs.visit import last_change
 
 MEMORY_SHARE = 0.3  # of the machine's, for preprocessed cases held by a training
 
@@ -97,6 +99,29 @@ def find_fold(
         split=select_fold(folds(folders, dataset), fold, case_ids),
         folder=folders.fold(dataset, plan_name, configuration, fold, seed),
     )
+
+
+def replaced_cases(about: PlannedFold) -> tuple[str, ...]:
+    """Name the cases of a fold whose raw files are no longer those that were preprocessed.
+
+    Only files that were written since then are read and compared.
+    """
+    members = {*about.split.train, *about.split.val}
+    spec = read_spec(about.folders.spec_file(about.dataset))
+    cases = find_training_cases(about.folders, about.dataset, spec)
+    mine = [case for case in cases if case.case_id in members]
+    return tuple(case.case_id for case in mine if _is_replaced(about.store, case))
+
+
+def _is_replaced(folder: Path, case: Case) -> bool:
+    try:
+        if last_change(case.files) <= store.written_at(folder, case.case_id):
+            return False
+        raw = [sha256(path) for path in case.files]
+    except OSError:  # it was read when it was preprocessed
+        return True
+    stored = store.read_record(folder, case.case_id)
+    return stored.made_from != store.origin(raw, stored.data_hash)
 
 
 def fit_in_memory(about: PlannedFold, case_ids: Iterable[str]) -> bool:

@@ -9,7 +9,8 @@ from nnseg.axes import Spacing
 from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.dataset.groups import GroupRule, rule_file
 from nnseg.errors import PlanError
-from nnseg.exchange import nnunet
+from nnseg.exchange.nnunet_reading import read_fingerprint, read_plans
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import Folders, is_folder_name
 from nnseg.lock import locked
@@ -84,7 +85,7 @@ def plan(
 def import_plans(folders: Folders, dataset: str, plans_file: Path, *, name: str) -> Plan:
     """Make a plan of ours from nnU-Net's plans.json for a dataset of ours."""
     spec = read_spec(folders.spec_file(dataset))
-    result = nnunet.read_plans(record.read_json(plans_file), spec, name=name)
+    result = read_plans(record.read_json(plans_file), spec, name=name)
     result = replace(result, dataset=dataset)
     _save_plan(folders, result, "import", {"plans_file": str(plans_file), "name": name})
     return result
@@ -125,7 +126,7 @@ def plan_as_nnunet(
         PlanError: As `make_plan`, or the network is none of nnU-Net's.
     """
     spec = read_spec(dataset_json)
-    measured = nnunet.read_fingerprint(record.read_json(fingerprint_file), str(fingerprint_file))
+    measured = read_fingerprint(record.read_json(fingerprint_file), str(fingerprint_file))
     here = dataset_json.resolve().parent.name
     result = make_plan(
         spec,
@@ -138,7 +139,7 @@ def plan_as_nnunet(
         options=options,
     )
     reader = spec.others.get("overwrite_image_reader_writer")
-    return nnunet.plans_to_json(result, reader=reader)
+    return plans_to_json(result, reader=reader)
 
 
 def load_plan(folders: Folders, dataset: str, name: str = DEFAULT_PLAN) -> Plan:

@@ -138,7 +138,7 @@ def read_plan(folders: "Folders", dataset: str, plans_file: Path, *, name: str) 
     """
     from nnseg import record
     from nnseg.dataset import read_spec
-    from nnseg.exchange.nnunet import read_plans
+    from nnseg.exchange.nnunet_reading import read_plans
 
     spec = read_spec(folders.spec_file(dataset))
     plan = read_plans(record.read_json(plans_file), spec, name=name, where=str(plans_file))

@@ -12,9 +12,13 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nnseg import commit, record
+from nnseg.axes import Shape, three
 from nnseg.dataset import spec_to_json
 from nnseg.errors import (
     FILE_ONLY,
@@ -50,7 +54,8 @@ from nnseg.proof import (
 from nnseg.runlog import Run, logged_run, versions
 from nnseg.scores.statistics import CaseStatistics, as_csv, measure
 from nnseg.scores.uncertainty import quality
-from nnseg.volume import Geometry, Volume, read_image, read_segmentation, write
+from nnseg.verbs.visit import refuse_changed, stamps_of
+from nnseg.volume import Geometry, read_segmentation, read_stored, write
 
 if TYPE_CHECKING:
     from nnseg.ensemble import Prediction
@@ -267,7 +272,7 @@ def _predict_each(
                 try:
                     found = _outcome(job, partial(_segment, predictor, job, read, wanted, stop))
                 except StoppedError as error:
-                    stopped = error
+                    stopped = StoppedError(f"{error}; the same command goes on")
                     break
             else:
                 found = read
@@ -329,15 +334,19 @@ def _cleared(job: PredictionJob, error: NnsegError) -> NnsegError:
     return error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Scan:
-    """The image of a case, and the hashes of its files from before it was read.
+    """The image of a case, and the hashes of its files, which have not changed meanwhile."""
 
-    So a file that changes meanwhile proves nothing, and its case is done again the next time.
-    """
-
-    volume: Volume
+    geometry: Geometry
+    shape: Shape
     inputs: dict[str, str]
+    channels: list[NDArray[Any]]  # each (z, y, x), in the file's own type, at most 4 bytes
+
+    def take(self) -> list[NDArray[Any]]:
+        """Give the channels, once: a scan that waits for its label map keeps no image."""
+        channels, self.channels = self.channels, []
+        return channels
 
 
 def read_ahead(
@@ -348,11 +357,7 @@ def read_ahead(
     def read(job: PredictionJob) -> Scan | NnsegError:
         if job.fault:
             return DataError(job.fault.removeprefix(f"case {job.case_id}: "))  # the list has it
-        inputs: dict[str, str] = {}
-        with suppress(OSError):  # reading says better what is wrong
-            inputs = hashes(job.images)
-        volume = _outcome(job, lambda: read_image(job.images, channels))
-        return Scan(volume=volume, inputs=inputs) if isinstance(volume, Volume) else volume
+        return _outcome(job, partial(_read, job.images, channels))
 
     with ThreadPoolExecutor(1) as reader:
         ahead: Future[Scan | NnsegError] | None = None
@@ -362,6 +367,22 @@ def read_ahead(
             if number + 1 < len(jobs) and may_read_ahead(jobs[number + 1].images):
                 ahead = reader.submit(read, jobs[number + 1])
             yield job, scan
+
+
+def _read(files: Sequence[Path], channels: int) -> Scan:
+    """Read the image of a case from files that must not change meanwhile."""
+    stamps = stamps_of(files)
+    inputs: dict[str, str] = {}
+    with suppress(OSError):  # reading says better what is wrong
+        inputs = hashes(files)
+    arrays, geometry = read_stored(files, channels)
+    refuse_changed(files, stamps)
+    return Scan(
+        geometry=geometry,
+        shape=three(arrays[0].shape),
+        inputs=inputs,
+        channels=[a if a.itemsize <= 4 else a.astype(np.float32) for a in arrays],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -381,7 +402,8 @@ def _segment(
     wanted: Wanted,
     stop: Callable[[], bool],
 ) -> _Found:
-    geometry, labels = scan.volume.geometry, predictor.spec.labels
+    geometry, labels = scan.geometry, predictor.spec.labels
+    prepared = predictor.prepare(scan.take(), geometry.spacing, stop=stop)
     with ExitStack() as stack:
         begin = None
         written: tuple[Path, ...] = ()
@@ -391,8 +413,7 @@ def _segment(
             )
             begin, written = writer.begin, writer.files
         found = predictor.segment(
-            scan.volume.image,
-            geometry.spacing,
+            prepared,
             maps=wanted.maps,
             probabilities=begin,
             stop=stop,

@@ -186,7 +186,9 @@ def start_from(found: Pretrained, plan: Plan, configuration_name: str, seed: int
 
 def _encoder_start(found: EncoderWeights, plan: Plan, configuration_name: str) -> EncoderStart:
     architecture = plan.configuration(configuration_name).architecture
-    return fit_encoder(found, architecture, plan.input_channels(configuration_name))
+    channels = len(plan.channels)
+    labels = plan.input_channels(configuration_name) - channels
+    return fit_encoder(found, architecture, channels, labels)
 
 
 def _channels(plan: Plan, configuration_name: str) -> list[str]:

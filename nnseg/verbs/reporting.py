@@ -348,7 +348,7 @@ def _write(
         for old in target.iterdir():
             if OLD_FILES.fullmatch(old.name) and old != files:
                 commit.remove(old)
-        run.outputs += [index, facts_file(target)]
+        run.outputs += [index, facts_file(target), *sorted(files.iterdir())]
     return index
 
 

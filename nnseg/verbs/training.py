@@ -1,9 +1,8 @@
 """Stage 4 with its files: one fold trained, or rehearsed."""
 
-import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,14 +13,14 @@ import numpy as np
 
 from nnseg import report
 from nnseg.dataset import find_training_cases, read_spec
-from nnseg.errors import MachineError, MissingError
+from nnseg.errors import MissingError
 from nnseg.evaluate import TOLERANCE_MM
 from nnseg.folders import Folders, checkpoint_file
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress
 from nnseg.runlog import Run, logged_run
-from nnseg.verbs.cascade import out_of_fold
-from nnseg.verbs.planned_fold import PlannedFold, find_fold, fit_in_memory, open_cases
+from nnseg.verbs.fold_task import Stop, bare_task, choose_run, enough_memory, make_task
+from nnseg.verbs.planned_fold import PlannedFold, find_fold
 from nnseg.verbs.planning import DEFAULT_PLAN
 from nnseg.verbs.reporter import Reporter
 from nnseg.verbs.validating import is_validated, validate_with
@@ -37,14 +36,10 @@ if TYPE_CHECKING:
     from nnseg.train import Reserve
     from nnseg.verbs.pretrained import Pretrained
 
-logger = logging.getLogger(__name__)
-
 Say: TypeAlias = Callable[[str], None]
-Stop: TypeAlias = Callable[[], bool]
 
 RESTORE_SECONDS = 1e-7  # a voxel and head: logits back to the file's grid, and scores
 REHEARSED = 10  # steps
-SMALLER = 0.75  # of the memory that a plan was made for: what to try where that is not there
 LOOKED_AT = 4  # raw label maps that a diagnosis looks at, at most
 
 
@@ -114,11 +109,8 @@ def train(
         UsageError: The run there was made with other settings.
         StoppedError: It stopped with everything saved.
     """
-    from nnseg.inference import load_model
     from nnseg.learning.recipe import TrainSettings
-    from nnseg.learning.resume import extend_run, find_run
-    from nnseg.model.ranks import ALONE, first_then_others, joined
-    from nnseg.train import train as train_network
+    from nnseg.model.ranks import ALONE, first_then_others, joined, telling_of_lost
     from nnseg.verbs.pretrained import check_start, read_start
 
     started = time.monotonic()
@@ -132,14 +124,13 @@ def train(
     with ExitStack() as held:
         if ranks.is_first:
             held.enter_context(locked(folder, f"nnseg train {dataset} {configuration} {fold}"))
-        held.enter_context(joined(ranks, device))
+        peers = held.enter_context(joined(ranks, device))
+        held.enter_context(telling_of_lost(ranks, peers))
         find = partial(
-            find_run,
-            folder,
+            _find_earlier,
+            about,
             settings,
-            plan_hash=about.plan_hash,
-            split_hash=about.split_hash,
-            data_hash=about.data_hash,
+            extend_to,
             resume=resume,
             given=given,
             overwrite=overwrite,
@@ -149,51 +140,89 @@ def train(
         earlier = first_then_others(ranks, find)
         if earlier is not None and resume:
             settings = earlier.settings
-        if extend_to is not None:
-            if earlier is None:
-                raise MissingError(f"{folder}: there is no run to extend; leave out --extend-to")
-            earlier = extend_run(earlier, extend_to)
-        done = earlier is not None and earlier.finished
-        if done and (not validate_after or is_validated(folder)):
-            return folder
         execution = None
-        if not done:
-            execution = _choose_execution(settings, earlier, device, precision, compiled, ranks)
-            _task(about, settings, execution, ranks)  # refuses what cannot be meant
+        if earlier is None or not earlier.finished:
+            execution = choose_run(settings, earlier, device, precision, compiled, ranks)
+            bare_task(about, settings, execution, ranks)  # refuses what cannot be meant
             check_start(start, about.plan, about.configuration.name)
+        elif not validate_after or is_validated(folder):
+            return folder
         run = held.enter_context(_logged(about, settings, ranks, overwrite, stop))
+        held.enter_context(telling_of_lost(ranks, peers))  # within: the log is to have it, too
         if execution is not None:
-            run.facts["execution"] = asdict(execution)
             if earlier is not None:
                 say(f"going on after epoch {earlier.epoch} of {earlier.course.epochs}")
+            run.facts["execution"] = asdict(execution)
             make = partial(
-                _make_task, about, settings, execution, ranks, loader_workers, on_progress, stop
+                make_task, about, settings, execution, ranks, loader_workers, on_progress, stop
             )
             task = first_then_others(ranks, make)
             if start is not None and earlier is None:
                 task = replace(task, initial=_initial(start, about, settings, run, say))
-            reporting = _reporting(task, about, earlier, trackers, on_epoch, say)
-            with reporting as reporter, _enough_memory(about):
-                finished = train_network(
-                    task,
-                    resume=earlier,
-                    started=started,
-                    reserve=_validation_reserve(task) if validate_after else None,
-                    on_epoch=reporter,
-                    on_step=on_progress,
-                    stop=stop,
-                )
-            run.facts["execution"] = asdict(finished.execution)
-            run.facts["epochs"] = finished.course.epochs
-            run.facts["seconds"] = finished.seconds
-            device, precision = finished.execution.device, finished.execution.precision
+            reserve = _validation_reserve(task) if validate_after else None
+            with _reporting(task, about, earlier, trackers, on_epoch, say) as reporter:
+                fit = partial(_fit, about, task, run, on_epoch=reporter, on_step=on_progress)
+                used = fit(resume=earlier, started=started, reserve=reserve, stop=stop)
+            device, precision = used.device, used.precision
         if validate_after and ranks.is_first:
-            model = load_model((folder,), device=device, precision=precision, alone=True)
-            summary = validate_with(
-                about, model, "final", settings.seed, TOLERANCE_MM, on_progress, stop
+            run.facts["validation_dice"] = _validate(
+                about, settings.seed, device, precision, on_progress, stop
             )
-            run.facts["validation_dice"] = summary.foreground_mean.dice
     return folder
+
+
+def _find_earlier(
+    about: PlannedFold, settings: "TrainSettings", extend_to: int | None, **how: Any
+) -> "RunRecord | None":
+    """Find the run to go on with, given its later end if there is to be one; None to start.
+
+    Raises:
+        MissingError: There is none to extend.
+        UsageError, DataError: As `find_run`, which takes the rest, and `extend_run`.
+    """
+    from nnseg.learning.resume import extend_run, find_run
+
+    earlier = find_run(
+        about.folder,
+        settings,
+        plan_hash=about.plan_hash,
+        split_hash=about.split_hash,
+        data_hash=about.data_hash,
+        **how,
+    )
+    if extend_to is None:
+        return earlier
+    if earlier is None:
+        raise MissingError(f"{about.folder}: there is no run to extend; leave out --extend-to")
+    return extend_run(earlier, extend_to)
+
+
+def _fit(about: PlannedFold, task: "Task", run: Run, **how: Any) -> "Execution":
+    """Train a network as `nnseg.train.train` does, and note what became of it: how it ran."""
+    from nnseg.train import train as train_network
+
+    with enough_memory(about):
+        finished = train_network(task, **how)
+    run.facts["execution"] = asdict(finished.execution)
+    run.facts["epochs"] = finished.course.epochs
+    run.facts["seconds"] = finished.seconds
+    return finished.execution
+
+
+def _validate(
+    about: PlannedFold,
+    seed: int,
+    device: str | None,
+    precision: str | None,
+    on_progress: OnProgress | None,
+    stop: Stop,
+) -> float | None:
+    """Predict and score the validation cases by the final weights: the mean Dice."""
+    from nnseg.inference import load_model
+
+    model = load_model((about.folder,), device=device, precision=precision, alone=True)
+    summary = validate_with(about, model, "final", seed, TOLERANCE_MM, on_progress, stop)
+    return summary.foreground_mean.dice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,9 +274,9 @@ def rehearse(
 
     settings = settings or TrainSettings()
     about = find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
-    execution = _choose_execution(settings, None, device, precision, compiled, ALONE)
-    task = _make_task(about, settings, execution, ALONE, loader_workers, None, stop, carried=False)
-    with _enough_memory(about):
+    execution = choose_run(settings, None, device, precision, compiled, ALONE)
+    task = make_task(about, settings, execution, ALONE, loader_workers, None, stop, carried=False)
+    with enough_memory(about):
         course, seconds, quickest, peak = rehearse_steps(task, REHEARSED, stop)
     return Rehearsal(
         epochs=course.epochs,
@@ -300,124 +329,6 @@ def _reporting(
         in_raw=partial(_in_raw_label_maps, about),
         on_epoch=on_epoch,
         say=say,
-    )
-
-
-@contextmanager
-def _enough_memory(about: PlannedFold) -> Iterator[None]:
-    """Say which smaller plan would fit where a training takes more memory than there is.
-
-    Raises:
-        MachineError: It did.
-    """
-    from nnseg.model.device import OUT_OF_MEMORY, is_out_of_memory
-
-    try:
-        yield
-    except OUT_OF_MEMORY as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error).splitlines() or ["none is left"])[0]
-        smaller = SMALLER * about.plan.memory_gb
-        raise MachineError(
-            f"there is not enough memory for {about.configuration.name} ({reason}); plan a smaller "
-            f"one: `nnseg plan_and_preprocess -d {about.dataset} --memory-gb {smaller:.3g} "
-            f"-p {about.plan_name}_{smaller:.3g}gb`, and train with -p"
-        ) from None
-
-
-def _choose_execution(
-    settings: "TrainSettings",
-    earlier: "RunRecord | None",
-    device: str | None,
-    precision: str | None,
-    compiled: bool | None,
-    ranks: "Ranks",
-) -> "Execution":
-    """Choose how to run: as the run did so far, and alike on all ranks, each on its own GPU."""
-    from nnseg.learning.recipe import pays_to_compile
-    from nnseg.model.device import choose_execution
-    from nnseg.model.ranks import device_of, text_from_first
-
-    if earlier is not None:
-        device = device or earlier.execution.device  # another of its kind, if one was asked for
-        precision = earlier.execution.precision
-    chosen = choose_execution(
-        device_of(ranks, device), precision, compiled=pays_to_compile(settings, compiled)
-    )
-    if earlier is not None:  # it is usable here; what was found out then goes on
-        return replace(earlier.execution, device=chosen.device)
-    return replace(chosen, precision=text_from_first(chosen.precision))
-
-
-def _make_task(
-    about: PlannedFold,
-    settings: "TrainSettings",
-    execution: "Execution",
-    ranks: "Ranks",
-    loader_workers: int | None,
-    on_progress: OnProgress | None,
-    stop: Stop,
-    *,
-    carried: bool = True,
-) -> "Task":
-    """Open the cases of a fold, and have the stage before a cascade predict them.
-
-    Without `carried`, a cascade sees that nothing was found before; nothing is predicted.
-    """
-    case_ids = {*about.split.train, *about.split.val}
-    in_memory = fit_in_memory(about, case_ids)
-    cases = open_cases(about, case_ids, in_memory)
-    logger.info("%s", execution)
-    previous: Mapping[str, Any] | None = None
-    if about.configuration.previous is not None and not carried:
-        previous = {name: np.zeros(case.shape, np.uint8) for name, case in cases.items()}
-    elif carried:
-        previous = out_of_fold(
-            about.folders,
-            about.dataset,
-            about.plan_name,
-            about.plan,
-            about.configuration,
-            case_ids,
-            seed=settings.seed,
-            device=execution.device,
-            in_memory=in_memory,
-            on_progress=on_progress,
-            stop=stop,
-        )
-    return replace(
-        _task(about, settings, execution, ranks),
-        data_hash=about.data_hash,
-        train_cases=[cases[case_id] for case_id in about.split.train],
-        val_cases=[cases[case_id] for case_id in about.split.val],
-        previous=previous,
-        loader_workers=loader_workers,
-    )
-
-
-def _task(
-    about: PlannedFold, settings: "TrainSettings", execution: "Execution", ranks: "Ranks"
-) -> "Task":
-    """Make the task of a training without its cases.
-
-    Raises:
-        UsageError: The settings do not fit the plan.
-    """
-    from nnseg.learning.task import Task
-
-    return Task(
-        plan=about.plan,
-        plan_hash=about.plan_hash,
-        split_hash=about.split_hash,
-        configuration=about.configuration,
-        fold=about.fold,
-        train_cases=(),
-        val_cases=(),
-        settings=settings,
-        execution=execution,
-        folder=about.folder,
-        ranks=ranks,
     )
 
 

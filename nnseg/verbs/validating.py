@@ -245,7 +245,7 @@ def _predict(
 ) -> Segmentation:
     """Segment a case as `Model.predict` does; leave its compact probabilities beside `target`."""
     configuration, labels = model.configuration, model.plan.labels
-    seen, placement = model.prepare(volume.image, volume.geometry.spacing, previous=previous)
+    seen, placement = model.prepare(tuple(volume.image), volume.geometry.spacing, previous=previous)
     with writing_compact(
         target,
         labels,

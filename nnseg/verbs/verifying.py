@@ -1,22 +1,18 @@
 """What can be proven of results: their files, their images and the models that made them.
 
 A predicted label map has a proof beside it (`nnseg.proof`), and so has one that was averaged
-(`nnseg.verbs.ensembling`) or postprocessed (`nnseg.verbs.applying`). Each claim of it is held
-against what lies on the disk: it is proven, or something has changed, or it cannot be told because
-the file is not here.
+(`nnseg.verbs.ensembling`) or postprocessed (`nnseg.verbs.applying`); of other results the records
+beside them tell (`nnseg.verbs.other_results`). Each claim is held against what lies on the disk: it
+is proven, or something has changed, or it cannot be told because the file is not here.
 """
 
 import hashlib
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from nnseg import record
-from nnseg.commit import sha256
 from nnseg.errors import DataError, MissingError, NnsegError
 from nnseg.folders import (
     APPLIED,
@@ -25,33 +21,27 @@ from nnseg.folders import (
     Folders,
     applied_file,
     applied_files,
-    checkpoint_file,
     proof_file,
     proof_files,
 )
 from nnseg.fsck.proofs import run_records
 from nnseg.parallel import OnProgress
-from nnseg.proof import MakingModel, Proof
-from nnseg.runlog import RunReport
+from nnseg.proof import Proof
+from nnseg.runlog import read_report
 from nnseg.verbs.applying import Applied
+from nnseg.verbs.claims import (
+    Check,
+    Looked,
+    Outcome,
+    claims_of_weights,
+    held,
+    inputs_where_they_were,
+)
 from nnseg.verbs.ensembling import Averaged
+from nnseg.verbs.other_results import WHOLE, other_claims, outputs_of_runs
 from nnseg.volume import split_ending
 
-Outcome: TypeAlias = Literal["proven", "changed", "unknown"]
-
-KINDS = ("final", "best")  # of checkpoints that predict
-DEEPEST = 4  # folders from the data root of results to those of folds
 ARRAY = ".b2nd"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One claim and what became of it."""
-
-    what: str  # "record", "output", "input", "model" or "plan"
-    name: str  # of the file, or of the model
-    outcome: Outcome
-    told: str  # why, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,47 +64,6 @@ class Verified:
         return "proven" if "proven" in outcomes else "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Weights:
-    """Weights of a model that is here, as their record says."""
-
-    file: Path
-    plan_sha256: str
-
-
-@dataclass(slots=True)
-class _Looked:
-    """What was found out about files and models, each once."""
-
-    roots: tuple[Path, ...]  # folders of models
-    digests: dict[Path, str | None] = field(default_factory=dict)
-    checkpoints: dict[str, list[Path]] | None = None  # by the hash of their weights
-    weights: dict[str, _Weights | None] = field(default_factory=dict)
-
-    def digest(self, path: Path) -> str | None:
-        """Give a file's SHA-256, None where it cannot be read."""
-        path = path.absolute()
-        if path not in self.digests:
-            try:
-                self.digests[path] = sha256(path)
-            except OSError:
-                self.digests[path] = None
-        return self.digests[path]
-
-    def find_weights(self, digest: str) -> _Weights | None:
-        """Find the weights of this hash; None where no model here has them."""
-        if self.checkpoints is None:
-            self.checkpoints = {}
-            for path in _checkpoints(self.roots):
-                with suppress(NnsegError, KeyError, TypeError):
-                    found = record.read_json(path)["weights_sha256"]
-                    self.checkpoints.setdefault(str(found), []).append(path)
-        if digest not in self.weights:
-            found_weights = map(_read_weights, self.checkpoints.get(digest, []))
-            self.weights[digest] = next(filter(None, found_weights), None)
-        return self.weights[digest]
-
-
 def verify(
     files: Sequence[Path],
     folders: Folders,
@@ -129,7 +78,8 @@ def verify(
 
     Args:
         files: Label maps, files that were written beside them, proofs, probabilities with a record
-            of their own, or folders of these.
+            of their own, or folders of these. Also whatever the record of a run beside it says was
+            written: a plan, a checkpoint, choice.json, scores, a report; and zips of models.
         folders: The data roots; models are looked for in their results.
         images: The folder of the input images; None looks where they lay when they were read.
         models: More folders of models.
@@ -142,7 +92,7 @@ def verify(
         MissingError: A file is not there, or a folder has nothing that could be verified.
     """
     found = list(dict.fromkeys(result for path in files for result in _results(path)))
-    looked = _Looked(roots=(folders.results, *models))
+    looked = Looked(roots=(folders.results, *models))
     done = []
     for number, path in enumerate(found):
         done.append(_verify_one(path, images, looked))
@@ -168,7 +118,8 @@ def raise_for_outcomes(found: Sequence[Verified]) -> None:
     if unknown:
         raise MissingError(
             f"{len(unknown)} of {len(found)} results have no proof, such as {unknown[0]}; "
-            "`nnseg predict`, `ensemble` and `postprocess` write one beside each label map"
+            "`nnseg predict`, `ensemble` and `postprocess` write one beside each label map, other "
+            "commands a record of the run"
         )
 
 
@@ -198,7 +149,10 @@ def _results(path: Path) -> Iterator[Path]:
     maps = [other for other in others if split_ending(other.name)[1] and other.is_file()]
     yield from (*maps, *arrays)
     if not (proofs or arrays or maps):
-        raise MissingError(f"{path}: holds no result; name a folder of label maps")
+        written = outputs_of_runs(path)
+        if not written:
+            raise MissingError(f"{path}: holds no result; name a folder of label maps")
+        yield from written
 
 
 def _proofs_of(label_map: Path) -> tuple[Path, Path]:
@@ -232,7 +186,7 @@ def _named_in(proof: Path) -> set[str]:
     return {_map_of(proof).name, *(outputs if isinstance(outputs, dict) else ())}
 
 
-def _verify_one(path: Path, images: Path | None, looked: _Looked) -> Verified:
+def _verify_one(path: Path, images: Path | None, looked: Looked) -> Verified:
     predicted, applied = _proofs_of(path)
     if predicted.exists():
         return _verify_proven(path, predicted, images, looked)
@@ -240,12 +194,15 @@ def _verify_one(path: Path, images: Path | None, looked: _Looked) -> Verified:
         return _verify_proven(path, applied, images, looked)
     if path.suffix == ARRAY and path.with_suffix(".json").exists():
         return Verified(file=str(path), made_by=None, checks=_verify_array(path))
+    made_by, checks = other_claims(path, looked)
+    if checks:
+        return Verified(file=str(path), made_by=made_by, checks=checks)
     told = "has no proof beside it, so nothing can be told of how it was made, or whether it is so"
     check = Check(what="record", name=predicted.name, outcome="unknown", told=told)
     return Verified(file=str(path), made_by=None, checks=(check,))
 
 
-def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: _Looked) -> Verified:
+def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: Looked) -> Verified:
     """Hold the claims of a proof against what is there, whichever command wrote it."""
     try:
         proof, data = _read_proof(record_file)
@@ -260,12 +217,12 @@ def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: _
         outcome = "changed"
         told = "contradicts itself: its hash of how the result was made is another"
     else:
-        outcome, told = "proven", "is whole, by the SHA-256 of itself"
+        outcome, told = "proven", WHOLE
     checks = [Check(what="record", name=record_file.name, outcome=outcome, told=told)]
     for name, digest in sorted(proof.outputs.items()):
-        checks.append(_held("output", path.with_name(name), digest, looked))
+        checks.append(held("output", path.with_name(name), digest, looked))
     if isinstance(proof, Averaged):
-        checks += _averaged_inputs(proof.inputs, looked)
+        checks += inputs_where_they_were(proof.inputs.items(), looked)
         return Verified(file=str(path), made_by=_averaged_by(proof), checks=tuple(checks))
     if isinstance(proof, Applied):
         checks += _inputs(path.parent, path.name, "label map", proof.inputs, images, looked)
@@ -273,7 +230,9 @@ def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: _
         return Verified(file=str(path), made_by=f"postprocessing: {rules}", checks=tuple(checks))
     checks += _inputs(path.parent, proof.case_id, "image", proof.inputs, images, looked)
     for model in proof.making.models:
-        checks += _model(model, looked)
+        called = f"{model.dataset} {model.plan}/{model.configuration}"
+        weights = (*model.weights_sha256, *model.previous_sha256)
+        checks += claims_of_weights(called, weights, model.plan_sha256, looked)
     return Verified(file=str(path), made_by=_made_by(proof), checks=tuple(checks))
 
 
@@ -312,27 +271,13 @@ def _verify_array(path: Path) -> tuple[Check, ...]:
     return (Check(what="output", name=path.name, outcome="proven", told=told),)
 
 
-def _held(what: str, path: Path, digest: str, looked: _Looked, *, given: bool = False) -> Check:
-    """Hold a file that should be there against its hash: one that was read, or one written."""
-    done = "averaged" if given else "written"
-    if not path.exists():
-        return Check(what=what, name=path.name, outcome="changed", told="is gone")
-    found = looked.digest(path)
-    if found is None:
-        return Check(what=what, name=path.name, outcome="unknown", told="cannot be read")
-    if found != digest:
-        told = f"is another file than was {done}: its SHA-256 changed"
-        return Check(what=what, name=path.name, outcome="changed", told=told)
-    return Check(what=what, name=path.name, outcome="proven", told=f"is what was {done}")
-
-
 def _inputs(
     folder: Path,
     name_of_result: str,
     kind: str,
     inputs: Mapping[str, str],
     images: Path | None,
-    looked: _Looked,
+    looked: Looked,
 ) -> Iterator[Check]:
     """Look for what a result was made from, images or a label map, by names and hashes."""
     if not inputs:
@@ -356,76 +301,14 @@ def _inputs(
             yield Check(what="input", name=name, outcome="unknown", told=told)
 
 
-def _averaged_inputs(inputs: Mapping[str, str], looked: _Looked) -> Iterator[Check]:
-    """Hold the probabilities that were averaged against their hashes, where they still lie."""
-    for name, digest in sorted(inputs.items()):
-        path = Path(name)
-        if path.exists():
-            yield _held("input", path, digest, looked, given=True)
-        else:
-            told = f"is not where it was when it was averaged ({path})"
-            yield Check(what="input", name=path.name, outcome="unknown", told=told)
-
-
 def _read_by_runs(folder: Path) -> Iterator[Path]:
     """Give the files that the runs which wrote into a folder say they read."""
     for path in run_records([folder]):
         try:
-            report = record.load(RunReport, path)
+            report = read_report(path)
         except NnsegError:
             continue
         yield from (Path(name) for name in report.inputs)
-
-
-def _model(model: MakingModel, looked: _Looked) -> Iterator[Check]:
-    """Look for the weights and the plan of one of the models that made a result."""
-    called = f"{model.dataset} {model.plan}/{model.configuration}"
-    plans = set()
-    for digest in (*model.weights_sha256, *model.previous_sha256):
-        name = f"{called} {digest[:12]}"
-        weights = looked.find_weights(digest)
-        if weights is None:
-            told = "no model here has these weights; say by -m where it lies"
-            yield Check(what="model", name=name, outcome="unknown", told=told)
-            continue
-        plans.add(weights.plan_sha256)
-        if looked.digest(weights.file) == digest:
-            told = f"its weights are those that predicted ({weights.file})"
-            yield Check(what="model", name=name, outcome="proven", told=told)
-        else:
-            told = f"its weights are damaged, or gone, since ({weights.file})"
-            yield Check(what="model", name=name, outcome="changed", told=told)
-    if not plans:
-        told = "is not here, as the model is not"
-        yield Check(what="plan", name=called, outcome="unknown", told=told)
-    elif plans == {model.plan_sha256}:
-        told = "is the one that the images were preprocessed by"
-        yield Check(what="plan", name=called, outcome="proven", told=told)
-    else:
-        told = "the plan beside the weights is another than at the prediction"
-        yield Check(what="plan", name=called, outcome="changed", told=told)
-
-
-def _checkpoints(roots: Iterable[Path]) -> Iterator[Path]:
-    """List the records of models in some folders: of a fold, or of all of a dataset, or between."""
-    for root in roots:
-        for depth, kind in itertools.product(range(DEEPEST + 1), KINDS):
-            yield from sorted(root.glob("*/" * depth + checkpoint_file(Path(), kind).name))
-
-
-def _read_weights(path: Path) -> _Weights | None:
-    """Read which weights a checkpoint has, and hash its plan as a proof does; None if damaged."""
-    from nnseg.checkpoint import Checkpoint
-
-    try:
-        checkpoint = record.load_sealed(Checkpoint, path)
-    except NnsegError:
-        return None
-    plan = json.dumps(record.to_json(checkpoint.plan))
-    return _Weights(
-        file=path.with_name(checkpoint.weights_file),
-        plan_sha256=hashlib.sha256(plan.encode()).hexdigest(),
-    )
 
 
 def _made_by(proof: Proof) -> str:

@@ -147,7 +147,7 @@ def read_watched(
     if shelf is not None:
         shelf.begin(case_id, its)
     result = work(case_id)
-    _refuse_changed(its, before)
+    refuse_changed(its, before)
     return result
 
 
@@ -346,15 +346,20 @@ def _read(case: Case, plan: Plan, stamps: Stamps) -> ReadCase:
     segmentation, other = read_segmentation(case.label)
     if fault := grid_fault(geometry, other):
         raise DataError(f"{case.label}: lies on another grid than the image: {fault}")
-    _refuse_changed(case.files, stamps)
+    refuse_changed(case.files, stamps)
     cropped = crop_to_body([_compact(channel) for channel in channels], _small(segmentation))
     return ReadCase(cropped=cropped, spacing=geometry.spacing)
 
 
-def _refuse_changed(files: Sequence[Path], stamps: Stamps) -> None:
+def refuse_changed(files: Sequence[Path], stamps: Stamps) -> None:
+    """Refuse what was read of files that are no longer as `stamps_of` found them before.
+
+    Raises:
+        DataError: Somebody has written to one of them meanwhile.
+    """
     if stamps_of(files) != stamps:
         raise DataError(
-            f"{files[0].parent}: files of the case changed while they were read; wait until "
+            f"{files[0]}: files of the case changed while they were read; wait until "
             "they are there, and do the same again"
         )
 

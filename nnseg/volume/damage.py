@@ -1,5 +1,6 @@
 """What every reader asks first: whether a file is whole, and as large as it can mean to be."""
 
+import os
 from pathlib import Path
 
 from nnseg.errors import DataError
@@ -22,7 +23,9 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 def check_announced(path: Path, announced: int, on_disk: int, *, packed: bool) -> None:
-    """Refuse a header that announces more bytes than its file can mean, before room is made.
+    """Refuse a header that announces more bytes than can be, before room is made for them.
+
+    That is more than its file can mean, or more than the machine has.
 
     Args:
         path: For the message.
@@ -35,6 +38,13 @@ def check_announced(path: Path, announced: int, on_disk: int, *, packed: bool) -
             f"{path}: the header announces {announced} bytes; more than can be meant by a file of "
             f"{on_disk} bytes, restore it"
         )
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if announced > memory and (packed or announced <= on_disk):  # else it was cut off
+            raise DataError(
+                f"{path}: its voxels take {announced} bytes, and this machine has {memory} of "
+                "memory; resample or crop the image, or take a larger machine"
+            )
 
 
 def cut_off(path: Path, found: int, announced: int) -> DataError:

@@ -4,6 +4,7 @@ This package alone knows that files are x first. What is written lies on exactly
 read, as far as the format can say where it lies.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,9 @@ def read_stored(
     arrays, geometries = zip(*(read_channels(path, share) for path in paths), strict=True)
     for path, geometry in zip(paths[1:], geometries[1:], strict=True):
         if fault := grid_fault(geometries[0], geometry):
-            raise DataError(f"{path}: lies on another grid than {paths[0].name}: {fault}")
+            raise DataError(
+                f"{path}: lies on another grid than {paths[0].name}: {fault}; resample it to that"
+            )
     for path, array in zip(paths, arrays, strict=True):
         if count := count_not_finite(array):
             raise DataError(
@@ -292,6 +295,8 @@ def _ending(path: Path) -> str:
         raise unreadable(path, error) from None
     if is_folder:
         raise DataError(f"{path} is a folder; give an image file in it")
+    if not there and os.path.lexists(path):
+        raise DataError(f"{path} is no file, nor a link to one; put the image there, or remove it")
     if not there:
         raise MissingError(f"{path} does not exist; restore it, or correct the path")
     ending = split_ending(path.name)[1].lower()

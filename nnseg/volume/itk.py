@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 ITK = (".nrrd", ".mha")
 LARGEST_VALUE = 16  # bytes of a voxel's value
+META_AXES = (2, 3, 4)  # that ITK may look at; 4 are refused with what to do
 
 _NRRD_HEADER = re.compile(rb"NRRD\d{4}.*?\r?\n\r?\n", re.S)
 _NRRD_GZIP = re.compile(rb"^encoding: *gz(ip)?\s*$", re.M | re.I)
@@ -41,6 +42,7 @@ _META_NUMBERS = re.compile(
 )
 _SPACINGS = {"spacings", "space directions", "elementspacing", "elementsize"}  # what can state one
 _META_KEY = b"ElementDataFile"
+_META_AXES = re.compile(rb"^[ \t]*NDims *[=:] *(\d{1,3})[ \t]*$", re.M)
 _META_HEADER = re.compile(rb"(?:.*?[\r\n])??[ \t]*ElementDataFile *= *LOCAL *\r?\n", re.S)
 
 
@@ -132,8 +134,17 @@ def _header_and_packed(path: Path, data: bytes, *, nrrd: bool) -> tuple[bytes, m
         raise DataError(f"{path}: has no {kind} header with the voxels after it; restore it")
     if _NRRD_DETACHED.search(header[0]) if nrrd else data.count(_META_KEY) != 1:
         raise DataError(f"{path}: its header names another file; save header and voxels as one")
+    if not nrrd:
+        _check_axes(path, header[0].replace(b"\r", b"\n"))
     packed = memoryview(data)[header.end() :] if compressed.search(header[0]) else None
     return header[0], packed
+
+
+def _check_axes(path: Path, header: bytes) -> None:
+    """Refuse a header of MetaImage that makes its reader write past the room for ten axes."""
+    axes = [int(number) for number in _META_AXES.findall(header)]
+    if len(axes) != 1 or header.count(b"NDims") != 1 or axes[0] not in META_AXES:
+        raise DataError(f"{path}: the header's NDims must be 2 or 3, once; repair the header")
 
 
 def _numbers(path: Path, header: bytes, *, nrrd: bool) -> dict[str, bytes]:

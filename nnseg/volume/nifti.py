@@ -50,6 +50,8 @@ MAX_HEADER = 2**24  # bytes of a .hdr, its extensions included
 _COMMENT = 6  # the code of a header's extension that is plain text
 _READ_AT_ONCE = 2**24
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units, lowest three bits
+_MOST_UNITS = 255  # what NIfTI-1, as which a result is written, has room for
+_FARTHEST = 1e30  # of a field of the grid; NIfTI-1 ends at 3e38, and nothing meant comes near
 
 
 def read(path: Path) -> tuple[NDArray[Any], Geometry]:
@@ -188,6 +190,8 @@ def _mended(
     path: Path, raw: NiftiHeader, parse: Callable[[], Any]
 ) -> tuple[NiftiHeader, NiftiHeader, NDArray[Any]]:
     """Give a header as nibabel corrects it and as it is, and the voxels, x first, as meant."""
+    if math.isinf(raw.scl_slope):  # which nibabel takes for none
+        raise DataError(f"{path}: the header's scl_slope is {raw.scl_slope}; repair the header")
     try:
         nifti = parse()
         corrected, array = nifti.header.binaryblock, np.asanyarray(nifti.dataobj)
@@ -197,7 +201,8 @@ def _mended(
 
 
 def _no_nifti(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: is not a NIfTI file ({error}); restore it")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{path}: is not a NIfTI file ({reason}); restore it")
 
 
 def _unpacked(path: Path, read: Callable[[Any], Taken]) -> Taken:
@@ -270,6 +275,11 @@ def _geometry(
     for name, values in fields.items():
         if not all(map(math.isfinite, values)):
             raise DataError(f"{path}: the header's {name} is not finite; repair the header")
+        if max(map(abs, values)) > _FARTHEST:
+            raise DataError(
+                f"{path}: the header's {name} has {max(values, key=abs):g}; more than "
+                f"{_FARTHEST:g} cannot be meant, repair the header"
+            )
     grid = NiftiGrid(
         pixdim=cast(tuple[float, float, float, float], pixdim),
         units=header.xyzt_units,
@@ -280,8 +290,11 @@ def _geometry(
         srow=header.srow,
     )
     scale = _UNITS_MM.get(grid.units & 7)
-    if scale is None:
-        raise DataError(f"{path}: the header's xyzt_units is {grid.units}; not a unit of length")
+    if scale is None or not 0 <= grid.units <= _MOST_UNITS:
+        raise DataError(
+            f"{path}: the header's xyzt_units is {grid.units}; not a unit of length, repair the "
+            "header"
+        )
     if scale != 1.0:
         logger.warning("%s: the header is not in mm; lengths are scaled by %g", path, scale)
     x, y, z = (abs(value) * scale for value in pixdim[1:])

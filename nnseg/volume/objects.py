@@ -49,7 +49,8 @@ def open_image(image: Any, channels: int | None = None) -> Opened:
     parts = image if isinstance(image, list) else [image]
     if parts and all(isinstance(part, Path | str) for part in parts):
         volume = read_image([Path(part) for part in parts], channels)
-        return Opened(volume=volume, give=lambda found: nifti.to_nibabel(found, volume.geometry))
+        grid = volume.geometry  # and not the volume: the way back holds no image
+        return Opened(volume=volume, give=lambda found: nifti.to_nibabel(found, grid))
     found = [_converted(part) for part in parts]
     if not found:
         raise UsageError(f"there is no image in the list; {_WANTED}")

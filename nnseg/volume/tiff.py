@@ -58,6 +58,8 @@ def read(path: Path, count: int | None) -> tuple[NDArray[Any], Geometry]:
         _check_pages(path, data)
         _check_segments(path, series, len(data))
         array, axes, alpha = _values(path, series, data), series.axes, _has_alpha(series)
+        if array.shape != tuple(series.shape):
+            raise damaged(path, f"it holds {array.shape} voxels and describes {series.shape}")
     if axes == "CYX" and count == 1:
         axes = "ZYX"
     channels = [place for place, name in enumerate(axes) if name in "CS"]
@@ -171,7 +173,8 @@ def _check_segments(path: Path, series: Any, on_disk: int) -> None:
     announced = math.prod(series.shape) * series.dtype.itemsize
     if not announced:
         raise damaged(path, f"it has {series.shape} voxels")
-    packed = series.keyframe.compression != _UNPACKED
+    # voxels of a bit, or in strips that the file may lack, take less room than here
+    packed = series.keyframe.compression != _UNPACKED or series.dataoffset is None
     check_announced(path, announced, on_disk, packed=packed)
     if series.dataoffset is not None:
         segments = [(series.dataoffset, announced)]

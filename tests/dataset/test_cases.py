@@ -133,6 +133,33 @@ def test_a_name_that_is_no_text_is_refused_with_its_bytes(tmp_path: Path) -> Non
         find_cases(folder, None, replace(SPEC, channels=("T1",)))
 
 
+@pytest.mark.parametrize(
+    ("sign", "shown"), [("\n", r"\\x0a"), ("\t", r"\\x09"), ("\x1b", r"\\x1b")]
+)
+def test_a_name_with_control_characters_is_refused_and_shown_without_them(
+    tmp_path: Path, sign: str, shown: str
+) -> None:
+    folder = touch(tmp_path / "images", f"a{sign}_0000.nii.gz")
+    with pytest.raises(DataError, match=f"the name a{shown}_0000.nii.gz is no text in UTF-8, or"):
+        find_cases(folder, None, replace(SPEC, channels=("T1",)))
+
+
+def test_what_is_named_as_an_image_and_is_no_file_is_the_fault_of_its_case(tmp_path: Path) -> None:
+    one = replace(SPEC, channels=("T1",))
+    folder = touch(tmp_path / "images", "a_0000.nii.gz")
+    (folder / "folder_0000.nii.gz").mkdir()
+    (folder / "gone_0000.nii.gz").symlink_to("nothing.nii.gz")
+    (folder / "linked_0000.nii.gz").symlink_to("a_0000.nii.gz")
+    (folder / "old").mkdir()
+    found = find_image_files(folder, one)
+    faults = {case_id: channel_fault(folder, case_id, found[case_id], one) for case_id in found}
+    assert faults.keys() == {"a", "folder", "gone", "linked"}
+    assert faults["a"] is None
+    assert faults["linked"] is None
+    assert "folder_0000.nii.gz is no file, nor a link to one; put" in str(faults["folder"])
+    assert "gone_0000.nii.gz is no file, nor a link to one; put" in str(faults["gone"])
+
+
 def test_a_label_map_whose_name_is_composed_otherwise_is_that_of_its_image(
     tmp_path: Path,
 ) -> None:

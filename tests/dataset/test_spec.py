@@ -47,6 +47,7 @@ def test_modality_is_understood_as_channel_names() -> None:
         ({"labels": {"background": 0, "a": 1.5}}, "x: labels.a"),
         ({"channel_names": {"0": "T1", "2": "T2"}}, "keys 0, 2; they must be 0, 1, 2"),
         ({"channel_names": {}}, "channel_names is empty"),
+        ({"channel_names": {"0": "T1\x1b[2J"}}, r"channel_names has 'T1\\x1b\[2J'; a name must be"),
         ({"modality": {"0": "T1"}}, "both channel_names and modality"),
         ({"file_ending": "nii.gz"}, "'nii.gz'; it must begin with a dot"),
         ({"file_ending": "./../../evil.nii.gz"}, r"evil\.nii\.gz', which cannot be read"),

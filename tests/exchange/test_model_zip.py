@@ -337,7 +337,8 @@ def chosen(ours: Path, tmp_path: Path) -> Path:
 def segmented(model: Path) -> np.ndarray:
     image = np.random.default_rng(5).random((1, 14, 22, 18)).astype(np.float32)
     image = np.repeat(image, len(SPEC.channels), axis=0)
-    return load(model, **CPU).segment(image, (1.5, 1.0, 1.2)).segmentation
+    ready = load(model, **CPU)
+    return ready.segment(ready.prepare(image, (1.5, 1.0, 1.2))).segmentation
 
 
 @pytest.mark.parametrize("source", ["choice.json", "."])

@@ -10,13 +10,8 @@ from nnseg import record
 from nnseg.axes import Shape, Spacing
 from nnseg.dataset import DatasetSpec, read_spec
 from nnseg.errors import DataError, NnsegError, PlanError
-from nnseg.exchange.nnunet import (
-    fingerprint_to_json,
-    plans_name,
-    plans_to_json,
-    read_fingerprint,
-    read_plans,
-)
+from nnseg.exchange.nnunet_reading import read_fingerprint, read_plans
+from nnseg.exchange.nnunet_writing import fingerprint_to_json, plans_name, plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels

@@ -18,9 +18,9 @@ from nnseg import record
 from nnseg.checkpoint import load_model, save_model
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MissingError, PlanError, UsageError
-from nnseg.exchange.nnunet import plans_to_json
 from nnseg.exchange.nnunet_folder import export_models, find_models, import_models
 from nnseg.exchange.nnunet_weights import to_nnunet
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.folders import postprocessing_file
 from nnseg.image.intensity import Intensity

@@ -12,9 +12,9 @@ import torch
 
 from nnseg.dataset import DatasetSpec, spec_to_json
 from nnseg.errors import DataError, MachineError, MissingError, UsageError
-from nnseg.exchange.nnunet import plans_to_json
 from nnseg.exchange.nnunet_model import changes_nothing, read_checkpoint
 from nnseg.exchange.nnunet_weights import to_nnunet
+from nnseg.exchange.nnunet_writing import plans_to_json
 from nnseg.fingerprint import Fingerprint
 from nnseg.image.intensity import Intensity
 from nnseg.labels import Labels

@@ -1,15 +1,70 @@
-"""What the fault tests share: the preload library, a warm process, a dataset that is right."""
+"""What the fault tests share: the preload library, a warm process, data that are right, a tally."""
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
-from injection import HERE, Injector, Warm
-from roots import PLAN, PREPROCESS, Right, copy_root, make_right
+from injection import HERE, LIVED, Injector, Warm
+from roots import (
+    DATASET,
+    PLAN,
+    PREPROCESS,
+    Right,
+    copy_models,
+    copy_root,
+    fold_of,
+    make_right,
+    make_trained,
+)
+from struck import Struck, copy_of
+from tallies import Row, Tallies, Tally
+
+from nnseg.folders import Folders
 
 TOLD: list[str] = []  # lines of the summary: how many faults were injected, and what was seen
+TALLIES = pytest.StashKey[Tallies]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tally",
+        type=Path,
+        metavar="FILE",
+        help="keep what the fault tests count in FILE, a JSON; tests that ran before stay in it",
+    )
+
+
+def tallies_of(config: pytest.Config) -> Tallies:
+    if TALLIES not in config.stash:
+        config.stash[TALLIES] = Tallies(config.getoption("--tally", None))
+    return config.stash[TALLIES]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep how a test of this folder ended, with the faults that its marks name."""
+    report = yield
+    if report.when == "call":
+        faults = [str(name) for mark in item.iter_markers("fault") for name in mark.args]
+        lived = max(LIVED, default=0.0)
+        LIVED.clear()
+        tallies_of(item.config).end(item.nodeid, report.outcome, faults, lived)
+    return report
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Adds up how many of the faults of a row, which were injected, kept the rule."""
+    tallies = tallies_of(request.config)
+
+    def add(row: str, kept: int, injected: int, *, states: Mapping[str, int] | None = None) -> None:
+        counted = Row(kept=kept, injected=injected, states=dict(states or {}))
+        tallies.add(request.node.nodeid, row, counted)
+
+    return add
 
 
 @pytest.fixture(scope="session")
@@ -72,13 +127,63 @@ def warm_torch(
 
 
 @pytest.fixture(scope="session")
+def struck(
+    injector: Injector, flat: Folders, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Struck]:
+    """Runs commands in forks, while something befalls them."""
+    folder = tmp_path_factory.mktemp("struck")
+    root = copy_of(flat.raw.parent, folder / "rehearsal")
+    process = Struck(injector.library, folder / "runs", root)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def root(flat: Folders, tmp_path: Path) -> Path:
+    """A root of one's own: phantoms that are preprocessed, fold 0 trained."""
+    return copy_of(flat.raw.parent, tmp_path / "root")
+
+
+@pytest.fixture(scope="session")
+def trained(warm_torch: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of tiny data with two folds trained and validated; tests leave it as it is."""
+    return make_trained(tmp_path_factory.mktemp("trained") / "root", warm_torch)
+
+
+@pytest.fixture(scope="session")
+def warm_models(
+    injector: Injector, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Warm]:
+    """Runs commands on trained models in forks."""
+    root = copy_models(trained, tmp_path_factory.mktemp("rehearsal") / "root")
+    fold = root / fold_of("0")
+    labels, maps = str(root / "raw" / DATASET / "labelsTr"), str(fold / "validation")
+    commands = [
+        ("find-best", "1"),
+        ("export", str(fold.parent), "--to", "zip", "-o", str(root / "out" / "model.zip")),
+        ("import", str(root / "out" / "model.zip"), "-o", str(root / "out" / "model")),
+        ("ensemble", "-i", maps, "-o", str(root / "out" / "mean"), "-np", "1"),
+        ("evaluate", labels, maps, "-o", str(root / "out" / "scores.json"), "--chill", "-np", "1"),
+        ("postprocess", "-i", maps, "-ref", labels, "-o", str(root / "out" / "r.json")),
+        ("fsck", "1"),
+    ]
+    where = ("--root", str(root))
+    process = Warm(injector.library, root.parent / "runs", [(*c, *where) for c in commands])
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
 def tell() -> Callable[[str], None]:
     """Puts a line into the summary at the end of all tests."""
     return TOLD.append
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TOLD:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    lines = [*TOLD, *tallies_of(config).lines()]
+    if lines:
         terminalreporter.section("faults")
-        for line in TOLD:
-            terminalreporter.line(line)
+    for line in lines:
+        terminalreporter.line(line)

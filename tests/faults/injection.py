@@ -6,17 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import Any
+
+from endings import Ending, wait_for_session
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 PATIENCE = 60.0  # seconds; a command on these small data that takes longer hangs
 WRITING = "open,write,rename,sync,link,mkdir"  # what a full disk refuses
 CHANGING = f"{WRITING},remove"
+LIVED: list[float] = []  # seconds from each fault to the end of the last process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,12 @@ class Fault:
 
 
 NONE = Fault()
+FAULTS = {  # what is swept over all calls
+    "full once": Fault(action="ENOSPC"),
+    "full": Fault(action="ENOSPC", lasting=True),
+    "broken once": Fault(action="EIO"),
+    "killed": Fault(action="kill"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,7 @@ class Call:
     number: int
     kind: str
     path: Path
+    seconds: float = 0.0  # when it was made, by the monotonic clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class Outcome:
     said: str
     calls: tuple[Call, ...]
     fault: Fault
+    lived: float = 0.0  # seconds from the fault to the end of the last process; 0 without a fault
 
     @property
     def hit(self) -> Call | None:
@@ -86,7 +98,9 @@ class Running:
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
             raise
-        return outcome(code, self.place, self.fault)
+        left = wait_for_session(self.process.pid)
+        ending = Ending(code=code, ended=time.monotonic(), left=left)
+        return outcome(ending, self.place, self.fault)
 
 
 class Injector:
@@ -117,8 +131,13 @@ class Injector:
         """Run `python -m nnseg` to its end."""
         return self.start(root, *arguments, fault=fault).wait()
 
-    def environment(self, root: Path, place: Path, fault: Fault) -> dict[str, str]:
-        """Make the folder `place` of a run's counter, and give what preload.c is to be told."""
+    def environment(
+        self, root: Path, place: Path, fault: Fault, below: str = "preprocessed"
+    ) -> dict[str, str]:
+        """Make the folder `place` of a run's counter, and give what preload.c is to be told.
+
+        Calls are counted that change files in the folder `below` the root, or "" for all of it.
+        """
         place.mkdir(parents=True)
         (place / "counter").write_bytes(bytes(8))
         (place / "trace").touch()
@@ -126,7 +145,7 @@ class Injector:
         return {
             "LD_PRELOAD": str(self.library),
             "OMP_NUM_THREADS": "1",
-            "FAULTS_FOLDER": str(root.resolve() / "preprocessed"),
+            "FAULTS_FOLDER": str(root.resolve() / below),
             "FAULTS_COUNTER": str(place / "counter"),
             "FAULTS_TRACE": str(place / "trace"),
             "FAULTS_KINDS": fault.kinds,
@@ -137,60 +156,100 @@ class Injector:
         }
 
 
-class Warm(Injector):
-    """Runs them in forks of a process that has done the slow imports; see warm.py."""
+class Forks(Injector):
+    """Has commands run in forks of a process that has done the slow imports."""
 
-    def __init__(self, library: Path, scratch: Path, rehearsals: Sequence[Sequence[str]]) -> None:
+    def __init__(self, library: Path, scratch: Path, script: str) -> None:
         super().__init__(library, scratch)
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=True)
         environment = {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "warm.py")],
+            [sys.executable, str(HERE / script)],
             env=os.environ | environment,
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for arguments in rehearsals:
-            self._ask(arguments, {}, None)
-
-    def run(self, root: Path, *arguments: str, fault: Fault = NONE) -> Outcome:
-        place = self.scratch / str(next(self._numbers))
-        environment = self.environment(root, place, fault)
-        answers = self._ask([*arguments, "--root", str(root)], environment, place / "said")
-        code = answers.readline()
-        assert code, "the warm process has ended"
-        if code == "\n":
-            raise TimeoutError(f"{arguments} hangs after {fault}: {(place / 'said').read_text()}")
-        return outcome(int(code), place, fault)
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate(timeout=PATIENCE)
 
-    def _ask(
-        self, arguments: Sequence[str], environment: dict[str, str], output: Path | None
-    ) -> IO[str]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = {
-            "arguments": list(arguments),
-            "environment": environment,
-            "output": None if output is None else str(output),
+    def ask(
+        self,
+        request: dict[str, Any],
+        root: Path,
+        fault: Fault,
+        *,
+        below: str = "",
+        kill_after_calls: int = 0,
+        kill_seconds_later: float = 0.0,
+    ) -> Outcome:
+        """Have the process do what a request says, to its end or until it is killed."""
+        place = self.scratch / str(next(self._numbers))
+        limits = {
             "patience": PATIENCE,
+            "kill_after_calls": kill_after_calls,
+            "kill_seconds_later": kill_seconds_later,
         }
+        environment = self.environment(root, place, fault, below)
+        output = str(place / "said")
+        self.send(request | {"environment": environment, "output": output, "limits": limits})
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        assert answer, "the warm process has ended"
+        return outcome(Ending(**json.loads(answer)), place, fault)
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send a request, and wait for nothing."""
+        assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._process.stdout
 
 
-def outcome(code: int, place: Path, fault: Fault) -> Outcome:
-    """Read what a command that has ended left in the folder of its counter, and remove that."""
+class Warm(Forks):
+    """Runs commands in forks, once some of them have been rehearsed; see warm.py."""
+
+    def __init__(self, library: Path, scratch: Path, rehearsals: Sequence[Sequence[str]]) -> None:
+        super().__init__(library, scratch, "warm.py")
+        for arguments in rehearsals:
+            self.send({"arguments": list(arguments), "output": None})
+
+    def run(
+        self,
+        root: Path,
+        *arguments: str,
+        fault: Fault = NONE,
+        below: str = "preprocessed",
+        kill_after_calls: int = 0,
+        kill_seconds_later: float = 0.0,
+    ) -> Outcome:
+        """Run a command to its end, or until it and all that it started are killed."""
+        return self.ask(
+            {"arguments": [*arguments, "--root", str(root)]},
+            root,
+            fault,
+            below=below,
+            kill_after_calls=kill_after_calls,
+            kill_seconds_later=kill_seconds_later,
+        )
+
+
+def outcome(ending: Ending, place: Path, fault: Fault) -> Outcome:
+    """Read what a command that has ended left in the folder of its counter, and remove that.
+
+    No process lives on after it, and it has not hung: AssertionError if one does, or it has.
+    """
     calls = []
     for line in (place / "trace").read_text().splitlines():
-        number, kind, path = line.split(" ", 2)
-        calls.append(Call(number=int(number), kind=kind, path=Path(path)))
+        number, seconds, kind, path = line.split(" ", 3)
+        calls.append(Call(number=int(number), kind=kind, path=Path(path), seconds=float(seconds)))
     calls.sort(key=lambda call: call.number)
     said = (place / "said").read_text()
     shutil.rmtree(place)
-    return Outcome(code=code, said=said, calls=tuple(calls), fault=fault)
+    assert not ending.hung, f"hangs after {fault}: {said}"
+    assert not ending.left, f"{ending.left} processes live on after {fault}: {said}"
+    hit = next((call.seconds for call in calls if call.number == fault.at), ending.killed)
+    lived = 0.0 if hit is None else ending.ended - hit
+    LIVED.append(lived)
+    return Outcome(code=ending.code, said=said, calls=tuple(calls), fault=fault, lived=lived)

@@ -5,7 +5,7 @@
  *   FAULTS_KINDS    what counts, such as "open,write"; left out: all of
  *                   open (for writing), write, rename, sync, remove, link, mkdir
  *   FAULTS_COUNTER  a file of 8 bytes, the number of calls so far: all processes share it
- *   FAULTS_TRACE    a file that gets a line a call: its number, kind and path
+ *   FAULTS_TRACE    a file that gets a line a call: its number, when (monotonic s), kind, path
  *   FAULTS_AT       the number of the call that is hit, from 1; left out or 0: none
  *   FAULTS_LASTING  1: all later calls of these kinds are hit, too
  *   FAULTS_ACTION   ENOSPC, EIO or kill (SIGKILL); a write gets half of its bytes out before
@@ -25,6 +25,7 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define REAL(result, name, ...) ((result(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name))
@@ -87,7 +88,10 @@ static int fault_of(const char *kind, int place, const char *path) {
     long mine = __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
     int log = trace ? REAL(int, open, TEXT, int, ...)(trace, O_WRONLY | O_APPEND) : -1;
     if (log >= 0) {
-        ssize_t size = snprintf(line, sizeof line, "%ld %s %s\n", mine, kind, whole);
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        ssize_t size = snprintf(line, sizeof line, "%ld %ld.%09ld %s %s\n", mine, now.tv_sec,
+                                now.tv_nsec, kind, whole);
         if (REAL(ssize_t, write, BYTES)(log, line, size) < size) abort();
         close(log);
     }

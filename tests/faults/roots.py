@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK
-from injection import Injector
+from injection import Injector, Warm
 from oracle import Tree, half_files, tree_of
+from tiny import draw, prepare
 
 from nnseg.phantom import write_dataset
 
 DATASET = "Dataset001_Tiny"
 PLAN = ("plan", "1")
 PREPROCESS = ("preprocess", "-d", "1", "-np", "2")
+SHORTEST = ("--epochs", "1", "--iterations", "1", "--validation-iterations", "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,31 @@ def draw_linked(raw: Path) -> None:
 
 
 VARIANTS = {"2d": draw_slices, "linked": draw_linked}
+
+
+def fold_of(fold: str) -> Path:
+    """Give where `make_trained` has a fold, below its root."""
+    return Path("results") / DATASET / "nnseg" / "2d" / f"fold_{fold}"
+
+
+def make_trained(root: Path, warm_torch: Warm) -> Path:
+    """Draw four phantoms, and train and validate two folds of a tiny network."""
+    prepare(draw(root, DATASET, "2d", cases=4), DATASET, "2d", (1, 32, 24))
+    for fold in ("0", "1"):
+        outcome = warm_torch.run(root, "train", "1", "2d", fold, *SHORTEST, "-device", "cpu")
+        assert outcome.code == 0, outcome.said
+    return root
+
+
+def copy_models(source: Path, target: Path) -> Path:
+    """Copy results/ and out/ of a root; its data are linked to, for nothing may change them."""
+    target.mkdir()
+    for name in ("raw", "preprocessed"):
+        (target / name).symlink_to((source / name).resolve())
+    for name in ("results", "out"):
+        if (source / name).exists():
+            shutil.copytree(source / name, target / name)
+    return target
 
 
 def do(injector: Injector, root: Path, arguments: tuple[str, ...]) -> Tree:

@@ -1,4 +1,4 @@
-"""Bytes of preprocessed files flip or get lost: nnseg fsck finds them all, no training uses one."""
+"""Bytes flip or get lost: nnseg fsck finds them all, and no training uses a damaged file."""
 
 import json
 import random
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from injection import Warm
-from oracle import differences, tree_of
-from roots import PREPROCESS, Right, copy_root
+from oracle import LEFT_OUT, differences, tree_of
+from roots import DATASET, PREPROCESS, Right, copy_root
+from tallies import Tally
 
 FSCK = ("fsck", "1")
 ONE_STEP = "--epochs 1 --iterations 1 --validation-iterations 1 --batch-size 2 --no-validation"
@@ -44,10 +45,11 @@ def means_the_same(path: Path, right: Path) -> bool:
         return False
 
 
+@pytest.mark.fault("R09", "R10", "G6", "B1.1")
 @pytest.mark.parametrize(
     ("variant", "count"),
     [
-        ("2d", 40),
+        ("2d", 8),
         pytest.param("2d", 150, marks=pytest.mark.slow),
         pytest.param("linked", 50, marks=pytest.mark.slow),
     ],
@@ -56,7 +58,7 @@ def test_a_flipped_or_cut_byte_is_found_never_trained_on_and_put_right_by_the_ne
     warm: Warm,
     warm_torch: Warm,
     right_of: Callable[[str], Right],
-    tell: Callable[[str], None],
+    tally: Tally,
     tmp_path: Path,
     variant: str,
     count: int,
@@ -65,9 +67,9 @@ def test_a_flipped_or_cut_byte_is_found_never_trained_on_and_put_right_by_the_ne
     root = copy_root(right.done, tmp_path / "root")
     files = sorted((root / "preprocessed").glob("*/nnseg/*/*"))
     rng = random.Random(count)
-    found, refused, unused, wrong = 0, 0, 0, []
+    found, refused, unused, wrong, missed = 0, 0, 0, [], set[int]()
     for number in range(count):
-        path = rng.choice(files)
+        before, path = len(wrong), rng.choice(files)
         what = damage(path, KINDS[number % len(KINDS)], rng)
         fsck = warm.run(root, *FSCK)
         if fsck.code == 3 and path.name in fsck.said:
@@ -88,10 +90,47 @@ def test_a_flipped_or_cut_byte_is_found_never_trained_on_and_put_right_by_the_ne
         if left:
             shutil.rmtree(root)
             copy_root(right.done, root)
-    tell(
-        f"{variant}: {count} flips and cuts, {found} found by fsck; {refused} refused by a "
-        f"training, {unused} without a meaning"
-    )
+        if len(wrong) > before:
+            missed.add(number)
+    states = {"found by fsck": found, "refused by a training": refused, "means the same": unused}
+    tally("damage, preprocessed files", count - len(missed), count, states=states)
+    assert not wrong, "\n".join(wrong)
+
+
+def kept_files(root: Path) -> list[Path]:
+    """List what is kept of trained models: weights, probabilities, plans, and their records."""
+    folders = (root / "results", root / "preprocessed" / DATASET)
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in paths if not LEFT_OUT.fullmatch(path.name))
+
+
+@pytest.fixture(scope="module")
+def chosen(trained: Path, warm_models: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with trained models of which one is chosen; tests put right what they damage."""
+    root = tmp_path_factory.mktemp("chosen") / "root"
+    shutil.copytree(trained, root)
+    outcome = warm_models.run(root, "find-best", "1")
+    assert outcome.code == 0, outcome.said
+    return root
+
+
+@pytest.mark.fault("R19", "G6", "B1.3")
+@pytest.mark.parametrize("count", [20, pytest.param(240, marks=pytest.mark.slow)])
+def test_a_flipped_or_cut_byte_of_a_model_its_probabilities_or_a_plan_is_found(
+    chosen: Path, warm_models: Warm, tally: Tally, count: int
+) -> None:
+    right = warm_models.run(chosen, *FSCK)
+    assert right.code == 0, right.said
+    files, rng, wrong = kept_files(chosen), random.Random(count), []
+    for number in range(count):
+        path = files[number % len(files)]
+        data = path.read_bytes()
+        what = damage(path, KINDS[number % len(KINDS)], rng)
+        fsck = warm_models.run(chosen, *FSCK)
+        if fsck.code != 3 or path.name not in fsck.said or "Traceback" in fsck.said:
+            wrong.append(f"{what}: fsck ends with {fsck.code}: {fsck.said}")
+        path.write_bytes(data)
+    tally("damage, models and plans", count - len(wrong), count)
     assert not wrong, "\n".join(wrong)
 
 
@@ -105,9 +144,15 @@ def test_what_is_right_passes_fsck_and_can_be_trained_on(
     assert code == 0, said
 
 
+@pytest.mark.fault("R12")
+@pytest.mark.parametrize("again", [(*FSCK, "--redo"), PREPROCESS], ids=["fsck", "preprocess"])
 @pytest.mark.parametrize("name", ["image.b2nd", "json"])
-def test_fsck_makes_a_missing_file_again_where_it_is_told_to(
-    warm: Warm, right_of: Callable[[str], Right], tmp_path: Path, name: str
+def test_a_case_that_lacks_its_data_or_its_record_is_not_done_and_is_made_again(
+    warm: Warm,
+    right_of: Callable[[str], Right],
+    tmp_path: Path,
+    name: str,
+    again: tuple[str, ...],
 ) -> None:
     right = right_of("2d")
     root = copy_root(right.done, tmp_path / "root")
@@ -116,6 +161,6 @@ def test_fsck_makes_a_missing_file_again_where_it_is_told_to(
     outcome = warm.run(root, *FSCK)
     assert outcome.code == 3
     assert path.name in outcome.said or path.name.split(".")[0] in outcome.said
-    outcome = warm.run(root, *FSCK, "--redo")
+    outcome = warm.run(root, *again)
     assert outcome.code == 0, outcome.said
     assert tree_of(root / "preprocessed") == right.tree

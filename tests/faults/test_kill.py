@@ -3,78 +3,93 @@
 import random
 import shutil
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from injection import PATIENCE, Call, Fault, Injector, Outcome, Running, Warm
-from oracle import differences, half_files, neither_old_nor_new, records_in, tree_of
-from roots import PREPROCESS, Right, copy_root
+from injection import Fault, Warm
+from oracle import (
+    RENAMING,
+    WRITING,
+    differences,
+    half_files,
+    neither_old_nor_new,
+    phase_of,
+    records_in,
+    tree_of,
+)
+from roots import PLAN, PREPROCESS, Right, copy_root
+from tallies import Tally
 
 SLOWER = Fault(sleep_us=4000)  # so that most of the time goes by while files are written
-STARTING, ENDING = "before the first case", "after the last case"
 
 
-def kill_after(calls: int, more_seconds: float, running: Running) -> Outcome:
-    """Kill a command some time after its n-th call, unless it has ended by then."""
-    end = time.monotonic() + PATIENCE
-    while running.count() < calls and running.process.poll() is None:
-        assert time.monotonic() < end, "nothing happens"
-        time.sleep(0.001)
-    time.sleep(more_seconds)
-    if running.process.poll() is None:
-        running.send(signal.SIGKILL)
-    return running.wait()
-
-
-def in_stores(calls: Sequence[Call], stores: set[str]) -> list[int]:
-    """Give the numbers of the calls that write the files of cases."""
-    return [c.number for c in calls if c.path.parent.name in stores and c.kind != "remove"]
-
-
-def state_of(outcome: Outcome, records: list[Path], stores: set[str], cases: int) -> str:
-    """Say how far a command had come when it was killed, which left these records."""
-    if not in_stores(outcome.calls, stores):
-        return STARTING
-    return ENDING if len(records) == cases else f"{len(records)} cases done"
-
-
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.fault("R02", "B1.1")
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_preprocessing_that_is_killed_ends_as_if_it_had_not_been(
-    injector: Injector,
-    warm: Warm,
-    right_of: Callable[[str], Right],
-    tell: Callable[[str], None],
-    tmp_path: Path,
-    kills: int,
+    warm: Warm, right_of: Callable[[str], Right], tally: Tally, tmp_path: Path, kills: int
 ) -> None:
     right = right_of("2d")
     old = tree_of(right.planned / "preprocessed")
     records = records_in(right.done / "preprocessed")
     stores = {record.parent.name for record in records}
+
+    def is_of_case(path: Path) -> bool:
+        return path.parent.name in stores
+
     census = warm.run(copy_root(right.planned, tmp_path / "census"), *PREPROCESS)
-    writing = in_stores(census.calls, stores)
+    writing = [c.number for c in census.calls if is_of_case(c.path) and c.kind != "remove"]
     rng = random.Random(kills)
-    wrong, states = [], Counter[str]()
+    wrong, phases, kept = [], Counter[str](), 0
     for number in range(kills):
         root = copy_root(right.planned, tmp_path / str(number))
-        running = injector.start(root, *PREPROCESS, fault=SLOWER)
-        calls = rng.choice(writing) if number % 10 else rng.randrange(len(census.calls))
-        outcome = kill_after(calls, rng.uniform(0, 0.01), running)
         folder = root / "preprocessed"
-        state = state_of(outcome, records_in(folder), stores, len(records))
-        states[state] += 1
+        calls = rng.choice(writing) if number % 10 else rng.randrange(1, len(census.calls))
+        later = rng.uniform(0, 0.01)
+        killed = warm.run(
+            root, *PREPROCESS, fault=SLOWER, kill_after_calls=calls, kill_seconds_later=later
+        )
+        done = len(records_in(folder)) == len(records)
+        phase = phase_of(killed.calls, is_of_case, done=done)
+        phases[phase] += 1
         found = half_files(folder) + neither_old_nor_new(tree_of(folder), old, right.tree)
+        if killed.code not in (0, -signal.SIGKILL) or (killed.code == 0 and not done):
+            found.append(f"ended with {killed.code}: {killed.said}")
         again = warm.run(root, *PREPROCESS)
         found += [] if again.code == 0 else [f"the next run ends with {again.code}: {again.said}"]
         found += [f"after the next run, {d}" for d in differences(tree_of(folder), right.tree)]
-        wrong += [f"kill {number} ({state}): {text}" for text in found]
+        kept += not found
+        wrong += [f"kill {number} ({phase}): {text}" for text in found]
         shutil.rmtree(root)
-    during = sum(count for state, count in states.items() if state.endswith("done"))
-    histogram = ", ".join(f"{state}: {states[state]}" for state in sorted(states))
-    tell(f"{kills} kills of preprocess, {during} while cases are written, {len(wrong)} wrong")
-    tell(f"  {histogram}")
+    tally("kill -9, preprocess", kept, kills, states=phases)
     assert not wrong, "\n".join(wrong)
-    assert during >= (80 if kills == 100 else kills / 2), histogram
+    assert phases[WRITING] + phases[RENAMING] >= 0.8 * kills, phases
+
+
+@pytest.mark.fault("R01")
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_measuring_and_planning_that_are_killed_end_as_if_they_had_not_been(
+    warm: Warm, right_of: Callable[[str], Right], tally: Tally, tmp_path: Path, kills: int
+) -> None:
+    right = right_of("2d")
+    wanted = tree_of(right.planned / "preprocessed")
+    census = warm.run(copy_root(right.planned, tmp_path / "census", preprocessed=False), *PLAN)
+    rng, wrong, phases, kept = random.Random(kills), [], Counter[str](), 0
+    for number in range(kills):
+        root = copy_root(right.planned, tmp_path / str(number), preprocessed=False)
+        folder = root / "preprocessed"
+        calls, later = rng.randrange(1, len(census.calls)), rng.uniform(0, 0.01)
+        killed = warm.run(
+            root, *PLAN, fault=SLOWER, kill_after_calls=calls, kill_seconds_later=later
+        )
+        left = tree_of(folder)
+        phases[phase_of(killed.calls, lambda _: True, done=left == wanted)] += 1
+        found = half_files(folder) + neither_old_nor_new(left, {}, wanted)
+        again = warm.run(root, *PLAN)
+        found += [] if again.code == 0 else [f"the next run ends with {again.code}: {again.said}"]
+        found += [f"after the next run, {d}" for d in differences(tree_of(folder), wanted)]
+        kept += not found
+        wrong += [f"kill {number}: {text}" for text in found]
+    tally("kill -9, fingerprint and plan", kept, kills, states=phases)
+    assert not wrong, "\n".join(wrong)

@@ -21,6 +21,7 @@ def measured(*arguments: object) -> tuple[int, int]:
     return first // MIB, second // MIB
 
 
+@pytest.mark.fault("R43")
 @pytest.mark.parametrize(
     ("early", "late"), [(15, 60), pytest.param(30, 300, marks=pytest.mark.slow)]
 )
@@ -32,6 +33,7 @@ def test_many_predictions_in_one_process_take_no_more_memory_than_some(
     assert after <= 1.05 * before
 
 
+@pytest.mark.fault("R26", "G10")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "limit"),

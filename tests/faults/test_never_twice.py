@@ -51,6 +51,7 @@ def fresh(warm: Warm, root: Path, new: Path) -> Tree:
     return do(warm, new, PREPROCESS)
 
 
+@pytest.mark.fault("R14")
 def test_a_replaced_image_has_its_own_case_made_anew_and_no_other(
     warm: Warm, right_of: Callable[[str], Right], tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_case_that_came_joins_the_folds_without_moving_others(
     assert sum("2d_new" in fold["val"] for fold in after) == 1
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize("changes_data", [True, False])
 def test_an_edited_plan_has_every_case_made_anew_if_its_data_are_others(
     warm: Warm,
@@ -134,6 +136,7 @@ def test_an_edited_plan_has_every_case_made_anew_if_its_data_are_others(
     assert tree == fresh(warm, root, tmp_path / "fresh")
 
 
+@pytest.mark.fault("R15")
 def test_of_two_runs_at_once_one_says_who_is_at_work_and_the_other_ends_undisturbed(
     injector: Injector, right_of: Callable[[str], Right], tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def test_of_two_runs_at_once_one_says_who_is_at_work_and_the_other_ends_undistur
     assert not differences(tree_of(root / "preprocessed"), right.tree)
 
 
+@pytest.mark.fault("R15")
 def test_the_lock_of_a_run_that_was_killed_is_taken_over_aloud(
     warm: Warm, right_of: Callable[[str], Right], tmp_path: Path
 ) -> None:

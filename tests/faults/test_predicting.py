@@ -8,24 +8,32 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from injection import CHECKOUT, HERE, NONE, PATIENCE, Call, Fault, Injector, Outcome, outcome
-from oracle import LEFT_OUT, Tree, differences, sha256, tree_of
+from injection import FAULTS, NONE, PATIENCE, Call, Fault, Injector, Outcome, Warm
+from oracle import (
+    LEFT_OUT,
+    RENAMING,
+    UNFINISHED,
+    WRITING,
+    Tree,
+    differences,
+    phase_of,
+    sha256,
+    tree_of,
+)
 from scans import draw_scans, make_model
+from tallies import Tally
 
 from nnseg import commit
 from nnseg.errors import DataError, MachineError, PartlyDoneError, StoppedError, UsageError
@@ -37,39 +45,21 @@ from nnseg.volume import read_segmentation
 SCANS = 3
 SLOWED = Fault(sleep_us=1500)  # so that most of the time goes by while results are written
 EVERYTHING = ("--uncertainty", "--statistics", "--save_probabilities", "chunks")
-UNFINISHED = re.compile(r"\.part-\w+-\w+-\w+-\w+-")
-FAULTS = {
-    "full once": Fault(action="ENOSPC"),
-    "full": Fault(action="ENOSPC", lasting=True),
-    "broken once": Fault(action="EIO"),
-    "killed": Fault(action="kill"),
-}
 SWEPT = (*EVERYTHING, "--disable_tta")
 KINDS = [*((False, kind) for kind in FAULTS), (True, "killed")]  # on nothing, on old results
 
 
-class Predictions:
-    """The process that predicts in forks of itself; see predicting_forks.py."""
+class Predictions(Warm):
+    """Predicts in forks of a process that has loaded torch."""
 
     def __init__(self, injector: Injector, scratch: Path) -> None:
-        self.injector = injector
-        self.scratch = scratch
         self.model = make_model(scratch / "model")
         self.scans = draw_scans(scratch / "scans", SCANS)
         self.two_scans = draw_scans(scratch / "two_scans", 2)
-        self._numbers = count()
-        environment = {"LD_PRELOAD": str(injector.library), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "predicting_forks.py")],
-            env=os.environ | environment,
-            cwd=CHECKOUT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._send(arguments=self._command(scratch / "rehearsal", EVERYTHING), output=None)
+        rehearsal = self._command(scratch / "rehearsal", EVERYTHING)
+        super().__init__(injector.library, scratch / "runs", [rehearsal])
 
-    def run(
+    def predict(
         self,
         out: Path,
         *extra: str,
@@ -79,34 +69,19 @@ class Predictions:
         kill_seconds_later: float = 0.0,
     ) -> Outcome:
         """Predict the scans into `out`, to the end or until it is killed."""
-        place = self.scratch / str(next(self._numbers))
-        environment = self.injector.environment(out, place, fault)
-        environment["FAULTS_FOLDER"] = str(out.resolve())
-        self._send(
-            arguments=self._command(out, extra, scans),
-            environment=environment,
-            output=str(place / "said"),
-            patience=PATIENCE,
+        return self.ask(
+            {"arguments": self._command(out, extra, scans)},
+            out,
+            fault,
             kill_after_calls=kill_after_calls,
             kill_seconds_later=kill_seconds_later,
         )
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline()
-        assert answer, "the process that predicts has ended"
-        return outcome(int(answer), place, fault)
-
-    def close(self) -> None:
-        self._process.communicate(timeout=PATIENCE)
 
     def _command(
         self, out: Path, extra: tuple[str, ...], scans: Path | None = None
     ) -> tuple[str, ...]:
         where = ("-i", str(scans or self.scans), "-o", str(out), "-m", str(self.model))
         return ("predict", *where, "-device", "cpu", "--precision", "fp32", *extra)
-
-    def _send(self, **request: Any) -> None:
-        assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +116,7 @@ def right_of(
     def give(*extra: str, scans: Path | None = None) -> Right:
         if (extra, scans) not in made:
             out = tmp_path_factory.mktemp("right") / "out"
-            done = predictions.run(out, *extra, scans=scans)
+            done = predictions.predict(out, *extra, scans=scans)
             assert done.code == 0, done.said
             made[extra, scans] = Right(tree=tree_of(out), calls=done.calls)
         return made[extra, scans]
@@ -158,6 +133,11 @@ def case_of(path: Path) -> str | None:
     """Say to which scan a file of the results belongs, finished or not, if to one."""
     match = re.match(r"scan_\d+", UNFINISHED.sub("", path.name))
     return match and match[0]
+
+
+def is_of_case(path: Path) -> bool:
+    """Whether a path is that of a result, and not of the folder as a whole."""
+    return case_of(path) is not None
 
 
 def proven(out: Path) -> set[str]:
@@ -201,23 +181,24 @@ def neither_old_nor_new(found: Tree, old: Tree, new: Tree) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.fault("R34", "B1.2")
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_folder_prediction_that_is_killed_ends_as_if_it_had_not_been(
     predictions: Predictions,
     right_of: Callable[..., Right],
-    tell: Callable[[str], None],
+    tally: Tally,
     tmp_path: Path,
     kills: int,
 ) -> None:
-    rng, wrong, states, during = random.Random(kills), [], Counter[str](), 0
+    rng, wrong, phases, kept = random.Random(kills), [], Counter[str](), 0
     for number in range(kills):
         extra = EVERYTHING if number % 2 else ()
         right, out = right_of(*extra), tmp_path / str(number) / "out"
         if number % 6 < 5:  # in the call itself: of a write, half has been done
             fault = Fault(action="kill", at=rng.choice(right.writing))
-            killed = predictions.run(out, *extra, fault=fault)
+            killed = predictions.predict(out, *extra, fault=fault)
         else:
-            killed = predictions.run(
+            killed = predictions.predict(
                 out,
                 *extra,
                 fault=SLOWED,
@@ -226,38 +207,40 @@ def test_a_folder_prediction_that_is_killed_ends_as_if_it_had_not_been(
             )
         done = proven(out)
         begun = {case_of(call.path) for call in killed.calls} - {None}
-        during += bool(begun - done)
-        states[f"{len(done)} of {SCANS} done" if begun else "before the first result"] += 1
+        phases[
+            phase_of(killed.calls, lambda path: case_of(path) is not None, done=begun <= done)
+        ] += 1
         found = neither_old_nor_new(tree_of(out), {}, right.tree)
         if killed.code not in (0, -signal.SIGKILL) or (killed.code == 0 and done < begun):
             found.append(f"ended with {killed.code}: {killed.said}")
         before = times(out, done)
-        again = predictions.run(out, *extra)
+        again = predictions.predict(out, *extra)
         if again.code:
             found.append(f"the next run ends with {again.code}: {again.said}")
         if times(out, done) != before:
             found.append("the next run did again what was done")
         found += [f"after the next run, {text}" for text in differences(tree_of(out), right.tree)]
+        kept += not found
         wrong += [f"kill {number} ({killed.hit}): {text}" for text in found]
         shutil.rmtree(out)
-    histogram = ", ".join(f"{state}: {states[state]}" for state in sorted(states))
-    tell(f"{kills} kills of predict, {during} while results are written, {len(wrong)} wrong")
-    tell(f"  {histogram}")
+    tally("kill -9, predict", kept, kills, states=phases)
     assert not wrong, "\n".join(wrong)
-    assert during >= (40 if kills == 50 else kills / 2), histogram
+    during = phases[WRITING] + phases[RENAMING]
+    assert during >= (40 if kills == 50 else kills / 2), phases
 
 
+@pytest.mark.fault("R05", "R08", "B1.1")
 @pytest.mark.parametrize(
     ("again", "kind", "calls"),
     [
-        *((*sweep, 3) for sweep in KINDS),
+        *((*sweep, 1) for sweep in KINDS),
         *(pytest.param(*sweep, None, marks=pytest.mark.slow) for sweep in KINDS),
     ],
 )
 def test_a_fault_leaves_each_result_old_or_new_and_the_next_run_ends_undisturbed(
     predictions: Predictions,
     right_of: Callable[..., Right],
-    tell: Callable[[str], None],
+    tally: Tally,
     tmp_path: Path,
     again: bool,
     kind: str,
@@ -267,33 +250,33 @@ def test_a_fault_leaves_each_result_old_or_new_and_the_next_run_ends_undisturbed
     right = right_of(*SWEPT, scans=scans)
     start.mkdir()
     if again:  # there are results of other settings, which are replaced
-        assert predictions.run(start, *SWEPT, "-step_size", "1", scans=scans).code == 0
+        assert predictions.predict(start, *SWEPT, "-step_size", "1", scans=scans).code == 0
     old = tree_of(start)
     census = shutil.copytree(start, tmp_path / "census")
     counting = replace(FAULTS[kind], at=0)
-    total = len(predictions.run(census, *SWEPT, scans=scans, fault=counting).calls)
+    total = len(predictions.predict(census, *SWEPT, scans=scans, fault=counting).calls)
     numbers = list(range(1, total + 1))
     if calls is not None:
         numbers = random.Random(f"{again} {kind}").sample(numbers, calls)
-    wrong, hits = [], 0
+    wrong, hits, kept = [], 0, 0
     for number in numbers:
         out = shutil.copytree(start, tmp_path / str(number))
         fault = replace(FAULTS[kind], at=number)
-        struck = predictions.run(out, *SWEPT, scans=scans, fault=fault)
+        struck = predictions.predict(out, *SWEPT, scans=scans, fault=fault)
         hits += struck.hit is not None
         found = neither_old_nor_new(tree_of(out), old, right.tree)
         if kind == "killed":
             found += [f"ended with {struck.code}"] if struck.code != -signal.SIGKILL else []
         else:
             found += misbehaviour(struck, out, right.tree)
-        last = predictions.run(out, *SWEPT, scans=scans)
+        last = predictions.predict(out, *SWEPT, scans=scans)
         if last.code:
             found.append(f"the next run ends with {last.code}: {last.said}")
         found += [f"after the next run, {text}" for text in differences(tree_of(out), right.tree)]
+        kept += struck.hit is not None and not found
         wrong += [f"{struck.fault} ({struck.hit}): {text}" for text in found]
         shutil.rmtree(out)
-    where = "old results" if again else "nothing"
-    tell(f"predict on {where}, {kind}: {hits} of {total} calls hit, {len(wrong)} wrong")
+    tally(f"n-th call, predict{' again' if again else ''}", kept, hits, states={kind: hits})
     assert not wrong, "\n".join(wrong)
     assert hits >= 0.9 * len(numbers), "threads may save a call, not many"
 
@@ -333,16 +316,17 @@ def is_needless(call: Call, out: Path) -> bool:
     return bool(LEFT_OUT.fullmatch(name)) or call.kind == "remove" or call.path == out or again
 
 
+@pytest.mark.fault("R08")
 @pytest.mark.parametrize("done", [0, 1])
 def test_on_a_full_disk_what_is_done_stays_and_the_rest_is_listed_in_one_message(
     predictions: Predictions, right_of: Callable[..., Right], tmp_path: Path, done: int
 ) -> None:
     extra, out = ("--uncertainty", "--statistics"), tmp_path / "out"
     right = right_of(*extra)
-    census = predictions.run(tmp_path / "census", *extra, fault=Fault(action="ENOSPC"))
+    census = predictions.predict(tmp_path / "census", *extra, fault=Fault(action="ENOSPC"))
     opened = [c for c in census.calls if c.path.name.endswith(f"-scan_{done}.nii.gz")]
     fault = Fault(action="ENOSPC", at=opened[0].number, lasting=True)
-    full = predictions.run(out, *extra, fault=fault)
+    full = predictions.predict(out, *extra, fault=fault)
     kept, lost = [{f"scan_{n}" for n in numbers} for numbers in (range(done), range(done, SCANS))]
     assert full.code == (6 if kept else 4), full.said
     errors = [line for line in full.said.splitlines() if line.endswith("cases failed:")]
@@ -352,7 +336,7 @@ def test_on_a_full_disk_what_is_done_stays_and_the_rest_is_listed_in_one_message
     assert proven(out) == kept
     assert not neither_old_nor_new(tree_of(out), {}, right.tree)
     before = times(out, kept)
-    assert predictions.run(out, *extra).code == 0
+    assert predictions.predict(out, *extra).code == 0
     assert times(out, kept) == before
     assert not differences(tree_of(out), right.tree)
 
@@ -368,7 +352,7 @@ def test_of_ten_scans_three_are_bad_and_named_and_seven_are_done(
     values[3, 4, 5] = np.nan
     nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), holed)
     halved.unlink()
-    partly = predictions.run(out, scans=scans)
+    partly = predictions.predict(out, scans=scans)
     assert partly.code == 6
     first, *listed = partly.said.splitlines()
     assert first == "nnseg: 3 of 10 cases failed:"
@@ -387,6 +371,7 @@ def test_of_ten_scans_three_are_bad_and_named_and_seven_are_done(
     assert {path.name for path in out.glob("*.nii.gz")} == {f"{case}.nii.gz" for case in good}
 
 
+@pytest.mark.fault("R37")
 def test_a_scan_that_cannot_be_read_or_is_too_large_costs_no_other(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +392,7 @@ def test_a_scan_that_cannot_be_read_or_is_too_large_costs_no_other(
         predicting.predict(predictor, scans, tmp_path / "out")
     text = str(raised.value)
     assert re.search(r"case scan_1: \S*scan_1_0000\S*: cannot be read \(Input/output error", text)
-    assert re.search(r"case scan_2: \S*scans lacks scan_2_0000", text)
+    assert re.search(r"case scan_2: \S*scan_2_0000\S* is no file", text)
     assert "case scan_3: there is not enough memory for this image" in text
     assert proven(tmp_path / "out") == {"scan_0", "scan_4"}
 
@@ -429,6 +414,7 @@ def without_powers_over_files() -> Iterator[None]:
         assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
+@pytest.mark.fault("R36")
 @pytest.mark.parametrize("fault", ["read-only", "full", "a file is there", "in the way is a file"])
 def test_an_output_folder_that_takes_no_files_is_refused_before_anything_is_computed(
     predictor: Predictor,
@@ -505,11 +491,12 @@ def can_be_read(path: Path) -> bool:
     return True
 
 
+@pytest.mark.fault("G6")
 @pytest.mark.parametrize("count_of_damage", [12, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_flipped_or_cut_result_or_proof_has_its_own_case_done_again_and_no_other(
     predictor: Predictor,
     predictions: Predictions,
-    tell: Callable[[str], None],
+    tally: Tally,
     tmp_path: Path,
     count_of_damage: int,
 ) -> None:
@@ -520,7 +507,7 @@ def test_a_flipped_or_cut_result_or_proof_has_its_own_case_done_again_and_no_oth
     files = [out / name for name in sorted(right) if case_of(Path(name))]
     proofs = [path for path in files if path.name.endswith(".proof.json")]
     cases = {str(case_of(path)) for path in files}
-    rng, wrong = random.Random(count_of_damage), []
+    rng, wrong, kept = random.Random(count_of_damage), [], 0
     for number in range(count_of_damage):
         path = rng.choice(proofs if number % 3 == 0 else files)
         data = path.read_bytes()
@@ -544,8 +531,9 @@ def test_a_flipped_or_cut_result_or_proof_has_its_own_case_done_again_and_no_oth
             found.append("another case was done again")
         if set(times(out, {own}).items()) & set(mine.items()):
             found.append("its case was not done again")
+        kept += not found
         wrong += [f"{what} of {path.name}: {text}" for text in found]
-    tell(f"{count_of_damage} flips and cuts of predictions, {len(wrong)} wrong")
+    tally("damage, predictions", kept, count_of_damage)
     assert not wrong, "\n".join(wrong)
 
 
@@ -567,7 +555,8 @@ def test_a_proof_of_which_any_figure_or_byte_is_another_proves_nothing(
     assert not differences(tree_of(tmp_path), right)
 
 
-def test_a_scan_that_changes_while_it_is_predicted_is_predicted_again(
+@pytest.mark.fault("R38")
+def test_a_scan_that_changes_while_it_is_read_is_named_and_predicted_the_next_time(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans, out = draw_scans(tmp_path / "scans", 2), tmp_path / "out"
@@ -583,11 +572,12 @@ def test_a_scan_that_changes_while_it_is_predicted_is_predicted_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(predicting, "read_image", read)
-        predicting.predict(predictor, scans, out)
-    before = times(out, {"scan_0"}), times(out, {"scan_1"})
+        with pytest.raises(PartlyDoneError, match=r"case scan_1: .* changed while they were read"):
+            predicting.predict(predictor, scans, out)
+    assert proven(out) == {"scan_0"}
+    before = times(out, {"scan_0"})
     predicting.predict(predictor, scans, out)
-    assert times(out, {"scan_0"}) == before[0]
-    assert times(out, {"scan_1"}) != before[1]
+    assert times(out, {"scan_0"}) == before
     predicting.predict(predictor, scans, tmp_path / "fresh")
     assert not differences(tree_of(out), tree_of(tmp_path / "fresh"))
 

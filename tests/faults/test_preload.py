@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from endings import Ending
 from injection import NONE, Fault, Injector, Outcome, outcome
 
 SHOW_ERRORS = """
@@ -30,7 +31,7 @@ def run(injector: Injector, root: Path, code: str, fault: Fault = NONE) -> Outco
             cwd=root / "preprocessed",
             stdout=said,
         )
-    return outcome(ended, place, fault)
+    return outcome(Ending(code=ended), place, fault)
 
 
 @pytest.mark.parametrize(

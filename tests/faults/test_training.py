@@ -1,22 +1,19 @@
 """Trainings that are killed: at any step, in any call that writes a checkpoint, with damage."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from injection import CHECKOUT, HERE, PATIENCE, Call, Fault, Injector, Outcome, outcome
-from oracle import sha256
+from injection import FAULTS, Call, Fault, Forks, Injector, Outcome
+from oracle import RENAMING, WRITING, phase_of, sha256
+from tallies import Tally
 
 LATEST, PREVIOUS = "checkpoint_latest.json", "checkpoint_previous.json"
 SETTINGS = {"epochs": 2, "iterations": 3, "validation_iterations": 1, "batch_size": 2}
@@ -37,45 +34,24 @@ class Request:
     kill_at_step: int = 0  # of those that this process does
     kill_after_calls: int = 0  # that change a file
     kill_seconds_later: float = 0.0
-    patience: float = PATIENCE
 
 
-class Trainings:
+class Trainings(Forks):
     """The process that trains in forks of itself; see training_forks.py."""
 
     def __init__(self, injector: Injector, scratch: Path) -> None:
-        self.injector = injector
-        self.scratch = scratch
-        self._numbers = count()
-        environment = {"LD_PRELOAD": str(injector.library), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "training_forks.py")],
-            env=os.environ | environment,
-            cwd=CHECKOUT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        super().__init__(injector.library, scratch, "training_forks.py")
+
+    def train(self, request: Request, fault: Fault = SLOWED) -> Outcome:
+        """Train to the end, or until it is killed, in a folder that is there."""
+        Path(request.folder).mkdir(exist_ok=True)
+        return self.ask(
+            asdict(request),
+            Path(request.folder),
+            fault,
+            kill_after_calls=request.kill_after_calls,
+            kill_seconds_later=request.kill_seconds_later,
         )
-        self._answer()
-
-    def run(self, request: Request, fault: Fault = SLOWED) -> Outcome:
-        """Train to the end, or until it is killed."""
-        place = self.scratch / str(next(self._numbers))
-        environment = self.injector.environment(Path(request.folder), place, fault)
-        environment["FAULTS_FOLDER"] = str(Path(request.folder).resolve())
-        line = asdict(request) | {"environment": environment, "said": str(place / "said")}
-        assert self._process.stdin is not None
-        print(json.dumps(line), file=self._process.stdin, flush=True)
-        return outcome(int(self._answer()), place, fault)
-
-    def close(self) -> None:
-        self._process.communicate(timeout=PATIENCE)
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline()
-        assert answer, "the process that trains has ended"
-        return answer
 
 
 @pytest.fixture(scope="module")
@@ -112,79 +88,144 @@ def has_saved(calls: tuple[Call, ...]) -> bool:
 @pytest.fixture(scope="module")
 def undisturbed(
     trainings: Trainings, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[dict[str, Any], int], tuple[str, int]]:
+) -> Callable[..., tuple[str, tuple[Call, ...]]]:
     """Gives the SHA-256 of the final weights of settings, and the calls that it took."""
-    made: dict[str, tuple[str, int]] = {}
+    made: dict[str, tuple[str, tuple[Call, ...]]] = {}
 
-    def give(settings: dict[str, Any], threads: int = 1) -> tuple[str, int]:
+    def give(settings: dict[str, Any], threads: int = 1) -> tuple[str, tuple[Call, ...]]:
         key = json.dumps([settings, threads])
         if key not in made:
             folder = tmp_path_factory.mktemp("undisturbed")
             request = Request(folder=str(folder), settings=settings, threads=threads)
-            done = trainings.run(request, SLOWED if settings == SETTINGS else Fault())
+            done = trainings.train(request, SLOWED if settings == SETTINGS else Fault())
             assert done.code == 0, done.said
-            made[key] = final(folder)["weights_sha256"], len(done.calls)
+            made[key] = final(folder)["weights_sha256"], done.calls
         return made[key]
 
     return give
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a checkpoint's record or weights, finished or not."""
+    return "checkpoint_" in path.name
+
+
+def is_needless(call: Call) -> bool:
+    """Whether a training can go on without a call: its folder is there, and logs may be missing."""
+    return not is_checkpoint(call.path) or call.kind in ("remove", "link")
+
+
+@pytest.mark.fault("R16", "B1.3")
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_kill_while_a_checkpoint_is_written_loses_none(
     trainings: Trainings,
-    undisturbed: Callable[..., tuple[str, int]],
-    tell: Callable[[str], None],
+    undisturbed: Callable[..., tuple[str, tuple[Call, ...]]],
+    tally: Tally,
     tmp_path: Path,
     kills: int,
 ) -> None:
     wanted, calls = undisturbed(SETTINGS)
-    rng, wrong, states = random.Random(kills), [], Counter[str]()
+    writing = [call.number for call in calls if is_checkpoint(call.path) and call.kind != "remove"]
+    rng, wrong, phases, kept = random.Random(kills), [], Counter[str](), 0
     for number in range(kills):
         folder = tmp_path / str(number)
-        at, later = rng.randrange(1, calls), rng.uniform(0, 0.003)
+        at, later = rng.choice(writing), rng.uniform(0, 0.003)
         if number % 2:  # in the call itself: of a write, half has been done
             request, fault = Request(folder=str(folder)), Fault(action="kill", at=at)
         else:
             request = Request(folder=str(folder), kill_after_calls=at, kill_seconds_later=later)
             fault = SLOWED
-        killed = trainings.run(request, fault)
-        kept = whole(folder)
-        states[f"{killed.calls[-1].kind if killed.calls else 'nothing'}"] += 1
+        killed = trainings.train(request, fault)
+        done = (folder / "checkpoint_final.json").exists()
+        phases[phase_of(killed.calls, is_checkpoint, done=done)] += 1
         found = []
         if killed.code != -signal.SIGKILL:
             found.append(f"was not killed but ended with {killed.code}: {killed.said}")
-        if has_saved(killed.calls) and LATEST not in kept:
-            found.append(f"of the checkpoints only {kept} can be used")
-        again = trainings.run(Request(folder=str(folder)))
-        if again.code:
-            found.append(f"the next run ends with {again.code}: {again.said}")
-        elif again.said:
-            found.append(f"the next run finds fault: {again.said}")
-        elif final(folder)["weights_sha256"] != wanted:
-            found.append("the weights are others in the end")
-        elif unfinished := [path.name for path in folder.glob(".*")]:
-            found.append(f"leaves {unfinished}")
+        found += lost(trainings, folder, killed, wanted)
+        kept += not found
         wrong += [f"kill {number} at call {at}: {text}" for text in found]
         shutil.rmtree(folder)
-    histogram = ", ".join(f"{state}: {states[state]}" for state in sorted(states))
-    tell(f"{kills} kills while checkpoints are written, {len(wrong)} wrong ({histogram})")
+    tally("kill -9, checkpoint", kept, kills, states=phases)
     assert not wrong, "\n".join(wrong)
+    assert phases[WRITING] + phases[RENAMING] >= 0.8 * kills, phases
 
 
+def lost(trainings: Trainings, folder: Path, struck: Outcome, wanted: str) -> list[str]:
+    """List what a fault has cost a training: its checkpoint, or the bytes that it ends with."""
+    found, kept = [], whole(folder)
+    if has_saved(struck.calls) and LATEST not in kept:
+        found.append(f"of the checkpoints only {kept} can be used")
+    again = trainings.train(Request(folder=str(folder)))
+    if again.code:
+        found.append(f"the next run ends with {again.code}: {again.said}")
+    elif again.said:
+        found.append(f"the next run finds fault: {again.said}")
+    elif final(folder)["weights_sha256"] != wanted:
+        found.append("the weights are others in the end")
+    elif unfinished := [path.name for path in folder.glob(".*")]:
+        found.append(f"leaves {unfinished}")
+    return found
+
+
+@pytest.mark.fault("R05", "R07")
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        *((kind, 2) for kind in FAULTS),
+        *(pytest.param(kind, None, marks=pytest.mark.slow) for kind in FAULTS),
+    ],
+)
+def test_a_fault_in_any_call_of_a_training_leaves_a_whole_checkpoint_to_go_on_from(
+    trainings: Trainings,
+    undisturbed: Callable[..., tuple[str, tuple[Call, ...]]],
+    tally: Tally,
+    tmp_path: Path,
+    kind: str,
+    count: int | None,
+) -> None:
+    wanted, calls = undisturbed(SETTINGS)
+    numbers = list(range(1, sum(call.kind in FAULTS[kind].kinds for call in calls) + 1))
+    if count is not None:
+        numbers = random.Random(kind).sample(numbers, count)
+    wrong, hits, kept = [], 0, 0
+    for number in numbers:
+        folder = tmp_path / str(number)
+        struck = trainings.train(
+            Request(folder=str(folder)), replace(FAULTS[kind], at=number, sleep_us=0)
+        )
+        hits += struck.hit is not None
+        found = lost(trainings, folder, struck, wanted)
+        if "Traceback" in struck.said:
+            found.append(f"no message for a user: {struck.said}")
+        if kind == "killed":
+            found += [f"ended with {struck.code}"] if struck.code != -signal.SIGKILL else []
+        elif struck.code == 0:
+            found += ["ended with 0"] if struck.hit and not is_needless(struck.hit) else []
+        elif struck.code != 4 or str(folder) not in struck.said:
+            found.append(f"ended with {struck.code}: {struck.said}")
+        kept += struck.hit is not None and not found
+        wrong += [f"{struck.fault} ({struck.hit}): {text}" for text in found]
+        shutil.rmtree(folder)
+    tally("n-th call, checkpoint", kept, hits, states={kind: hits})
+    assert not wrong, "\n".join(wrong)
+    assert hits >= 0.9 * len(numbers)
+
+
+@pytest.mark.fault("R17")
 @pytest.mark.parametrize(
     ("kills", "threads"), [(3, 1), pytest.param(20, 2, marks=pytest.mark.slow)]
 )
 def test_a_training_killed_at_random_steps_ends_with_the_bytes_of_the_undisturbed_one(
     trainings: Trainings,
-    undisturbed: Callable[..., tuple[str, int]],
-    tell: Callable[[str], None],
+    undisturbed: Callable[..., tuple[str, tuple[Call, ...]]],
+    tally: Tally,
     tmp_path: Path,
     kills: int,
     threads: int,
 ) -> None:
     wanted, _ = undisturbed(LONG, threads)
-    rng, done = random.Random(kills), []
-    for _ in range(kills):
+    rng, states = random.Random(kills), Counter[str]()
+    for number in range(kills):
         step, pause = rng.randint(2, STEPS // kills + 1), rng.choice([OFTEN, 0.01])
         request = Request(
             folder=str(tmp_path),
@@ -193,54 +234,56 @@ def test_a_training_killed_at_random_steps_ends_with_the_bytes_of_the_undisturbe
             save_every=pause,
             kill_at_step=step,
         )
-        killed = trainings.run(request, Fault())
-        if killed.code == 0:
-            break
-        assert killed.code == -signal.SIGKILL, killed.said
-        done.append(step)
+        killed = trainings.train(request, Fault())
+        assert killed.code == -signal.SIGKILL, f"kill {number}: {killed.said}"
+        states["between checkpoints"] += 1
     request = Request(folder=str(tmp_path), settings=LONG, threads=threads, save_every=1.0)
-    last = trainings.run(request, Fault())
+    last = trainings.train(request, Fault())
     assert last.code == 0, last.said
-    tell(f"{len(done)} kills of a training, after {done} more steps each")
-    assert len(done) == kills
-    assert final(tmp_path)["weights_sha256"] == wanted
+    same = final(tmp_path)["weights_sha256"] == wanted
+    tally("kill -9, training", kills * same, kills, states=states)
+    assert same
 
 
+@pytest.mark.fault("G7")
 def test_two_trainings_with_the_same_seed_leave_the_same_bytes(
-    trainings: Trainings, undisturbed: Callable[..., tuple[str, int]], tmp_path: Path
+    trainings: Trainings, undisturbed: Callable[..., tuple[str, tuple[Call, ...]]], tmp_path: Path
 ) -> None:
     request = Request(folder=str(tmp_path), settings=LONG, save_every=1.0)
-    assert trainings.run(request, Fault()).code == 0
+    assert trainings.train(request, Fault()).code == 0
     assert final(tmp_path)["weights_sha256"] == undisturbed(LONG)[0]
 
 
+@pytest.mark.fault("R19")
 @pytest.mark.parametrize("part", ["record", "weights"])
 def test_a_killed_training_whose_latest_checkpoint_is_damaged_goes_on_from_the_one_before(
     trainings: Trainings,
-    undisturbed: Callable[..., tuple[str, int]],
+    undisturbed: Callable[..., tuple[str, tuple[Call, ...]]],
     tmp_path: Path,
     part: str,
 ) -> None:
-    killed = trainings.run(Request(folder=str(tmp_path), kill_at_step=5), Fault())
+    killed = trainings.train(Request(folder=str(tmp_path), kill_at_step=5), Fault())
     assert killed.code == -signal.SIGKILL
     latest = json.loads((tmp_path / LATEST).read_text())
     path = tmp_path / (LATEST if part == "record" else latest["weights_file"])
     path.write_bytes(path.read_bytes()[:-100])
-    again = trainings.run(Request(folder=str(tmp_path)))
+    again = trainings.train(Request(folder=str(tmp_path)))
     assert again.code == 0
     assert f"{path}" in again.said
     assert "going on from the checkpoint before it" in again.said
     assert final(tmp_path)["weights_sha256"] == undisturbed(SETTINGS)[0]
 
 
+@pytest.mark.fault("R07")
+@pytest.mark.fault("R07")
 def test_a_full_disk_ends_a_training_with_its_last_checkpoint_whole(
-    trainings: Trainings, undisturbed: Callable[..., tuple[str, int]], tmp_path: Path
+    trainings: Trainings, undisturbed: Callable[..., tuple[str, tuple[Call, ...]]], tmp_path: Path
 ) -> None:
     wanted, calls = undisturbed(SETTINGS)
-    fault = Fault(action="ENOSPC", at=calls // 2, lasting=True)
-    full = trainings.run(Request(folder=str(tmp_path)), fault)
+    fault = Fault(action="ENOSPC", at=len(calls) // 2, lasting=True)
+    full = trainings.train(Request(folder=str(tmp_path)), fault)
     assert full.code == 4
     assert "disk is full" in full.said
     assert whole(tmp_path)
-    assert trainings.run(Request(folder=str(tmp_path))).code == 0
+    assert trainings.train(Request(folder=str(tmp_path))).code == 0
     assert final(tmp_path)["weights_sha256"] == wanted

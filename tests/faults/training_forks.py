@@ -1,8 +1,8 @@
 """Small trainings, each in a fork of this process, which has loaded torch before; some get killed.
 
-Each line of its input is a request, see `Request` in test_training.py; a line comes back: the exit
-code, or minus the number of the signal that ended the training. One training is rehearsed first,
-which makes all later ones ten times as fast, in one thread, so that each fork can start its own.
+Each line of its input is a request, see `Request` in test_training.py; a line comes back, the
+`Ending` of the training. One training is rehearsed first, which makes all later ones ten times as
+fast, in one thread, so that each fork can start its own.
 """
 
 import contextlib
@@ -12,10 +12,13 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from endings import wait_for
+from warm import lead
 
 TESTS = Path(__file__).parents[1]
 
@@ -30,39 +33,18 @@ def serve() -> None:
         stage.train(make_task(Path(folder), SHORT))
     gc.collect()
     gc.freeze()  # so that no fork copies all memory when it collects
-    print(flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
             become(request)
-        print(wait_for(pid, request), flush=True)
-
-
-def wait_for(pid: int, request: dict[str, Any]) -> int:
-    """Wait for the end of a training, or kill it some time after its n-th call."""
-    end = time.monotonic() + request["patience"]
-    counter = Path(request["environment"]["FAULTS_COUNTER"])
-    waiting = bool(request["kill_after_calls"])
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        calls = int.from_bytes(counter.read_bytes(), sys.byteorder)
-        if waiting and calls >= request["kill_after_calls"]:
-            waiting = False
-            time.sleep(request["kill_seconds_later"])
-            os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.0005)
+        counter = Path(request["environment"]["FAULTS_COUNTER"])
+        print(json.dumps(asdict(wait_for(pid, counter=counter, **request["limits"]))), flush=True)
 
 
 def become(request: dict[str, Any]) -> None:
     """Train, and end without taking down the interpreter, which is slow."""
-    os.environ.update(request["environment"])
-    for descriptor in (1, 2):
-        os.dup2(os.open(request["said"], os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
+    lead(request["environment"], request["output"])
     code = 1
     try:
         code = train(request)

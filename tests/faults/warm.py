@@ -1,9 +1,10 @@
 """Runs commands of nnseg, each in a fork of this process, which has done all slow imports before.
 
 Each line of its input is a request: the arguments of a command, what its environment has besides
-this one's, the file that takes what it says, and the seconds it may take. A line comes back: its
-exit code, or minus the number of the signal that ended it, or nothing if it had to be ended. The
-first requests name no such file: they are done here, so that later ones find everything imported.
+this one's, the file that takes what it says, the seconds it may take, and after which call that
+changes a file, and how many seconds later, it is killed, if so. A line comes back, its `Ending`.
+The first requests name no such file: they are done here, so that later ones find everything
+imported.
 """
 
 import contextlib
@@ -11,11 +12,12 @@ import gc
 import io
 import json
 import os
-import signal
 import sys
-import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+
+from endings import wait_for
 
 
 def serve() -> None:
@@ -26,23 +28,11 @@ def serve() -> None:
         if request["output"] is None:
             rehearse(request["arguments"])
             continue
-        patience = request.pop("patience")
         pid = os.fork()
         if pid == 0:
-            become(**request)
-        print(wait_for(pid, patience), flush=True)
-
-
-def wait_for(pid: int, patience: float) -> int | str:
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return ""
+            become(request["arguments"], request["environment"], request["output"])
+        counter = Path(request["environment"]["FAULTS_COUNTER"])
+        print(json.dumps(asdict(wait_for(pid, counter=counter, **request["limits"]))), flush=True)
 
 
 def rehearse(arguments: list[str]) -> None:
@@ -56,11 +46,7 @@ def rehearse(arguments: list[str]) -> None:
 
 def become(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """Be the command, and end as it does but without taking down the interpreter, which is slow."""
-    os.environ.update(environment)
-    os.setsid()  # so that all that it starts can be ended with it
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for descriptor in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), descriptor)
+    lead(environment, output)
     code = 1
     try:
         from nnseg.cli import main
@@ -72,6 +58,16 @@ def become(arguments: list[str], environment: dict[str, str], output: str) -> No
         os._exit(code)
 
 
+def lead(environment: dict[str, str], output: str) -> None:
+    """Lead a session of one's own, so that all that is started can be told and ended."""
+    os.environ.update(environment)
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), descriptor)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
-    serve()
+    with contextlib.suppress(BrokenPipeError):
+        serve()

@@ -44,7 +44,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import nn
 
     from nnseg.checkpoint import save_model, save_weights
-    from nnseg.learning.recipe import TrainSettings, plan_course
+    from nnseg.learning.course import plan_course
+    from nnseg.learning.recipe import TrainSettings
     from nnseg.learning.resume import RunRecord
     from nnseg.model.device import Execution
 

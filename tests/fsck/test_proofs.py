@@ -1,13 +1,14 @@
 """What the records of runs prove of files."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nnseg import record
 from nnseg.doctor.findings import Notes
 from nnseg.fsck.proofs import Look, Proof, read_proofs, run_records
-from nnseg.runlog import RunReport, logged_run
+from nnseg.runlog import RunReport, logged_run, read_report
 
 
 def run(
@@ -92,8 +93,19 @@ def test_of_several_runs_the_latest_counts_to_the_second_and_then_by_its_record(
         run(home / "out", command, outputs=(path,))
         assert proofs_of(home)[path].command == command
     later = home / "out" / "run_import.json"
-    later.write_text(re.sub(r'"started": "\d{4}', '"started": "9999', later.read_text()))
+    found = read_report(later)
+    record.save_sealed(replace(found, started=f"9999{found.started[4:]}"), later)
     assert proofs_of(home)[path].command == "import"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have_is_a_fault_and_proves_nothing(home: Path, name: str) -> None:
+    assert Look(Notes(home)).fault(home / name, "0" * 64) is not None
+    path = home / "out" / "run.json"
+    found = read_report(path)
+    outputs = {str(home / "out" / name): "0" * 64}
+    record.save_sealed(replace(found, inputs=outputs, outputs=outputs), path)
+    assert proofs_of(home) == {}
 
 
 @pytest.mark.parametrize(("name", "log"), [(None, "log.txt"), ("a.run", "a.run.log")])

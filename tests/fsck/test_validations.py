@@ -1,5 +1,6 @@
 """Label maps of a validation that were changed; probabilities damaged, missing or nobody's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def test_a_label_map_that_was_changed_since_the_validation_is_an_error(fold: Pat
     assert (finding.severity, finding.rule) == ("error", "validation")
     assert path.name in str(finding)
     assert "--val" in str(finding)
+
+
+@pytest.mark.parametrize("name", ["a\0b.nii.gz", "../a.nii.gz"])
+def test_a_proof_that_names_what_is_no_file_is_damaged(fold: Path, name: str) -> None:
+    path = validated_file(fold)
+    path.write_text(json.dumps({"weights_sha256": "w", "maps_sha256": {name: "0"}}))
+    (finding,) = examine_results(fold).findings
+    assert (finding.severity, finding.rule) == ("error", "validation")
+    assert finding.file.endswith("validation/validated.json")
+    assert "is no name of a file" in finding.found
+    assert "--val" in finding.remedy
 
 
 def test_those_of_a_fold_in_use_are_not_judged(fold: Path) -> None:

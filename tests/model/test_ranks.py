@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnseg.model.ranks import Ranks, any_rank, from_first, gather, joined, wait_for_all
+from nnseg.errors import MachineError
+from nnseg.model import ranks as module
+from nnseg.model.ranks import (
+    Ranks,
+    any_rank,
+    from_first,
+    gather,
+    joined,
+    telling_of_lost,
+    wait_for_all,
+)
 
 PROGRAM = """
-import sys
+import os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from nnseg.model.ranks import Ranks, any_rank, from_first, gather, joined, wait_for_all
@@ -33,6 +43,7 @@ with joined(ranks, "cpu"):
     flags = [any_rank(rank == 1), any_rank(False)]
     told = from_first(rank + 0.5)
     torch.save([loss.detach(), network.weight.grad, whole.detach(), flags, told], f"{out}/{rank}")
+os._exit(0)  # as the command line has each of several ranks end
 """
 
 
@@ -79,3 +90,33 @@ def test_one_process_needs_nobody() -> None:
         assert from_first(2.5) == 2.5
         tensor = torch.ones(2, 3)
         assert gather(tensor) is tensor
+
+
+CLOSED = "[pair.cc:547] Connection closed by peer [127.0.0.1]:1234\nand where that was met"
+
+
+@pytest.mark.parametrize("at", [7, 8])
+def test_of_ranks_on_this_host_the_one_that_has_ended_is_named(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENDS_WITHIN", 0.0)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # it is listed still
+        peers = ((7, os.getpid()), (7, os.getppid()), (at, gone.pid))
+        with (
+            pytest.raises(MachineError) as caught,
+            telling_of_lost(Ranks(rank=1, count=3), peers),
+        ):
+            raise RuntimeError(CLOSED)
+    who = f"rank 2 (process {gone.pid})" if at == 7 else "another rank"
+    assert str(caught.value).startswith(
+        f"{who} has ended, and the ranks train together ({CLOSED.splitlines()[0]}); see what its"
+    )
+    assert "the same command goes on" in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, CLOSED), (2, "shapes do not fit")])
+def test_other_errors_of_ranks_stay_what_they_are(count: int, text: str) -> None:
+    peers = ((7, os.getpid()),) * count
+    with pytest.raises(RuntimeError, match=text[-9:]), telling_of_lost(Ranks(count=count), peers):
+        raise RuntimeError(text)

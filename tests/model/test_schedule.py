@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 
 from nnseg.errors import PlanError
-from nnseg.model.schedule import COOL_DOWNS, FROM_START, SCHEDULES
+from nnseg.model.schedule import COOL_DOWNS, SCHEDULES
 
 
 # nnU-Net v2, PolyLRScheduler with exponent 0.9 over 1000 epochs, at epochs 0, 1, 500 and 999.
@@ -42,8 +42,8 @@ def test_exponential_is_its_sources_of_300_epochs_and_ends_alike_of_any_number()
     assert exponential(20 / 40) == pytest.approx(0.985**150)
 
 
-def test_the_schedules_with_rules_of_their_own_exist() -> None:
-    assert {*COOL_DOWNS, *FROM_START} <= {*SCHEDULES}
+def test_the_schedules_with_a_cool_down_of_their_own_exist() -> None:
+    assert {*COOL_DOWNS} <= {*SCHEDULES}
     for fall in COOL_DOWNS.values():
         assert (fall(0.0), fall(1.0)) == (1, 0)
 

@@ -304,4 +304,4 @@ def test_dropout_follows_the_pyramid_and_the_decoder_and_acts_in_training_only()
 def test_what_training_keeps_is_counted(architecture: Architecture, patch: Any) -> None:
     network = built(architecture).train()
     measured = saved(network, drawn(1, 2, *patch), 1)
-    assert kept(architecture, patch, 2, 3) == pytest.approx(measured, rel=0.05)
+    assert kept(architecture, patch, 2) == pytest.approx(measured, rel=0.05)

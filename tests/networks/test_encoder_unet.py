@@ -3,6 +3,8 @@ import dataclasses
 import io
 import sys
 import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from image_networks import drawn
 from kept import saved
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nnseg.errors import MachineError, PlanError
 from nnseg.model.architecture import Architecture, NetworkOptions
@@ -22,7 +25,9 @@ from nnseg.model.counts.encoders import (
 )
 from nnseg.networks.backbones import BACKBONES
 from nnseg.networks.encoder_unet import ENCODER, EncoderUNet
+from nnseg.networks.inflation import flat_levels
 from nnseg.networks.layers import ConvNormAct
+from nnseg.networks.timm_backbone import TimmBackbone
 
 NAMES = list(BACKBONES)
 UPSAMPLINGS: tuple[Any, ...] = (None, "interpolated", "shuffled")
@@ -65,7 +70,7 @@ def test_the_count_of_what_is_kept_is_what_is_kept(name: str, dimensions: Any) -
         for z, y, x in patches:
             patch = (z if dimensions == 3 else 1, y, x)
             found = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-            counted = encoder_unet_kept(architecture, patch, 2, 3)
+            counted = encoder_unet_kept(architecture, patch, 2)
             assert counted == pytest.approx(found, rel=0.05)
 
 
@@ -78,7 +83,7 @@ def test_the_count_holds_with_other_decoders(upsampling: Any, options: dict[str,
         torch.zeros(1, 2, 16, 24, 40, device="meta"),
         1,
     )
-    assert encoder_unet_kept(architecture, (16, 24, 40), 2, 3) == pytest.approx(found, rel=0.05)
+    assert encoder_unet_kept(architecture, (16, 24, 40), 2) == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,6 +201,67 @@ def test_a_network_of_timm_without_such_maps_is_refused() -> None:
     pytest.importorskip("timm")
     with pytest.raises(PlanError, match="timm cannot make 'no_such_network'"):
         built(planned(2, backbone="timm:no_such_network"))
+
+
+class Pyramid(nn.Module):
+    """What timm's `features_only` gives, in miniature: means over 2, 4 and 8 voxels a way."""
+
+    def __init__(self, only: int | None, last: bool) -> None:
+        super().__init__()
+        self.only, self.last, self.scale = only, last, nn.Parameter(torch.ones(()))
+        self.seen: list[tuple[bool, tuple[int, ...]]] = []
+        self.feature_info = SimpleNamespace(
+            reduction=lambda: [2, 4, 8], channels=lambda: [2] * len(self.taken)
+        )
+        self.taken = (0, 1, 2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen.append((self.training, tuple(image.shape)))
+        if self.only not in (None, image.shape[-1]):
+            raise AssertionError(f"Input width is not {self.only}\nSecond line")
+        maps = [functional.avg_pool2d(image, 2 ** (k + 1)) * self.scale for k in self.taken]
+        return [x.movedim(1, 3) if self.last else x for x in maps]
+
+
+def pretend_timm(
+    monkeypatch: pytest.MonkeyPatch, *, only: int | None = None, last: bool = False
+) -> None:
+    """Put in timm's place one whose networks are `Pyramid`s."""
+
+    def create_model(name: str, out_indices: Sequence[int] = (0, 1, 2), **_: Any) -> Pyramid:
+        made = Pyramid(only, last)
+        made.taken = tuple(out_indices)
+        return made
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+
+
+def test_a_network_of_timm_is_tried_without_training_on_an_image_of_uneven_edges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_timm(monkeypatch)
+    encoder: Any = TimmBackbone(flat_levels(3), 2, "pyramid")
+    assert encoder.model.seen == [(False, (1, 2, 8, 12))]
+    assert encoder.model.training
+    assert encoder.features == (2, 2)
+
+
+def test_a_network_of_timm_for_images_of_one_size_is_refused_when_it_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_timm(monkeypatch, only=224)
+    with pytest.raises(PlanError) as error:
+        built(planned(2, backbone="timm:pyramid_224"))
+    assert str(error.value) == (
+        "timm:pyramid_224 does not take an image of 16 x 24 pixels (Input width is not 224), but "
+        "must take patches of any size; choose a backbone without a fixed size, such as one of ours"
+    )
+
+
+def test_a_network_of_timm_with_channels_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_timm(monkeypatch, last=True)
+    with pytest.raises(PlanError, match=r"has maps at 1/2, 1/4, 1/8; they must be \(channel, y, x"):
+        built(planned(2, backbone="timm:pyramid"))
 
 
 def test_an_exported_network_gives_what_it_gives() -> None:

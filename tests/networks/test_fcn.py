@@ -96,7 +96,7 @@ def test_the_count_of_what_is_kept_is_what_is_kept(
     )
     for patch in patches:
         measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        assert KIND.kept(chosen, patch, 2, 3) == pytest.approx(measured, rel=0.05)
+        assert KIND.kept(chosen, patch, 2) == pytest.approx(measured, rel=0.05)
 
 
 # By hand: 64, 128, 256 channels in 2D: 9 (1 64 + 64 64 + 64 128 + 128 128 + 128 256 + 256 256),

@@ -161,4 +161,4 @@ def test_the_count_of_what_is_kept_is_what_is_kept(
     chosen = dataclasses.replace(architecture, options=NetworkOptions(upsampling=upsampling))
     for patch in patches:
         measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        assert KIND.kept(chosen, patch, 2, 3) == pytest.approx(measured, rel=0.05)
+        assert KIND.kept(chosen, patch, 2) == pytest.approx(measured, rel=0.05)

@@ -167,7 +167,7 @@ def test_the_count_of_what_is_kept_is_what_is_kept(
     chosen = dataclasses.replace(architecture, options=NetworkOptions(**options))
     for patch in patches:
         measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        counted = KINDS[architecture.network].kept(chosen, patch, 2, 3)
+        counted = KINDS[architecture.network].kept(chosen, patch, 2)
         assert counted == pytest.approx(measured, rel=0.05)
 
 

@@ -103,6 +103,20 @@ def test_colours_are_summed_for_one_channel_and_taken_in_turn_for_others() -> No
     torch.testing.assert_close(match_channels(weight, 5), expected)
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_labels_of_the_stage_before_begin_at_0_and_get_no_colours(
+    file: Path, dimensions: Any
+) -> None:
+    found, architecture = read_encoder_weights(file), planned(dimensions)
+    cascade = fit_encoder(found, architecture, 3, labels=2)
+    first = cascade.weights["encoder.conv1.0.weight"]
+    assert first.shape[1] == 5
+    alone = fit_encoder(found, architecture, 3).weights["encoder.conv1.0.weight"]
+    assert torch.equal(first[:, :3], alone)
+    assert not first[:, 3:].any()
+    assert "encoder.conv1.0.weight" in cascade.adapted
+
+
 def test_what_is_taken_over_and_what_is_changed_is_told(file: Path) -> None:
     found = read_encoder_weights(file)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -142,6 +156,51 @@ def foreign(weights: dict[str, Tensor]) -> None:
 
 def wide(weights: dict[str, Tensor]) -> None:
     weights["layer2.0.conv1.weight"] = drawn(128, 64, 5, 5)
+
+
+def whole_numbers(weights: dict[str, Tensor]) -> None:
+    weights["bn1.bias"] = weights["bn1.bias"].to(torch.int8)
+
+
+def eighths(weights: dict[str, Tensor]) -> None:
+    weights["bn1.bias"] = weights["bn1.bias"].to(torch.float8_e4m3fn)
+
+
+def spoilt(weights: dict[str, Tensor]) -> None:
+    weights["layer1.1.conv2.weight"][3, 2, 1, 0] = float("nan")
+
+
+def endless(weights: dict[str, Tensor]) -> None:
+    weights["layer1.1.conv2.weight"] = weights["layer1.1.conv2.weight"].double()
+    weights["layer1.1.conv2.weight"][3, 2, 1, 0] = 1e300
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (whole_numbers, "bn1.bias is of type int8, not of floating point numbers of 16 bits"),
+        (eighths, "bn1.bias is of type float8_e4m3fn, not of floating"),
+        (spoilt, "layer1.1.conv2.weight has values that are infinite or no numbers"),
+        (endless, "layer1.1.conv2.weight has values that are infinite or no numbers"),
+    ],
+)
+def test_numbers_that_nothing_can_be_trained_from_are_refused(
+    change: Change, complaint: str, tmp_path: Path
+) -> None:
+    weights = published()
+    change(weights)
+    path = tmp_path / "model.safetensors"
+    save_file(weights, path)
+    with pytest.raises(DataError, match=rf"model.safetensors: {complaint}.*; give the model"):
+        fit_encoder(read_encoder_weights(path), planned(2), 1)
+
+
+def test_names_in_a_file_are_shown_short_and_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(published() | {"\x1b[2J" + "a" * 200: drawn(3)}, path)
+    with pytest.raises(DataError) as error:
+        fit_encoder(read_encoder_weights(path), planned(2), 1)
+    assert rf"it has \x1b[2J{'a' * 73}..., which" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -272,4 +272,4 @@ def test_dropout_follows_every_convolution_and_acts_in_training_only() -> None:
 def test_what_training_keeps_is_counted(architecture: Architecture, patch: Any) -> None:
     network = built(architecture).train()
     measured = saved(network, drawn(1, 2, *patch), len(UNETPP.weights(architecture)))
-    assert unetpp_kept(architecture, patch, 2, 3) == pytest.approx(measured, rel=0.02)
+    assert unetpp_kept(architecture, patch, 2) == pytest.approx(measured, rel=0.02)

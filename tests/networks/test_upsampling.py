@@ -57,6 +57,7 @@ def test_interpolation_is_linear_between_centres_along_the_axis_that_becomes_fin
     x = torch.tensor([[0.0, 4.0], [8.0, 4.0]]).reshape(1, 1, 1, 2, 2)
     assert Interpolate((1, 1, 2))(x).tolist() == [[[[[0, 1, 3, 4], [8, 7, 5, 4]]]]]
     assert Interpolate((1, 1, 1))(x) is x
+    assert torch.equal(Interpolate((1, 2, 1), (1, 2, 2))(x), Interpolate((1, 4, 2))(x))
 
 
 def test_convolutions_are_3_wide_only_where_the_axis_becomes_finer() -> None:

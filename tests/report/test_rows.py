@@ -1,6 +1,11 @@
+from dataclasses import replace
+
 import pytest
+import tiny
 from report_pages import EVIL, summary
 
+from nnseg.labels import Labels
+from nnseg.model.architecture import NetworkOptions
 from nnseg.report import rows
 from nnseg.scores.comparison import compare
 
@@ -67,3 +72,21 @@ def test_a_table_of_epochs_is_read_back() -> None:
 def test_a_table_that_is_none_is_refused() -> None:
     with pytest.raises(KeyError):
         rows.read_curve("fold 0", "a,b\n1,2\n")
+
+
+def test_a_plan_names_its_network_unless_it_is_the_plain_one() -> None:
+    plan = tiny.toy_plan(Labels(labels={"background": 0, "liver": 1}))
+    planned = plan.configuration("3d_fullres")
+    levels = planned.architecture.levels
+
+    def told(network: str, **options: str) -> str:
+        architecture = replace(
+            planned.architecture, network=network, options=NetworkOptions(**options)
+        )
+        changed = replace(planned, architecture=architecture)
+        facts = rows.plan_facts(replace(plan, configurations={"3d_fullres": changed}))
+        return facts.configurations[0][1]
+
+    assert f"at a time, {levels} levels; the" in told("plain")
+    assert f"at a time, resenc of {levels} levels; the" in told("resenc")
+    assert f", unetpp (norm batch) of {levels} levels; the" in told("unetpp", norm="batch")

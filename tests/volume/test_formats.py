@@ -33,6 +33,18 @@ LABEL = np.arange(60, dtype=np.int16).reshape(SHAPE)
 FORMATS = [".nii.gz", ".nii", ".hdr", ".hdr.gz", ".nrrd", ".mha"]
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_link_to_nothing_is_told_from_a_path_that_does_not_exist(
+    ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{ending}"
+    with pytest.raises(MissingError, match="does not exist"):
+        read_array(path)
+    path.symlink_to("nothing")
+    with pytest.raises(DataError, match="is no file, nor a link to one; put the image there"):
+        read_array(path)
+
+
 def made(path: Path, values: NDArray[Any] = LABEL, geometry: Geometry | None = None) -> Path:
     write(path, values, geometry or simple_geometry(SHAPE, SPACING))
     return path

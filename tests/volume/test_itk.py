@@ -102,6 +102,20 @@ def test_a_meta_image_header_that_names_another_file_is_refused(
             read_array(path)
 
 
+@pytest.mark.parametrize(
+    "axes", ["-1", "0", "5", "11", "1000", "3\nNDims = 3", "three", "3.0", "9" * 5000]
+)
+def test_a_meta_image_of_axes_for_which_its_reader_has_no_room_is_refused(
+    tmp_path: Path, axes: str
+) -> None:
+    path = tmp_path / "a.mha"
+    header = f"{META}ElementDataFile = LOCAL\n"
+    assert "NDims = 3\n" in header
+    path.write_bytes(header.replace("NDims = 3", f"NDims = {axes}").encode() + LABEL.tobytes())
+    with pytest.raises(DataError, match=r"a\.mha: the header's NDims must be 2 or 3, once"):
+        read_array(path)
+
+
 def test_a_meta_image_without_its_voxels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mha"
     path.write_bytes(f"{META}ElementDataFile = secret.raw\n".encode())

@@ -207,6 +207,45 @@ def test_voxels_within_a_header_of_nifti_2_are_refused(tmp_path: Path) -> None:
         read_array(path)
 
 
+@pytest.mark.parametrize(
+    ("offset", "value", "kind", "message"),
+    [
+        (500, 258, "<i4", "xyzt_units is 258; not a unit of length"),  # its lowest bits are mm
+        (500, -254, "<i4", "xyzt_units is -254; not a unit of length"),
+        (376, 1e300, "<f8", r"header's qoffset has 1e\+300; more than 1e\+30 cannot be meant"),
+        (392, -1e31, "<f8", r"header's qoffset has -1e\+31"),
+        (104, 1e300, "<f8", r"header's pixdim has 1e\+300"),
+        (424, 1e39, "<f8", r"header's srow has 1e\+39"),
+        (352, 1e300, "<f8", r"header's quatern has 1e\+300"),
+    ],
+)
+def test_what_nifti_2_holds_and_no_result_could_is_refused_where_it_is_read(
+    tmp_path: Path, offset: int, value: float, kind: str, message: str
+) -> None:
+    path = tmp_path / "a.nii"
+    values = np.ascontiguousarray(LABEL.transpose(2, 1, 0))
+    image = nibabel.Nifti2Image(values, np.diag([1, 2, 3, 1]))
+    image.header.set_qform(np.diag([1, 2, 3, 1]), 1)
+    nibabel.save(image, path)
+    data = bytearray(path.read_bytes())
+    field = np.array(value, kind).tobytes()
+    data[offset : offset + len(field)] = field
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_array(path)
+
+
+def test_units_of_nifti_2_that_also_tell_time_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    image = nibabel.Nifti2Image(np.ascontiguousarray(LABEL.transpose(2, 1, 0)), np.eye(4))
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, path)
+    array, geometry = read_array(path)
+    write(tmp_path / "b.nii", array, geometry)
+    seen: Any = nibabel.load(tmp_path / "b.nii")
+    assert seen.header.get_xyzt_units() == ("mm", "sec")
+
+
 @pytest.mark.parametrize("qfac", [1.0, 0.0])  # nibabel corrects a header with 0
 def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path: Path, qfac: float) -> None:
     path = poked(tmp_path, SFORM, 0, "<i2")

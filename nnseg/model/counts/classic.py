@@ -18,7 +18,7 @@ def fcn_features(levels: int, dimensions: Dimensions) -> tuple[int, ...]:
     return doubled(64 if dimensions == 2 else 32)(levels, dimensions)
 
 
-def fcn_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def fcn_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what a fully convolutional network keeps: of each dropout the result, too."""
     voxels, widths = level_voxels(architecture, patch), architecture.features
     total, before, deepest = channels * voxels[0], channels, architecture.levels - 1
@@ -35,14 +35,14 @@ def fcn_kept(architecture: Architecture, patch: Shape, channels: int, heads: int
     return total
 
 
-def unet_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def unet_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what Ronneberger's U-Net keeps: no norm, unless one is chosen."""
     features = architecture.features
     norm = architecture.options.norm is not None
     return _pooled_kept(architecture, patch, channels, features, features[:-1], norm=norm)
 
 
-def unet3d_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def unet3d_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what Cicek's U-Net keeps: half the channels first, and all that comes up joined."""
     features = architecture.features
     first = tuple(max(width // 2, 1) for width in features)
@@ -78,7 +78,7 @@ def _pooled_kept(
     return total
 
 
-def isensee2017_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def isensee2017_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what the improved 3D U-Net keeps.
 
     A context module keeps four maps a channel: its norms' inputs and its activations. The norm

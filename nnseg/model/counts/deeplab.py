@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nnseg.axes import Shape
 from nnseg.errors import PlanError
 from nnseg.model.architecture import Architecture, Dimensions
-from nnseg.model.counts.tally import conv_norm_act, level_voxels, upsampled
+from nnseg.model.counts.tally import conv_norm_act, convolved, level_voxels, upsampled
 from nnseg.model.kind import NetworkKind, single
 
 LOW = 2  # the level of the low-level features; with the paper's strides a quarter of the patch
@@ -65,7 +65,7 @@ def pyramid_rates(architecture: Architecture) -> tuple[int, int, int]:
     return unit, 2 * unit, 3 * unit
 
 
-def kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what DeepLabv3+ keeps, stage by stage."""
     voxels, widths = level_voxels(architecture, patch), stage_widths(architecture)
     stem = architecture.features[:LOW]
@@ -101,7 +101,7 @@ def _pyramid_kept(architecture: Architecture, size: int) -> int:
     """
     rates, width = len(pyramid_rates(architecture)), PYRAMID_WIDTH
     branches = architecture.features[-1] * rates * size + (rates + 1) * conv_norm_act(width, size)
-    return branches + (rates + 2) * width * size + _dropped(architecture, width, size)
+    return branches + (rates + 2) * width * size + convolved(architecture, width, size)
 
 
 def _rise_kept(architecture: Architecture, voxels: Sequence[int]) -> int:
@@ -118,15 +118,9 @@ def _decoder_kept(architecture: Architecture, size: int) -> int:
     joined = PYRAMID_WIDTH + LOW_WIDTH
     total, inputs = conv_norm_act(LOW_WIDTH, size) + joined * size, joined
     for _ in range(architecture.decoder_blocks[0]):
-        total += inputs * size + _dropped(architecture, PYRAMID_WIDTH, size)
+        total += inputs * size + convolved(architecture, PYRAMID_WIDTH, size)
         inputs = PYRAMID_WIDTH
     return total
-
-
-def _dropped(architecture: Architecture, width: int, size: int) -> int:
-    """Count a convolution, its norm, its activation and its dropout, which makes a copy."""
-    copied = width * size if architecture.options.dropout else 0
-    return conv_norm_act(width, size) + copied
 
 
 DEEPLABV3PLUS = NetworkKind(

@@ -7,7 +7,7 @@ from nnseg.model.counts.coatnet import COATNET_RMLP_NANO
 from nnseg.model.counts.convnext import CONVNEXT_NANO
 from nnseg.model.counts.efficientnet import EFFICIENTNETV2_S
 from nnseg.model.counts.resnet import RESNET_RECORDS
-from nnseg.model.counts.tally import conv_norm_act, level_voxels, upsampled
+from nnseg.model.counts.tally import conv_norm_act, convolved, level_voxels, upsampled
 from nnseg.model.kind import NetworkKind, doubled, single
 from nnseg.registry import Registry
 
@@ -44,24 +44,23 @@ def maps_of(architecture: Architecture, patch: Shape) -> Maps:
     )
 
 
-def encoder_unet_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def encoder_unet_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what the backbone keeps, and the decoder: at each level all that it joins, and blocks.
 
     Where the deepest map of the backbone has another width than the record's, a convolution, a norm
     and an activation follow it. What norms and gates keep for a channel as a whole is left out.
     """
     voxels, widths = level_voxels(architecture, patch), architecture.features
-    record, options = backbone_record(architecture), architecture.options
+    record = backbone_record(architecture)
     skips = (0, *record.features)
     total = record.kept(maps_of(architecture, patch), channels)
     if skips[architecture.levels - 1] != widths[-1]:
         total += conv_norm_act(widths[-1], voxels[-1])
-    kind = options.upsampling or "transposed"
+    kind = architecture.options.upsampling or "transposed"
     for level, blocks in enumerate(architecture.decoder_blocks):
         width, size = widths[level], voxels[level]
         total += upsampled(kind, widths[level + 1], size) + (width + skips[level]) * size
-        total += blocks * conv_norm_act(width, size)
-        total += blocks * width * size if options.dropout else 0
+        total += blocks * convolved(architecture, width, size)
     return total
 
 

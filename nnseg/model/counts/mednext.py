@@ -42,7 +42,7 @@ def weights(architecture: Architecture) -> tuple[float, ...]:
     return tuple(weight / sum(halved) for weight in halved)
 
 
-def kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what a MedNeXt keeps.
 
     Of a block: its input, what its norm gets and gives, and twice what it expands to. Of a level:
@@ -73,54 +73,30 @@ def _upwards(
     return 0
 
 
-MEDNEXT_S = NetworkKind(
-    title="MedNeXt S: a U-Net of ConvNeXt blocks, two a level, that expand channels twice",
-    source=SOURCE,
-    dimensions=(2, 3),
-    levels=(1, 5),
-    features=doubled(32),
-    encoder_blocks=(2,),
-    decoder_blocks=(2,),
-    kept=kept,
-    weights=weights,
-    options=OPTIONS,
-)
+def _kind(title: str, blocks: tuple[int, ...]) -> NetworkKind:
+    """Give the kind of a size that has so many blocks at each level, on the way down and up."""
+    return NetworkKind(
+        title=title,
+        source=SOURCE,
+        dimensions=(2, 3),
+        levels=(1, 5),
+        features=doubled(32),
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
+        kept=kept,
+        weights=weights,
+        outputs_by_level=True,
+        options=OPTIONS,
+    )
 
-MEDNEXT_B = NetworkKind(
-    title="MedNeXt B: a U-Net of ConvNeXt blocks, two a level, that expand channels 2 to 4 times",
-    source=SOURCE,
-    dimensions=(2, 3),
-    levels=(1, 5),
-    features=doubled(32),
-    encoder_blocks=(2,),
-    decoder_blocks=(2,),
-    kept=kept,
-    weights=weights,
-    options=OPTIONS,
-)
 
-MEDNEXT_M = NetworkKind(
-    title="MedNeXt M: MedNeXt B with 3 or 4 blocks a level",
-    source=SOURCE,
-    dimensions=(2, 3),
-    levels=(1, 5),
-    features=doubled(32),
-    encoder_blocks=(3, 4),
-    decoder_blocks=(3, 4),
-    kept=kept,
-    weights=weights,
-    options=OPTIONS,
+MEDNEXT_S = _kind(
+    "MedNeXt S: a U-Net of ConvNeXt blocks, two a level, that expand channels twice", (2,)
 )
-
-MEDNEXT_L = NetworkKind(
-    title="MedNeXt L: 3 to 8 ConvNeXt blocks a level, that expand channels 3 to 8 times",
-    source=SOURCE,
-    dimensions=(2, 3),
-    levels=(1, 5),
-    features=doubled(32),
-    encoder_blocks=(3, 4, 8),
-    decoder_blocks=(3, 4, 8),
-    kept=kept,
-    weights=weights,
-    options=OPTIONS,
+MEDNEXT_B = _kind(
+    "MedNeXt B: a U-Net of ConvNeXt blocks, two a level, that expand channels 2 to 4 times", (2,)
+)
+MEDNEXT_M = _kind("MedNeXt M: MedNeXt B with 3 or 4 blocks a level", (3, 4))
+MEDNEXT_L = _kind(
+    "MedNeXt L: 3 to 8 ConvNeXt blocks a level, that expand channels 3 to 8 times", (3, 4, 8)
 )

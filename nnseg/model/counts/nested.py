@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from nnseg.axes import Shape
 from nnseg.model.architecture import Architecture, Dimensions
-from nnseg.model.counts.tally import conv_norm_act, level_voxels, pooled, upsampled
+from nnseg.model.counts.tally import (
+    conv_norm_act,
+    convolved,
+    level_voxels,
+    pooled,
+    upsampled,
+)
 from nnseg.model.kind import NetworkKind, doubled
 
 OPTIONS = ("upsampling", "norm", "dropout")
@@ -44,7 +50,7 @@ def unet3plus_features(levels: int, dimensions: Dimensions) -> tuple[int, ...]:
     return doubled(FULL_SCALE_FEATURES[dimensions])(levels, dimensions)
 
 
-def unetpp_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def unetpp_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what UNet++ keeps: at each level its nodes, and what all but the first of them join."""
     widths, voxels = architecture.features, level_voxels(architecture, patch)
     kind = architecture.options.upsampling or "transposed"
@@ -56,12 +62,12 @@ def unetpp_kept(architecture: Architecture, patch: Shape, channels: int, heads: 
             blocks += joining * architecture.decoder_blocks[level]
             total += sum(range(2, joining + 2)) * width * size
             total += joining * upsampled(kind, widths[level + 1], size)
-        total += blocks * _convolved(architecture, width, size)
+        total += blocks * convolved(architecture, width, size)
         before = width
     return total
 
 
-def unet3plus_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def unet3plus_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what UNet 3+ keeps.
 
     Of a node: the maps of levels above, pooled, and those of levels below, enlarged; what each is
@@ -71,22 +77,16 @@ def unet3plus_kept(architecture: Architecture, patch: Shape, channels: int, head
     fused, deepest = architecture.levels * widths[0], architecture.levels - 1
     total = channels * voxels[0]
     for level, (width, size) in enumerate(zip(widths, voxels, strict=True)):
-        total += architecture.encoder_blocks[level] * _convolved(architecture, width, size)
+        total += architecture.encoder_blocks[level] * convolved(architecture, width, size)
         total += pooled(architecture, level, sum(widths[:level]), size)
         if level == deepest:
             break
         total += conv_norm_act(fused, size) + fused * size  # of all branches, side by side
-        total += architecture.decoder_blocks[level] * _convolved(architecture, fused, size)
+        total += architecture.decoder_blocks[level] * convolved(architecture, fused, size)
         for source in range(level + 1, architecture.levels):
             inputs = widths[-1] if source == deepest else fused
             total += _enlarged(architecture, inputs, voxels[level : source + 1])
     return total
-
-
-def _convolved(architecture: Architecture, width: int, size: int) -> int:
-    """Count a convolution, its norm, its activation and its dropout, which makes a copy."""
-    copied = width * size if architecture.options.dropout else 0
-    return conv_norm_act(width, size) + copied
 
 
 def _enlarged(architecture: Architecture, inputs: int, voxels: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ def features(levels: int, dimensions: Dimensions) -> tuple[int, ...]:
     return tuple(min(most, FIRST_FEATURES * 2**level) for level in range(levels))
 
 
-def plain_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def plain_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what a plain U-Net keeps: of each convolution its result, before and after the norm."""
     voxels = level_voxels(architecture, patch)
     levels = zip(architecture.encoder_blocks, architecture.features, voxels, strict=True)
@@ -33,7 +33,7 @@ def plain_kept(architecture: Architecture, patch: Shape, channels: int, heads: i
     return channels * voxels[0] + encoder + _decoder_kept(architecture, voxels)
 
 
-def resenc_kept(architecture: Architecture, patch: Shape, channels: int, heads: int) -> int:
+def resenc_kept(architecture: Architecture, patch: Shape, channels: int) -> int:
     """Count what a residual-encoder U-Net keeps.
 
     A block's second norm is kept after the sum. A projection keeps its result, and its input where
@@ -71,6 +71,7 @@ PLAIN = NetworkKind(
     decoder_blocks=(2,),
     kept=plain_kept,
     weights=halving,
+    outputs_by_level=True,
     options=("upsampling",),
 )
 
@@ -84,5 +85,6 @@ RESENC = NetworkKind(
     decoder_blocks=(1,),
     kept=resenc_kept,
     weights=halving,
+    outputs_by_level=True,
     options=("upsampling",),
 )

@@ -24,6 +24,12 @@ def conv_norm_act(width: int, voxels: int, *, norm: bool = True) -> int:
     return (2 if norm else 1) * width * voxels
 
 
+def convolved(architecture: Architecture, width: int, voxels: int) -> int:
+    """Count a convolution, its norm, its activation and its dropout, which makes a copy."""
+    copied = width * voxels if architecture.options.dropout else 0
+    return conv_norm_act(width, voxels) + copied
+
+
 def pooled(architecture: Architecture, level: int, width: int, voxels: int) -> int:
     """Count the max pooling of `width` maps to a level of so many voxels: maximum and 8-byte place.
 

@@ -1,8 +1,4 @@
-"""nnU-Net v2's dataset_fingerprint.json and plans.json, to our records and back.
-
-Every class or function that such a file names is looked up in a table of this module; what is not
-there is refused. Nothing is ever imported or searched for by a name from a file.
-"""
+"""nnU-Net v2's dataset_fingerprint.json and plans.json, to our records."""
 
 import contextlib
 import dataclasses
@@ -15,82 +11,30 @@ from nnseg import record
 from nnseg.axes import Shape, Spacing, inverse_order
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, NnsegError, PlanError
+from nnseg.exchange.nnunet_names import (
+    BLOCK_COUNTS,
+    DIMENSIONS,
+    INTENSITIES,
+    INTENSITIES_BEFORE,
+    NETWORK_CLASSES,
+    NETWORKS,
+    NORMALIZERS,
+    PLANNER_NAMES,
+    READERS,
+    SPLINES,
+    TORCH,
+    fixed_arguments,
+)
 from nnseg.fingerprint import Fingerprint
 from nnseg.fit import PLANNERS
 from nnseg.image.intensity import Intensity
-from nnseg.model.architecture import NO_OPTIONS, Architecture
-from nnseg.plan import COARSE, MOST_VOXELS, Configuration, Plan, Resampling
-from nnseg.registry import Registry
+from nnseg.model.architecture import Architecture
+from nnseg.plan import MOST_VOXELS, Configuration, Plan, Resampling
+from nnseg.target_spacing import COARSE
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-NAME = "nnunet"  # of plans that come from there without one
-UNNAMED = ("nnseg", NAME)  # what plans are called that nobody gave a name
-INTENSITIES = "foreground_intensity_properties_per_channel"
-INTENSITIES_BEFORE = "foreground_intensity_properties_by_modality"  # its name in early v2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PlannerNames:
-    """What nnU-Net calls a planner and the plans that it makes."""
-
-    class_name: str
-    plans_name: str
-    shares_data: bool  # its 2d and 3d_fullres use the default planner's preprocessed cases
-
-
-_PLANNERS = {
-    "default": _PlannerNames(
-        class_name="ExperimentPlanner", plans_name="nnUNetPlans", shares_data=False
-    ),
-    "resenc": _PlannerNames(
-        class_name="ResEncUNetPlanner", plans_name="nnUNetResEncUNetPlans", shares_data=True
-    ),
-    "resenc_m": _PlannerNames(
-        class_name="nnUNetPlannerResEncM", plans_name="nnUNetResEncUNetMPlans", shares_data=True
-    ),
-    "resenc_l": _PlannerNames(
-        class_name="nnUNetPlannerResEncL", plans_name="nnUNetResEncUNetLPlans", shares_data=True
-    ),
-    "resenc_xl": _PlannerNames(
-        class_name="nnUNetPlannerResEncXL", plans_name="nnUNetResEncUNetXLPlans", shares_data=True
-    ),
-}
-_SHARED_DATA = ("2d", "3d_fullres")
-
-_NORMALIZATIONS = {
-    "zscore": "ZScoreNormalization",
-    "ct": "CTNormalization",
-    "none": "NoNormalization",
-    "rescale_to_0_1": "RescaleTo01Normalization",
-    "rgb_to_0_1": "RGBTo01Normalization",
-}
-_NORMALIZERS = Registry[str](
-    "normalization that nnseg can read",
-    **{theirs: ours for ours, theirs in _NORMALIZATIONS.items()},
-)
-
-_NETWORK_CLASSES = {
-    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-}
-_NETWORKS = Registry[str](
-    "network class that nnseg can build",
-    **{theirs: ours for ours, theirs in _NETWORK_CLASSES.items()},
-    **{"dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet": "resenc"},
-)
-_BLOCK_COUNTS = {"plain": "n_conv_per_stage", "resenc": "n_blocks_per_stage"}
-
-_DIMENSIONS: Registry[Literal[2, 3]] = Registry("convolution that nnseg knows")
-_DIMENSIONS.register("torch.nn.modules.conv.Conv2d", 2)
-_DIMENSIONS.register("torch.nn.modules.conv.Conv3d", 3)
-_KWARGS_TO_IMPORT = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-
-_READERS = ("NaturalImage2DIO", "SimpleITKIO", "Tiff3DIO", "NibabelIO")
-_SPLINES = "resample_data_or_seg_to_shape"
-_TORCH = "resample_torch_fornnunet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,70 +142,6 @@ def read_fingerprint(data: Any, where: str = "dataset_fingerprint.json") -> Fing
         )
 
 
-def fingerprint_to_json(fingerprint: Fingerprint) -> dict[str, Any]:
-    """Give `fingerprint` as the content of nnU-Net's dataset_fingerprint.json."""
-    return {
-        INTENSITIES: _intensities_to_json(fingerprint.intensities),
-        "median_relative_size_after_cropping": fingerprint.median_relative_size,
-        "shapes_after_crop": [list(shape) for shape in fingerprint.shapes],
-        "spacings": [list(spacing) for spacing in fingerprint.spacings],
-    }
-
-
-def plans_name(plan: Plan) -> str:
-    """Give what nnU-Net is to call a plan: its own name, where somebody gave it one.
-
-    Else it is the name of nnU-Net's plans of this kind, to which another memory target is added.
-    Examples are nnUNetPlans, nnUNetResEncUNetLPlans and nnUNetPlans_2GB.
-    """
-    planners = _planner_names(plan).plans_name
-    # In the names of its folders, nnU-Net sets plans apart by two underscores.
-    if plan.name not in (*UNNAMED, planners) and "__" not in plan.name:
-        return plan.name
-    own = plan.planner not in PLANNERS or plan.memory_gb == PLANNERS[plan.planner].memory_gb
-    return planners + ("" if own else f"_{plan.memory_gb:g}GB")
-
-
-def plans_to_json(plan: Plan, *, reader: str | None = None) -> dict[str, Any]:
-    """Give `plan` as the content of nnU-Net's plans.json.
-
-    A configuration that uses another's preprocessed cases inherits from it.
-
-    Args:
-        plan: Ours. Of `median_shape`, nnU-Net keeps whole voxels; it has no room for the memory
-            target, the decisions, and what dataset.json holds.
-        reader: nnU-Net's class that reads the images, where dataset.json asks for one with
-            overwrite_image_reader_writer; None chooses by the ending of the files.
-
-    Raises:
-        PlanError: nnU-Net has no name for a normalizer or network of the plan, or no reader of
-            its images.
-    """
-    _refuse_other_networks(plan)
-    whole = {name: _configuration_to_json(plan, name) for name in plan.configurations}
-    configurations = {}
-    for name, configuration in plan.configurations.items():
-        mine = whole[name]
-        if configuration.data != name:
-            parent = whole[configuration.data]
-            differs = (key for key in parent | mine if mine.get(key) != parent.get(key))
-            mine = {"inherits_from": configuration.data, **{key: mine.get(key) for key in differs}}
-        configurations[name] = mine
-    return {
-        "dataset_name": plan.dataset,
-        "plans_name": plans_name(plan),
-        "original_median_spacing_after_transp": list(plan.median_spacing),
-        "original_median_shape_after_transp": [round(size) for size in plan.median_shape],
-        "image_reader_writer": reader or _reader(plan),
-        "transpose_forward": list(plan.order),
-        "transpose_backward": list(inverse_order(plan.order)),
-        "configurations": configurations,
-        "experiment_planner_used": _planner_names(plan).class_name,
-        "label_manager": "LabelManager",
-        INTENSITIES: _intensities_to_json(plan.intensities),
-    }
-
-
 def read_plans(
     data: Any,
     spec: DatasetSpec,
@@ -366,10 +246,10 @@ def _located(where: str) -> Iterator[None]:
 
 
 def _check_plans(raw: _PlansJson) -> None:
-    if raw.image_reader_writer not in _READERS:
+    if raw.image_reader_writer not in READERS:
         raise PlanError(
             f"image_reader_writer is {raw.image_reader_writer}, which nnseg has nothing for; it "
-            f"knows {', '.join(_READERS)}"
+            f"knows {', '.join(READERS)}"
         )
     order, back = raw.transpose_forward, raw.transpose_backward
     if sorted(order) != [0, 1, 2] or back != inverse_order(order):
@@ -394,134 +274,6 @@ def _in_order(intensities: Mapping[str, Intensity]) -> tuple[Intensity, ...]:
         found = ", ".join(intensities)
         raise DataError(f"{INTENSITIES} has the keys {found}; they must be 0, 1, 2, ...")
     return tuple(intensities[key] for key in expected)
-
-
-def _intensities_to_json(intensities: Sequence[Intensity]) -> dict[str, Any]:
-    return {str(i): dataclasses.asdict(intensity) for i, intensity in enumerate(intensities)}
-
-
-def _planner_names(plan: Plan) -> _PlannerNames:
-    own = _PlannerNames(
-        class_name=plan.planner, plans_name=f"nnUNetPlans_{plan.planner}", shares_data=False
-    )
-    return _PLANNERS.get(plan.planner, own)
-
-
-def _reader(plan: Plan) -> str:
-    """Choose nnU-Net's class that reads images, and writes label maps, of the plan's ending.
-
-    Source: `supported_file_endings` of nnunetv2.imageio, 2.8.1.
-    """
-    ending = plan.file_ending.lower()
-    flat = plan.median_shape[0] == 1
-    if ending in (".png", ".bmp") or (ending == ".tif" and flat):
-        return "NaturalImage2DIO"
-    if ending in (".tif", ".tiff") and not flat:
-        return "Tiff3DIO"
-    if ending == ".nii":
-        return "NibabelIO"
-    if ending in (".nii.gz", ".nrrd", ".mha"):
-        return "SimpleITKIO"
-    if ending in (".jpg", ".jpeg"):
-        remedy = "it would write label maps as JPEG, which changes them: convert the images to .png"
-    elif flat:
-        remedy = "it reads such files of three axes only: convert the images to .png or .tif"
-    else:
-        remedy = "convert the images to .nii.gz"
-    raise PlanError(f"nnU-Net has nothing for {plan.file_ending} images such as these; {remedy}")
-
-
-def _refuse_other_networks(plan: Plan) -> None:
-    for configuration in plan.configurations.values():
-        network = configuration.architecture
-        if network.network not in _NETWORK_CLASSES or network.options != NO_OPTIONS:
-            raise PlanError(
-                f"{configuration.name} has the network {network.called}, which nnU-Net cannot "
-                f"build; it knows {' and '.join(_NETWORK_CLASSES)} without options: plan one of "
-                "these, or export to zip or onnx"
-            )
-
-
-def _configuration_to_json(plan: Plan, name: str) -> dict[str, Any]:
-    """Give a configuration with all that it inherits."""
-    configuration = plan.configurations[name]
-    skip = 1 if configuration.is_2d else 0
-    names = _planner_names(plan)
-    shared = names.shares_data and configuration.data in _SHARED_DATA
-    owner = _PLANNERS["default"].plans_name if shared else plans_name(plan)
-    result = {
-        "data_identifier": f"{owner}_{configuration.data}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": configuration.batch_size,
-        "patch_size": list(configuration.patch_size[skip:]),
-        "median_image_size_in_voxels": list(configuration.median_shape[skip:]),
-        "spacing": list(configuration.spacing[skip:]),
-        "normalization_schemes": [_theirs(_NORMALIZATIONS, n) for n in configuration.normalization],
-        "use_mask_for_norm": list(configuration.use_mask),
-        "resampling_fn_data": _SPLINES,
-        "resampling_fn_seg": _SPLINES,
-        "resampling_fn_data_kwargs": _resampling_to_json(configuration.resample_image),
-        "resampling_fn_seg_kwargs": _resampling_to_json(
-            configuration.resample_segmentation, is_seg=True
-        ),
-        "resampling_fn_probabilities": _SPLINES,
-        "resampling_fn_probabilities_kwargs": _resampling_to_json(configuration.resample_logits),
-        "architecture": _architecture_to_json(configuration.architecture),
-        "batch_dice": configuration.batch_dice,
-    }
-    if configuration.previous is not None:
-        result["previous_stage"] = configuration.previous
-    followers = [other.name for other in plan.configurations.values() if other.previous == name]
-    if followers:
-        result["next_stage"] = followers[0] if len(followers) == 1 else followers
-    return result
-
-
-def _resampling_to_json(resampling: Resampling, *, is_seg: bool = False) -> dict[str, Any]:
-    return {
-        "is_seg": is_seg,
-        "order": resampling.order,
-        "order_z": resampling.order_along,
-        "force_separate_z": resampling.separate,
-    }
-
-
-def _architecture_to_json(architecture: Architecture) -> dict[str, Any]:
-    skip = 3 - architecture.dimensions
-    return {
-        "network_class_name": _NETWORK_CLASSES[architecture.network],
-        "arch_kwargs": {
-            "n_stages": architecture.levels,
-            "features_per_stage": list(architecture.features),
-            "kernel_sizes": [list(kernel[skip:]) for kernel in architecture.kernel_sizes],
-            "strides": [list(stride[skip:]) for stride in architecture.strides],
-            _BLOCK_COUNTS[architecture.network]: list(architecture.encoder_blocks),
-            "n_conv_per_stage_decoder": list(architecture.decoder_blocks[::-1]),  # deepest first
-            **_fixed_arguments(architecture.dimensions),
-        },
-        "_kw_requires_import": list(_KWARGS_TO_IMPORT),
-    }
-
-
-def _fixed_arguments(dimensions: int) -> dict[str, Any]:
-    """Give the arguments that all networks have in common; ours know no others."""
-    return {
-        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-
-
-def _theirs(names: Mapping[str, str], ours: str) -> str:
-    if ours not in names:
-        known = ", ".join(names)
-        raise PlanError(f"nnU-Net has nothing called {ours} of ours; it has {known}")
-    return names[ours]
 
 
 def _inheritance(configurations: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, ...]:
@@ -573,7 +325,7 @@ def _read_configuration(raw: _PlansJson, name: str, chain: Sequence[str]) -> Con
             patch_size=_three("patch_size", lead + found.patch_size),
             batch_size=found.batch_size,
             batch_dice=found.batch_dice,
-            normalization=tuple(_NORMALIZERS[scheme] for scheme in found.normalization_schemes),
+            normalization=tuple(NORMALIZERS[scheme] for scheme in found.normalization_schemes),
             use_mask=found.use_mask_for_norm,
             resample_image=_read_resampling(
                 found.resampling_fn_data, found.resampling_fn_data_kwargs, is_seg=False
@@ -601,12 +353,12 @@ def _median_slices(raw: _PlansJson) -> float:
 
 
 def _read_architecture(data: Mapping[str, Any]) -> Architecture:
-    network = _NETWORKS[str(data.get("network_class_name"))]
+    network = NETWORKS[str(data.get("network_class_name"))]
     given = data.get("arch_kwargs")
     if not isinstance(given, dict):
         raise DataError("architecture.arch_kwargs is missing")
-    dimensions = _DIMENSIONS[str(given.get("conv_op"))]
-    fixed = _fixed_arguments(dimensions)
+    dimensions = DIMENSIONS[str(given.get("conv_op"))]
+    fixed = fixed_arguments(dimensions)
     for key, wanted in fixed.items():
         if given.get(key, "missing") != wanted:
             raise PlanError(
@@ -638,35 +390,35 @@ def _early_architecture(configuration: Mapping[str, Any], where: str) -> dict[st
     levels = len(early.n_conv_per_stage_encoder)
     base, most = early.UNet_base_num_features, early.unet_max_num_features
     return {
-        "network_class_name": _NETWORK_CLASSES[network],
+        "network_class_name": NETWORK_CLASSES[network],
         "arch_kwargs": {
             "n_stages": levels,
             "features_per_stage": [min(most, base * 2**level) for level in range(levels)],
             "kernel_sizes": early.conv_kernel_sizes,
             "strides": early.pool_op_kernel_sizes,
-            _BLOCK_COUNTS[network]: early.n_conv_per_stage_encoder,
+            BLOCK_COUNTS[network]: early.n_conv_per_stage_encoder,
             "n_conv_per_stage_decoder": early.n_conv_per_stage_decoder,
-            **_fixed_arguments(len(early.patch_size)),
+            **fixed_arguments(len(early.patch_size)),
         },
     }
 
 
 def _read_resampling(function: str, arguments: Mapping[str, Any], *, is_seg: bool) -> Resampling:
     """Read how arrays are resampled; torch's linear interpolation is our order 1."""
-    if function == _SPLINES:
+    if function == SPLINES:
         splines = record.parse(_SplinesJson, arguments, function)
         threshold = splines.separate_z_anisotropy_threshold
         found = splines.is_seg
         result = Resampling(
             order=splines.order, order_along=splines.order_z, separate=splines.force_separate_z
         )
-    elif function == _TORCH:
+    elif function == TORCH:
         linear = record.parse(_TorchJson, arguments, function)
         threshold = linear.separate_z_anisotropy_threshold
         found = linear.is_seg
         result = Resampling(order=1, order_along=0, separate=linear.force_separate_z)
     else:
-        raise PlanError(f"no resampling is named {function!r}; known: {_SPLINES}, {_TORCH}")
+        raise PlanError(f"no resampling is named {function!r}; known: {SPLINES}, {TORCH}")
     if threshold != COARSE or found != is_seg:
         raise PlanError(
             f"{function} has is_seg {found} and separate_z_anisotropy_threshold {threshold:g}; "
@@ -676,7 +428,7 @@ def _read_resampling(function: str, arguments: Mapping[str, Any], *, is_seg: boo
 
 
 def _read_planner(raw: _PlansJson, configurations: Mapping[str, Configuration], where: str) -> str:
-    for ours, names in _PLANNERS.items():
+    for ours, names in PLANNER_NAMES.items():
         if names.class_name == raw.experiment_planner_used:
             return ours
     networks = {configuration.architecture.network for configuration in configurations.values()}
