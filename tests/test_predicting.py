@@ -686,9 +686,9 @@ def test_on_a_full_disk_no_further_image_is_read(
 ) -> None:
     failing_once(monkeypatch, {0: DiskFullError("full")}, [])
     read: list[Path] = []
-    reads = predicting.read_image
+    reads = predicting.read_stored
     monkeypatch.setattr(
-        predicting, "read_image", lambda paths, n: (read.append(paths[0]), reads(paths, n))[1]
+        predicting, "read_stored", lambda paths, n: (read.append(paths[0]), reads(paths, n))[1]
     )
     scans = several(images, tmp_path / "in", 6)
     with pytest.raises(DiskFullError, match="case c5: not begun, as the disk is full"):

@@ -380,14 +380,14 @@ def test_a_scan_that_cannot_be_read_or_is_too_large_costs_no_other(
         path = scans / f"scan_{number}_0000.nii.gz"
         path.unlink()
         path.symlink_to(place)  # to read there is an error of the device, EIO
-    reads = predicting.read_image
+    reads = predicting.read_stored
 
     def read(images: tuple[Path, ...], channels: int) -> Any:
         if images[0].name.startswith("scan_3"):
             raise MemoryError("Unable to allocate 1 PiB")
         return reads(images, channels)
 
-    monkeypatch.setattr(predicting, "read_image", read)
+    monkeypatch.setattr(predicting, "read_stored", read)
     with pytest.raises(PartlyDoneError, match="3 of 5 cases failed") as raised:
         predicting.predict(predictor, scans, tmp_path / "out")
     text = str(raised.value)
@@ -562,7 +562,7 @@ def test_a_scan_that_changes_while_it_is_read_is_named_and_predicted_the_next_ti
     scans, out = draw_scans(tmp_path / "scans", 2), tmp_path / "out"
     last = scans / "scan_1_0000.nii.gz"
     other = scans / "scan_1_0001.nii.gz"
-    reads = predicting.read_image
+    reads = predicting.read_stored
 
     def read(images: tuple[Path, ...], channels: int) -> Any:
         volume = reads(images, channels)
@@ -571,7 +571,7 @@ def test_a_scan_that_changes_while_it_is_read_is_named_and_predicted_the_next_ti
         return volume
 
     with monkeypatch.context() as patch:
-        patch.setattr(predicting, "read_image", read)
+        patch.setattr(predicting, "read_stored", read)
         with pytest.raises(PartlyDoneError, match=r"case scan_1: .* changed while they were read"):
             predicting.predict(predictor, scans, out)
     assert proven(out) == {"scan_0"}
