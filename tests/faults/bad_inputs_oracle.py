@@ -1,6 +1,7 @@
 """What became of a bad input, judged by the rule; it knows the phantoms, but none of our code."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class Forks:
         scratch.mkdir()
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "bad_inputs_forks.py")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # a fork does not have the others' threads
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
