@@ -94,7 +94,7 @@ def load_network(
         network = build()
         network.load_state_dict(weights)
     except RuntimeError as error:  # all that differs, a line each
-        first = str(error).splitlines()[-1].strip()
+        first = str(error).splitlines()[-1].strip()[:200]  # it names every tensor
         raise DataError(
             f"{checkpoint.weights_file}: holds the weights of another network than its plan "
             f"describes ({first}); restore the model"
