@@ -265,11 +265,15 @@ def mean_logits(
             if len(networks) == len(flips) == 1 and spread is None:
                 return logits.permute(0, 2, 3, 4, 1)
             if of_fold is None:
-                of_fold = logits.to(torch.float32, copy=True)  # the network's own stays as it is
+                # Sums are our own tensor; what is only added to them need not be.
+                sums = len(flips) > 1 or total is None
+                of_fold = logits.to(torch.float32, copy=sums)
             else:
                 of_fold += logits
+            del logits  # or it stays beside those of the next pass
         assert of_fold is not None, "not to flip is one of the flips"
-        of_fold /= len(flips)
+        if len(flips) > 1:
+            of_fold /= len(flips)
         if spread is not None:
             likely = spread(of_fold)
             squares = likely**2 if squares is None else squares.add_(likely**2)
