@@ -10,6 +10,8 @@ from tiny import FLAT, draw, prepare, train
 from nnseg import console
 from nnseg.folders import Folders
 
+pytest_plugins = ("tallies",)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -5,8 +5,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import known_networks
 import numpy as np
 import torch
+from known_networks import drawn, weighted
 from torch import Tensor, nn
 
 from nnseg.networks.inflation import Backbone, Levels, flat_levels
@@ -24,27 +26,17 @@ def first(levels: Levels, count: int) -> Levels:
     )
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(7).normal(size=shape).astype(np.float32))
-
-
 def weigh(name: str, shape: Sequence[int]) -> Tensor:
-    """Weights, or a norm's statistics, of this name: of a size at which maps are about 1."""
+    """As others are weighed, but for norms, whose weights and variances differ more."""
+    if len(shape) > 1 or name.endswith(("bias", "running_mean")):
+        return known_networks.weigh(name, shape)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
-    if len(shape) > 1:
-        values = generator.normal(size=shape) * math.sqrt(1 / math.prod(shape[1:]))
-    elif name.endswith(("bias", "running_mean")):
-        values = 0.1 * generator.normal(size=shape)
-    else:
-        values = generator.uniform(0.5, 1.5, size=shape)
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(generator.uniform(0.5, 1.5, size=shape).astype(np.float32))
 
 
 def fill(network: nn.Module) -> None:
     """Give each parameter and statistic of a 2D network what `weigh` gives."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(weigh(name, tuple(tensor.shape)))
+    weighted(network, weigh)
 
 
 def described(network: nn.Module, image: Tensor, *, training: bool = False) -> list[list[float]]:

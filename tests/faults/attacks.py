@@ -9,9 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,8 @@ SECONDS = 20.0  # that a command may take
 MEMORY = 400.0  # MiB beyond what the same command takes for sound files
 ZEN = "Beautiful is better than ugly"  # what Python's module `this` prints when it is imported
 BUG = re.compile(r"Traceback|a bug of ours")
+DATASET = "Dataset001_Flat"  # of the sound root
+MODEL = Path("results") / DATASET / "nnseg" / "2d"
 OUT = "out"  # where a command is to write, in an attack's folder
 
 
@@ -54,6 +53,8 @@ class Place:
 
 
 Arguments = Sequence[str | Path]
+Make = Callable[[Place], Arguments]
+Change = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Attack:
     """One of them."""
 
     name: str
-    make: Callable[[Place], Arguments]  # writes the files; gives the command
+    make: Make  # writes the files; gives the command
     cause: str = ""  # what the message says, a pattern
     names: str = ""  # the file or member that it names
     codes: tuple[int, ...] = (3,)
@@ -134,6 +135,34 @@ def copy_root(place: Place) -> Path:
     return folder
 
 
+def proof_of(predicted: Path) -> Path:
+    """Give the first proof among predictions."""
+    return min(predicted.glob("*.proof.json"))
+
+
+def theirs(place: Place) -> Path:
+    """Copy a sound model of nnU-Net's; give its folder."""
+    folder = place.folder / "theirs"
+    shutil.copytree(place.sound.theirs, folder)
+    return folder
+
+
+def import_theirs(place: Place) -> Arguments:
+    return ("import", place.folder / "theirs", "-o", place.out)
+
+
+def spoil_theirs(
+    file: str, change: Callable[[Place, Path], Any], then: Make = import_theirs
+) -> Make:
+    """Change a file of a sound model of nnU-Net's, then give the model to a command."""
+
+    def make(place: Place) -> Arguments:
+        change(place, theirs(place) / file)
+        return then(place)
+
+    return make
+
+
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
     """Give a record with the right hash of itself, which anybody can compute."""
     rest = {key: value for key, value in content.items() if key != "record_sha256"}
@@ -148,7 +177,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json_text(sealed(content)))
 
 
-def change_json(path: Path, change: Callable[[Any], Any]) -> None:
+def change_json(path: Path, change: Change) -> None:
     """Change a JSON file; one that is sealed is sealed again."""
     content = json.loads(path.read_text())
     content = change(content) or content
@@ -158,39 +187,16 @@ def change_json(path: Path, change: Callable[[Any], Any]) -> None:
         path.write_text(json.dumps(content))
 
 
-def member(name: str, *, mode: int = 0o100644) -> zipfile.ZipInfo:
-    """Give an entry of a zip, of any name and kind of file."""
-    info = zipfile.ZipInfo("x")
-    info.filename = name
-    info.orig_filename = name
-    info.create_system = 3
-    info.external_attr = mode << 16
-    return info
+def put(value: Any, *keys: str | int) -> Change:
+    """Give what puts a value into nested JSON."""
 
+    def change(content: Any) -> None:
+        inside = content
+        for key in keys[:-1]:
+            inside = inside[key]
+        inside[keys[-1]] = value
 
-def add_member(source: Path, target: Path, info: zipfile.ZipInfo, data: bytes = b"x") -> Path:
-    """Copy a zip with one more entry, which its manifest names, too."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for one in old.infolist():
-            content = old.read(one)
-            if one.filename == "manifest.json":
-                manifest = json.loads(content)
-                name = info.filename
-                manifest["files"][name] = hashlib.sha256(data).hexdigest()
-                from nnseg.record import json_text
-
-                content = json_text(sealed(manifest)).encode()
-            new.writestr(zipfile.ZipInfo(one.filename), content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a name may be there twice
-            new.writestr(info, data)
-    return target
-
-
-def safetensors(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
-    """Give a file of that format with any header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+    return change
 
 
 def plant_link(path: Path, target: Path) -> None:

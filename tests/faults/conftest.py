@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,27 +21,12 @@ from roots import (
     make_trained,
 )
 from struck import Struck, copy_of
-from tallies import Row, Tallies, Tally
+from tallies import COUNTED, TOLD, Row, Tally, Test
 
 from nnseg.folders import Folders
 
-TOLD: list[str] = []  # lines of the summary: how many faults were injected, and what was seen
-TALLIES = pytest.StashKey[Tallies]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--tally",
-        type=Path,
-        metavar="FILE",
-        help="keep what the fault tests count in FILE, a JSON; tests that ran before stay in it",
-    )
-
-
-def tallies_of(config: pytest.Config) -> Tallies:
-    if TALLIES not in config.stash:
-        config.stash[TALLIES] = Tallies(config.getoption("--tally", None))
-    return config.stash[TALLIES]
+LINES: list[str] = []  # of the summary, told since the last report
+ROWS = pytest.StashKey[dict[str, Row]]()  # what a test has counted
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,21 +34,27 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Keep how a test of this folder ended, with the faults that its marks name."""
     report = yield
     if report.when == "call":
-        faults = [str(name) for mark in item.iter_markers("fault") for name in mark.args]
-        lived = max(LIVED, default=0.0)
+        test = Test(
+            outcome=report.outcome,
+            faults=[str(name) for mark in item.iter_markers("fault") for name in mark.args],
+            seconds=max(LIVED, default=0.0),
+            rows=item.stash.get(ROWS, {}),
+        )
+        report.user_properties.append((COUNTED, asdict(test)))
+        report.user_properties.extend((TOLD, line) for line in LINES)
         LIVED.clear()
-        tallies_of(item.config).end(item.nodeid, report.outcome, faults, lived)
+        LINES.clear()
     return report
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
     """Adds up how many of the faults of a row, which were injected, kept the rule."""
-    tallies = tallies_of(request.config)
+    rows = request.node.stash.setdefault(ROWS, {})
 
     def add(row: str, kept: int, injected: int, *, states: Mapping[str, int] | None = None) -> None:
         counted = Row(kept=kept, injected=injected, states=dict(states or {}))
-        tallies.add(request.node.nodeid, row, counted)
+        rows.setdefault(row, Row()).add(counted)
 
     return add
 
@@ -176,14 +168,4 @@ def warm_models(
 @pytest.fixture(scope="session")
 def tell() -> Callable[[str], None]:
     """Puts a line into the summary at the end of all tests."""
-    return TOLD.append
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    lines = [*TOLD, *tallies_of(config).lines()]
-    if lines:
-        terminalreporter.section("faults")
-    for line in lines:
-        terminalreporter.line(line)
+    return LINES.append

@@ -1,4 +1,7 @@
-"""What the fault tests count: of the faults injected, those that kept the rule; added up by row."""
+"""What the fault tests count: of the faults injected, those that kept the rule; added up by row.
+
+A plugin of pytest: the tests may run in several processes, and their reports bring the counts.
+"""
 
 import json
 import re
@@ -6,7 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
+
+COUNTED, TOLD = "faults", "told"  # names in the user_properties of a report
 
 
 class Tally(Protocol):
@@ -51,27 +58,28 @@ class Tallies:
     def __init__(self, file: Path | None) -> None:
         """Begin with what `file` has of earlier sessions, if there is one."""
         self.file = file
+        self.told: list[str] = []
         self.tests: dict[str, Test] = {}
-        self._of_this_session: set[str] = set()
         if file is not None and file.exists():
             for name, test in json.loads(file.read_text("utf-8")).items():
-                rows = {row: Row(**entry) for row, entry in test.pop("rows").items()}
-                self.tests[name] = Test(**test, rows=rows)
+                self.tests[name] = _test_of(test)
 
-    def add(self, name: str, row: str, counted: Row) -> None:
-        """Add what the test `name` has counted for a row."""
-        self._of(name).rows.setdefault(row, Row()).add(counted)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test has counted; if there is a file, it has all of it from now on."""
+        for name, value in report.user_properties:
+            if name == TOLD:
+                self.told.append(str(value))
+            elif name == COUNTED and report.when == "call":
+                self.tests[report.nodeid] = _test_of(value)
+                self._save()
 
-    def end(self, name: str, outcome: str, faults: list[str], seconds: float) -> None:
-        """Keep how a test has ended; if there is a file, it has all of it from now on."""
-        test = self._of(name)
-        test.outcome, test.faults, test.seconds = outcome, faults, seconds
-        if self.file is not None:
-            text = json.dumps({name: asdict(test) for name, test in self.tests.items()}, indent=1)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(text + "\n", "utf-8")
-            part.replace(self.file)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the lines that were told, and the table."""
+        lines = [*self.told, *self.lines()]
+        if lines:
+            terminalreporter.section("faults")
+        for line in lines:
+            terminalreporter.line(line)
 
     def lines(self) -> Iterator[str]:
         """Give the table, as Markdown, and what the tests saw besides."""
@@ -102,11 +110,35 @@ class Tallies:
             if test.outcome == "failed":
                 yield f"FAILED {name}"
 
-    def _of(self, name: str) -> Test:
-        if name not in self._of_this_session:
-            self._of_this_session.add(name)
-            self.tests[name] = Test()
-        return self.tests[name]
+    def _save(self) -> None:
+        if self.file is None:
+            return
+        text = json.dumps({name: asdict(test) for name, test in self.tests.items()}, indent=1)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(text + "\n", "utf-8")
+        part.replace(self.file)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the name of the file."""
+    parser.addoption(
+        "--tally",
+        type=Path,
+        metavar="FILE",
+        help="keep what the fault tests count in FILE, a JSON; tests that ran before stay in it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count in the process that has the reports of all tests."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Tallies(config.getoption("--tally")), "tallies of faults")
+
+
+def _test_of(entry: Mapping[str, Any]) -> Test:
+    rows = {name: Row(**row) for name, row in entry["rows"].items()}
+    return Test(**{**entry, "rows": rows})
 
 
 def _in_order(what: str | tuple[str, int]) -> list[tuple[bool, int, str]]:

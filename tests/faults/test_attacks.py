@@ -8,10 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from attacks import Attack, Place, Sound, contents, faults
-from attacks_on_data import DATASET, MODEL, attacks_on_data
-from attacks_on_models import PAYLOADS, attacks_on_models, repickled, with_entry
+from attacks import DATASET, MODEL, Attack, Place, Sound, contents, faults
+from attacks_on_checkpoints import attacks_on_checkpoints
+from attacks_on_images import attacks_on_images
+from attacks_on_models import attacks_on_models
+from attacks_on_names import attacks_on_names
+from attacks_on_plans import attacks_on_plans
+from attacks_on_results import attacks_on_results
+from attacks_on_zips import attacks_on_zips
 from bad_inputs_oracle import Ended, Forks
+from payloads import PAYLOADS, repickled, with_entry
 from tallies import Tally
 from test_porting import write_folds
 
@@ -20,7 +26,15 @@ from nnseg.folders import Folders
 from nnseg.predictor import load
 from nnseg.verbs import porting
 
-ATTACKS = (*attacks_on_models(), *attacks_on_data())
+ATTACKS = (
+    *attacks_on_checkpoints(),
+    *attacks_on_plans(),
+    *attacks_on_models(),
+    *attacks_on_zips(),
+    *attacks_on_images(),
+    *attacks_on_results(),
+    *attacks_on_names(),
+)
 Run = Callable[..., Ended]
 
 

@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import endings
 import pytest
 from injection import CHECKOUT, PATIENCE
-from tallies import Row, Tallies
+from tallies import COUNTED, Row, Tallies, Test
 
 MARK = re.compile(r"mark\.fault\(([^()]*)\)")
 NAME = re.compile(r'"([A-Z][0-9.]+)"')
@@ -44,19 +46,28 @@ def test_a_test_that_runs_again_replaces_what_it_counted_and_leaves_the_others(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "folder" / "tally.json"
+    before = {"kill -9": Row(kept=3, injected=4, states={"writing": 4})}
     first = Tallies(file)
     for name in ("one", "two"):
-        first.add(name, "kill -9", Row(kept=3, injected=4, states={"writing": 4}))
-        first.end(name, "passed", ["R02"], 1.5)
-    again = Tallies(file)
-    for _ in range(2):
-        again.add("one", "kill -9", Row(kept=1, injected=1, states={"before": 1}))
-    again.end("one", "failed", ["R02"], 0.5)
+        first.pytest_runtest_logreport(reported(name, "passed", 1.5, before))
+    after = {"kill -9": Row(kept=2, injected=2, states={"before": 2})}
+    Tallies(file).pytest_runtest_logreport(reported("one", "failed", 0.5, after))
     lines = list(Tallies(file).lines())
     assert "| kill -9 | 5 | 6 | before: 2, writing: 4 |" in lines
     assert "1 of 2 tests passed" in lines
     assert "FAILED one" in lines
     assert any("1.5 s" in line for line in lines)
+
+
+def reported(
+    name: str, outcome: Literal["passed", "failed"], seconds: float, rows: dict[str, Row]
+) -> pytest.TestReport:
+    """A report of a test that counted, as another process may have sent it."""
+    counted = Test(outcome=outcome, faults=["R02"], seconds=seconds, rows=rows)
+    properties = [(COUNTED, asdict(counted))]
+    return pytest.TestReport(
+        name, (name, 0, name), {}, outcome, None, "call", user_properties=properties
+    )
 
 
 def test_a_process_that_outlives_its_command_is_told_and_ended(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,10 +18,36 @@ from nnseg.model.warp import Warp, sample_boxes
 
 VOLUME = np.array([[0.9, 0.1, -0.3], [-0.2, 1.1, 0.3], [0.2, -0.4, 1.0]])
 PLANE = np.array([[math.cos(0.4), -math.sin(0.4)], [math.sin(0.4), math.cos(0.4)]]) * 1.2
-CASES = [
-    pytest.param(VOLUME, (8, 12, 10), (11, 15, 13), id="volume"),
-    pytest.param(PLANE, (12, 10), (16, 14), id="slice"),
-]
+
+
+class Case(NamedTuple):
+    """A patch, and the box that it is sampled from by an affine."""
+
+    affine: NDArray[np.float64]
+    patch: tuple[int, ...]
+    loaded: tuple[int, ...]
+
+    @property
+    def affines(self) -> NDArray[np.float64]:
+        """The affines of two samples."""
+        return np.stack([self.affine, self.affine.T * 1.3])
+
+    def images(self, *before: int) -> Tensor:
+        return torch.randn(*before, *self.loaded, generator=torch.Generator().manual_seed(1))
+
+
+CASES = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(VOLUME, (8, 12, 10), (11, 15, 13)), id="volume"),
+        pytest.param(Case(PLANE, (12, 10), (16, 14)), id="slice"),
+    ],
+)
+
+
+@pytest.fixture(params=[50, 2**17], ids=["slabs", "at_once"])
+def _block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", request.param)
 
 
 def grid_of(affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]) -> Tensor:
@@ -59,61 +86,46 @@ def test_positions_are_offsets_from_the_centre_moved_by_the_affine() -> None:
     assert found[0, 0].tolist() == [[7.75, 8.0, 0.25], [9.25, 11.0, 1.75]]
 
 
-@pytest.mark.parametrize("block", [50, 2**17])  # in slabs, or all at once
-@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
-def test_images_are_sampled_as_by_a_grid_with_unaligned_corners(
-    affine: NDArray[np.float64],
-    patch: tuple[int, ...],
-    loaded: tuple[int, ...],
-    block: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
-    affines = np.stack([affine, affine.T * 1.3])
-    images = torch.randn(2, 3, *loaded, generator=torch.Generator().manual_seed(1))
-    grids = torch.cat([grid_of(each, patch, loaded) for each in affines])
+@pytest.mark.usefixtures("_block")
+@CASES
+def test_images_are_sampled_as_by_a_grid_with_unaligned_corners(case: Case) -> None:
+    images = case.images(2, 3)
+    grids = torch.cat([grid_of(each, case.patch, case.loaded) for each in case.affines])
     wanted = grid_sample(images.double(), grids, align_corners=False)
-    maps = [torch.zeros(1, *loaded, dtype=torch.uint8)] * 2
-    found, _ = sample_boxes(list(images), maps, warped(affines, patch, loaded))
+    maps = [torch.zeros(1, *case.loaded, dtype=torch.uint8)] * 2
+    found, _ = sample_boxes(list(images), maps, warped(case.affines, case.patch, case.loaded))
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
-def test_a_box_that_is_cut_off_leaves_0_and_samples_may_have_other_boxes(
-    affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]
-) -> None:
-    affines = np.stack([affine, affine])
-    image = torch.randn(1, *loaded, generator=torch.Generator().manual_seed(1))
-    labels = blobs(*loaded, count=4)[None]
-    cut = tuple(slice(2, edge - 1) for edge in loaded)
+@CASES
+def test_a_box_that_is_cut_off_leaves_0_and_samples_may_have_other_boxes(case: Case) -> None:
+    affines = np.stack([case.affine] * 2)
+    image = case.images(1)
+    labels = blobs(*case.loaded, count=4)[None]
+    cut = tuple(slice(2, edge - 1) for edge in case.loaded)
     emptied, emptied_labels = torch.zeros_like(image), torch.zeros_like(labels)
     emptied[0][cut], emptied_labels[0][cut] = image[0][cut], labels[0][cut]
-    middle = (np.array(loaded) - 1) / 2
+    middle = (np.array(case.loaded) - 1) / 2
     found, found_labels = sample_boxes(
         [emptied, image[0][cut][None]],
         [emptied_labels, labels[0][cut][None]],
-        Warp(affines=affines, centres=np.stack([middle, middle - 2]), patch_size=patch),
+        Warp(affines=affines, centres=np.stack([middle, middle - 2]), patch_size=case.patch),
     )
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     assert (found_labels[0] == found_labels[1]).float().mean() > 0.99
 
 
-@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
-@pytest.mark.parametrize("block", [50, 2**17])  # in slabs, or all at once
-def test_labels_are_those_of_the_largest_linear_share(
-    affine: NDArray[np.float64],
-    patch: tuple[int, ...],
-    loaded: tuple[int, ...],
-    block: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
-    affines = np.stack([affine, affine.T * 1.3])
-    maps = torch.stack([blobs(*loaded, count=5), blobs(*loaded, count=3)])
-    found = sample_maps(maps[None].repeat(2, 1, *[1] * len(loaded)), warped(affines, patch, loaded))
+@pytest.mark.usefixtures("_block")
+@CASES
+def test_labels_are_those_of_the_largest_linear_share(case: Case) -> None:
+    maps = torch.stack([blobs(*case.loaded, count=5), blobs(*case.loaded, count=3)])
+    found = sample_maps(
+        maps[None].repeat(2, 1, *[1] * len(case.loaded)),
+        warped(case.affines, case.patch, case.loaded),
+    )
     assert found.dtype == maps.dtype
-    for i, each in enumerate(affines):
-        grid = grid_of(each, patch, loaded)
+    for i, each in enumerate(case.affines):
+        grid = grid_of(each, case.patch, case.loaded)
         for labels, sampled in zip(maps, found[i], strict=True):
             whole = one_hot(labels.long()).movedim(-1, 0)[None].double()
             shares = grid_sample(whole, grid, align_corners=False)[0]
@@ -189,33 +201,26 @@ def test_a_point_moves_by_its_weight_of_what_was_drawn() -> None:
     assert moved[2, 0, 6].item() == pytest.approx(3 * 2 / 3 / 6 / 6, abs=1e-5)  # in y and in x
 
 
-@pytest.mark.parametrize("block", [50, 2**17])  # in slabs, or all at once
-@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
-def test_bent_positions_are_those_of_a_grid_with_a_field_of_splines(
-    affine: NDArray[np.float64],
-    patch: tuple[int, ...],
-    loaded: tuple[int, ...],
-    block: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
-    affines, steps = np.stack([affine, affine.T * 1.3]), (4.0, 3.0, 2.5)[: len(patch)]
-    counts = [count_points(*each) for each in zip(patch, steps, strict=True)]
-    bends = np.random.default_rng(2).uniform(-1.2, 1.2, (2, len(patch), *counts))
-    warp = replace(warped(affines, patch, loaded), bends=bends, steps=steps)
-    images = torch.randn(2, 3, *loaded, generator=torch.Generator().manual_seed(1))
-    maps = blobs(*loaded, count=2)[None].float()
+@pytest.mark.usefixtures("_block")
+@CASES
+def test_bent_positions_are_those_of_a_grid_with_a_field_of_splines(case: Case) -> None:
+    steps = (4.0, 3.0, 2.5)[: len(case.patch)]
+    counts = [count_points(*each) for each in zip(case.patch, steps, strict=True)]
+    bends = np.random.default_rng(2).uniform(-1.2, 1.2, (2, len(case.patch), *counts))
+    warp = replace(warped(case.affines, case.patch, case.loaded), bends=bends, steps=steps)
+    images = case.images(2, 3)
+    maps = blobs(*case.loaded, count=2)[None].float()
     found, labels = sample_boxes(list(images), [maps.byte()] * 2, warp)
 
     spline = BSpline.basis_element([-2.0, -1.0, 0.0, 1.0, 2.0], extrapolate=False)
-    for i, each in enumerate(affines):
+    for i, each in enumerate(case.affines):
         field = bends[i]
-        for axis, (edge, count, step) in enumerate(zip(patch, counts, steps, strict=True)):
+        for axis, (edge, count, step) in enumerate(zip(case.patch, counts, steps, strict=True)):
             voxels, points = (np.arange(n) - (n - 1) / 2 for n in (edge, count))
             weights = np.nan_to_num(spline(voxels[:, None] / step - points))
             field = np.moveaxis(np.tensordot(weights, field, ([1], [axis + 1])), 0, axis + 1)
-        moved = torch.from_numpy(np.moveaxis(field, 0, -1) @ each.T * 2 / np.array(loaded))
-        grid = grid_of(each, patch, loaded) + moved.flip(-1)[None]
+        moved = torch.from_numpy(np.moveaxis(field, 0, -1) @ each.T * 2 / np.array(case.loaded))
+        grid = grid_of(each, case.patch, case.loaded) + moved.flip(-1)[None]
         wanted = grid_sample(images[i : i + 1].double(), grid, align_corners=False)
         torch.testing.assert_close(found[i].double(), wanted[0], rtol=1e-4, atol=2e-4)
         share = grid_sample(maps[None].double(), grid, align_corners=False)[0]
@@ -224,14 +229,12 @@ def test_bent_positions_are_those_of_a_grid_with_a_field_of_splines(
         assert torch.equal(labels[i][clear], (share > 0.5).byte()[clear])
 
 
-@pytest.mark.parametrize(("affine", "patch", "loaded"), CASES)
-def test_control_points_that_stay_change_nothing(
-    affine: NDArray[np.float64], patch: tuple[int, ...], loaded: tuple[int, ...]
-) -> None:
-    plain = warped(affine[None], patch, loaded)
-    image = torch.randn(1, *loaded, generator=torch.Generator().manual_seed(1))
-    labels = blobs(*loaded, count=4)[None]
-    still = shifted(plain, *[0.0] * len(patch), steps=(2.0,) * len(patch))
+@CASES
+def test_control_points_that_stay_change_nothing(case: Case) -> None:
+    plain = warped(case.affine[None], case.patch, case.loaded)
+    image = case.images(1)
+    labels = blobs(*case.loaded, count=4)[None]
+    still = shifted(plain, *[0.0] * len(case.patch), steps=(2.0,) * len(case.patch))
     wanted, found = (sample_boxes([image], [labels], warp) for warp in (plain, still))
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1])

@@ -19,13 +19,13 @@ from image_networks import (
     THICK,
     described,
     difference_from_flat,
-    drawn,
     fill,
     first,
     largest_difference,
     running,
     shapes,
 )
+from known_networks import drawn
 from torch import nn
 
 from nnseg.model.counts.coatnet import COATNET_RMLP_NANO

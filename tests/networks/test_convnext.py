@@ -12,12 +12,12 @@ from image_networks import (
     THICK,
     described,
     difference_from_flat,
-    drawn,
     fill,
     first,
     largest_difference,
     shapes,
 )
+from known_networks import drawn
 
 from nnseg.model.counts.convnext import CONVNEXT_NANO
 from nnseg.networks.convnext import FIRST_SCALE, convnext_nano

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from image_networks import drawn
 from kept import saved
+from known_networks import drawn, seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,9 +50,7 @@ def planned(
 
 
 def built(architecture: Architecture, channels: int = 2, device: str = "cpu") -> EncoderUNet:
-    with torch.device(device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return EncoderUNet(architecture, channels, 3)
+    return seeded(EncoderUNet, architecture, channels, 3, device=device)
 
 
 @pytest.mark.parametrize("name", NAMES)

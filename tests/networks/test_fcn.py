@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
-from kept import saved
-from torch import Tensor, nn
+from kept import error_of_count
+from known_networks import drawn, seeded, with_options
+from torch import nn
 from torch.nn import functional
 
-from nnseg.model.architecture import Architecture, NetworkOptions
+from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import InstanceNorm
 from nnseg.model.counts.classic import FCN as KIND
 from nnseg.networks.fcn import FCN
@@ -33,15 +34,8 @@ DEEP = Architecture(
 UPSAMPLINGS: tuple[Any, ...] = (None, "transposed", "interpolated", "shuffled")
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
-
-
-def built(architecture: Architecture, device: str = "cpu", **options: Any) -> FCN:
-    chosen = dataclasses.replace(architecture, options=NetworkOptions(**options))
-    with torch.device(device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return FCN(chosen, 2, 3)
+def built(architecture: Architecture, **options: Any) -> FCN:
+    return seeded(FCN, with_options(architecture, **options), 2, 3)
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
@@ -90,13 +84,9 @@ def test_norm_and_dropout_are_as_chosen_and_dropout_only_at_the_deepest_level() 
 def test_the_count_of_what_is_kept_is_what_is_kept(
     upsampling: Any, architecture: Architecture, patches: list[Any]
 ) -> None:
-    network = built(architecture, "meta", upsampling=upsampling, dropout=0.2)
-    chosen = dataclasses.replace(
-        architecture, options=NetworkOptions(upsampling=upsampling, dropout=0.2)
-    )
+    chosen = with_options(architecture, upsampling=upsampling, dropout=0.2)
     for patch in patches:
-        measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        assert KIND.kept(chosen, patch, 2) == pytest.approx(measured, rel=0.05)
+        assert abs(error_of_count(chosen, patch, 2, 3, device="meta")) < 0.05
 
 
 # By hand: 64, 128, 256 channels in 2D: 9 (1 64 + 64 64 + 64 128 + 128 128 + 128 256 + 256 256),

@@ -2,7 +2,8 @@ from typing import Literal
 
 import pytest
 import torch
-from image_networks import CUBIC, KEPT_PLANES, THICK, drawn
+from image_networks import CUBIC, KEPT_PLANES, THICK
+from known_networks import drawn
 from torch import Tensor, nn
 from torch.nn import functional
 

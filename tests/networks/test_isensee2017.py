@@ -1,14 +1,14 @@
-import dataclasses
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from kept import saved
+from kept import error_of_count
+from known_networks import drawn, seeded, with_options
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnseg.model.architecture import Architecture, NetworkOptions
+from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import InstanceNorm
 from nnseg.model.counts.classic import ISENSEE2017 as KIND
 from nnseg.networks.isensee2017 import Context, Isensee2017
@@ -43,15 +43,8 @@ PAPER = Architecture(
 UPSAMPLINGS: tuple[Any, ...] = (None, "transposed", "interpolated", "shuffled")
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
-
-
-def built(architecture: Architecture, device: str = "cpu", **options: Any) -> Any:
-    chosen = dataclasses.replace(architecture, options=NetworkOptions(**options))
-    with torch.device(device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Isensee2017(chosen, 2, 3)
+def built(architecture: Architecture, **options: Any) -> Any:
+    return seeded(Isensee2017, with_options(architecture, **options), 2, 3)
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
@@ -157,8 +150,6 @@ def test_a_context_adds_to_its_input() -> None:
 def test_the_count_of_what_is_kept_is_what_is_kept(
     upsampling: Any, architecture: Architecture, patches: list[Any]
 ) -> None:
-    network = built(architecture, "meta", upsampling=upsampling)
-    chosen = dataclasses.replace(architecture, options=NetworkOptions(upsampling=upsampling))
+    chosen = with_options(architecture, upsampling=upsampling)
     for patch in patches:
-        measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        assert KIND.kept(chosen, patch, 2) == pytest.approx(measured, rel=0.05)
+        assert abs(error_of_count(chosen, patch, 2, 3, device="meta")) < 0.05

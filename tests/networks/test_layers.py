@@ -1,8 +1,7 @@
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from known_networks import drawn, seeded
+from torch import nn
 from torch.nn import functional
 
 from nnseg.errors import PlanError
@@ -18,18 +17,11 @@ from nnseg.networks.layers import (
 )
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
-
-
-def built(*args: Any, **kwargs: Any) -> ConvNormAct:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return ConvNormAct(*args, **kwargs)
-
-
 def test_a_block_is_convolution_norm_and_relu_and_keeps_the_size_but_for_its_stride() -> None:
-    block, x = built(2, 3, (1, 3, 5), (1, 2, 1), norm="instance"), drawn(2, 2, 4, 6, 5)
+    block, x = (
+        seeded(ConvNormAct, 2, 3, (1, 3, 5), (1, 2, 1), norm="instance"),
+        drawn(2, 2, 4, 6, 5),
+    )
     convolved = functional.conv3d(
         x, block.conv.weight, block.conv.bias, stride=(1, 2, 1), padding=(0, 1, 2)
     )
@@ -38,21 +30,27 @@ def test_a_block_is_convolution_norm_and_relu_and_keeps_the_size_but_for_its_str
 
 
 def test_a_block_with_batch_norm_normalizes_over_the_batch_while_it_learns() -> None:
-    block, x = built(2, 3, (3, 5), norm="batch", activation=LEAKY_RELU), drawn(2, 2, 6, 5)
+    block, x = (
+        seeded(ConvNormAct, 2, 3, (3, 5), norm="batch", activation=LEAKY_RELU),
+        drawn(2, 2, 6, 5),
+    )
     convolved = functional.conv2d(x, block.conv.weight, block.conv.bias, padding=(1, 2))
     normed = functional.batch_norm(convolved, torch.zeros(3), torch.ones(3), training=True)
     torch.testing.assert_close(block(x), functional.leaky_relu(normed, 0.01))
 
 
 def test_a_block_has_the_members_that_it_is_asked_for() -> None:
-    whole = built(2, 3, (3, 3), norm="batch", dropout=0.25)
+    whole = seeded(ConvNormAct, 2, 3, (3, 3), norm="batch", dropout=0.25)
     assert [name for name, _ in whole.named_children()] == ["conv", "norm", "activation", "dropout"]
-    bare = built(2, 3, (3, 3), norm=None, activation=None, bias=False)
+    bare = seeded(ConvNormAct, 2, 3, (3, 3), norm=None, activation=None, bias=False)
     assert [name for name, _ in bare.named_parameters()] == ["conv.weight"]
 
 
 def test_the_gradient_of_a_block_is_that_of_its_parts_not_in_place() -> None:
-    block, x = built(2, 3, (3, 3), norm="instance").double(), drawn(1, 2, 4, 5).double()
+    block, x = (
+        seeded(ConvNormAct, 2, 3, (3, 3), norm="instance").double(),
+        drawn(1, 2, 4, 5).double(),
+    )
     assert torch.autograd.gradcheck(block, (x.requires_grad_(),))
 
 

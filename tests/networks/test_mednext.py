@@ -7,13 +7,15 @@ image of `drawn`.
 import itertools
 import math
 import re
-import zlib
+from collections.abc import Sequence
 from typing import Any
 
+import known_networks
 import numpy as np
 import pytest
 import torch
 from kept import error_of_count
+from known_networks import drawn, seeded, weighted
 from torch import Tensor, nn
 
 from nnseg.model.architecture import Architecture, NetworkOptions
@@ -75,22 +77,13 @@ def by_level(blocks: tuple[int, ...], levels: int) -> tuple[int, ...]:
     return tuple(blocks[min(level, len(blocks) - 1)] for level in range(levels))
 
 
-def cubic(
-    network: str, dimensions: Any = 3, first: int = 4, levels: int = 5, **changes: Any
-) -> Architecture:
+def cubic(network: str, dimensions: Any = 3, first: int = 4, levels: int = 5) -> Architecture:
     """An architecture as the paper has it, but for its first width and number of levels."""
     kind: NetworkKind = KINDS[network]
-    z = dimensions - 2
-    return Architecture(
-        network=network,
-        dimensions=dimensions,
-        features=tuple(first * 2**level for level in range(levels)),
-        kernel_sizes=((1 + 2 * z, 3, 3),) * levels,
-        strides=((1, 1, 1), *((1 + z, 2, 2),) * (levels - 1)),
-        encoder_blocks=by_level(kind.encoder_blocks, levels),
-        decoder_blocks=by_level(kind.decoder_blocks, levels - 1),
-        **changes,
-    )
+    features = tuple(first * 2**level for level in range(levels))
+    encoder = by_level(kind.encoder_blocks, levels)
+    decoder = by_level(kind.decoder_blocks, levels - 1)
+    return known_networks.cubic(network, dimensions, features, encoder, decoder)
 
 
 def thick(**options: Any) -> Architecture:
@@ -107,30 +100,15 @@ def thick(**options: Any) -> Architecture:
 
 
 def built(architecture: Architecture, channels: int = 2, heads: int = 3) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return MedNeXt(architecture, channels, heads).eval()
+    return seeded(MedNeXt, architecture, channels, heads).eval()
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(7).normal(size=shape).astype(np.float32))
-
-
-def weigh(name: str, shape: torch.Size) -> Tensor:
-    """Weights of our parameter of this name: of a size at which outputs are about 1."""
-    values = np.random.default_rng(zlib.crc32(name.encode())).normal(size=tuple(shape))
+def weigh(name: str, shape: Sequence[int]) -> Tensor:
+    """Weights of our parameter of this name; a depthwise one adds up its kernel alone."""
     if len(shape) == 1:
-        values = 0.1 * values + name.endswith("norm.weight")
-    else:
-        values /= math.sqrt(math.prod(shape[2:]) if shape[1] == 1 else max(shape[:2]))
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def weighted(architecture: Architecture) -> Any:
-    network = built(architecture)
-    state = network.state_dict()
-    network.load_state_dict({name: weigh(name, weight.shape) for name, weight in state.items()})
-    return network
+        return known_networks.weigh(name, shape)
+    inputs = math.prod(shape[2:]) if shape[1] == 1 else max(shape[:2])
+    return known_networks.weigh(name, shape, inputs)
 
 
 def our_name(name: str, deepest: int) -> str:
@@ -181,9 +159,8 @@ def monai_mednext(architecture: Architecture, channels: int = 2, heads: int = 3)
             use_residual_connection=True,
             dim=f"{dimensions}d",
         )
-    state = network.state_dict()
     deepest = architecture.levels - 1
-    network.load_state_dict({k: weigh(our_name(k, deepest), w.shape) for k, w in state.items()})
+    weighted(network, lambda name, shape: weigh(our_name(name, deepest), shape))
     network.train()  # it gives all outputs only so, and has nothing else that differs
     return network  # type: ignore[no-any-return]
 
@@ -201,7 +178,7 @@ def test_all_outputs_are_those_of_monais_network_with_the_same_weights(
     architecture = cubic(network, dimensions)
     image = image_of(architecture)
     expected = monai_mednext(architecture)(image if dimensions == 3 else image.squeeze(2))
-    for ours, theirs in zip(weighted(architecture)(image, 5), expected, strict=True):
+    for ours, theirs in zip(weighted(built(architecture), weigh)(image, 5), expected, strict=True):
         found = ours if dimensions == 3 else ours.squeeze(2)
         torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
 
@@ -210,7 +187,7 @@ def test_all_outputs_are_those_of_monais_network_with_the_same_weights(
 @torch.no_grad()
 def test_all_outputs_are_those_that_monais_network_gave(network: str, dimensions: int) -> None:
     architecture = cubic(network, dimensions)
-    outputs = weighted(architecture)(image_of(architecture), 5)
+    outputs = weighted(built(architecture), weigh)(image_of(architecture), 5)
     found = [[float(x.mean()), float(x.std()), float(x.flatten()[-1])] for x in outputs]
     np.testing.assert_allclose(found, GOLDEN[network, dimensions], atol=2e-5)
 

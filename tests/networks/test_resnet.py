@@ -15,11 +15,11 @@ from image_networks import (
     described,
     difference_from_flat,
     difference_from_timm,
-    drawn,
     fill,
     first,
     shapes,
 )
+from known_networks import drawn
 from torch import nn
 
 from nnseg.model.counts.resnet import RESNET_RECORDS

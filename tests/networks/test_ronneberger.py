@@ -7,16 +7,17 @@ weights of `weigh`, on the image of `drawn`.
 import dataclasses
 import math
 import re
-import zlib
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import known_networks
 import pytest
 import torch
-from kept import saved
+from kept import error_of_count
+from known_networks import drawn, seeded, weighted, with_options
 from torch import Tensor, nn
 
-from nnseg.model.architecture import Architecture, NetworkOptions
+from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import InstanceNorm
 from nnseg.model.counts.classic import UNET, UNET3D
 from nnseg.networks.ronneberger import PooledUNet, make_unet, make_unet3d
@@ -47,19 +48,11 @@ CUBIC = dataclasses.replace(
 )
 UPSAMPLINGS: tuple[Any, ...] = (None, "transposed", "interpolated", "shuffled")
 BUILD = {"unet": make_unet, "unet3d": make_unet3d}
-KINDS = {"unet": UNET, "unet3d": UNET3D}
 IMAGES = {"unet": (2, 2, 1, 48, 32), "unet3d": (2, 2, 4, 24, 16)}
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(7).normal(size=shape).astype(np.float32))
-
-
-def built(architecture: Architecture, device: str = "cpu", **options: Any) -> Any:
-    chosen = dataclasses.replace(architecture, options=NetworkOptions(**options))
-    with torch.device(device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BUILD[architecture.network](chosen, 2, 3)
+def built(architecture: Architecture, **options: Any) -> Any:
+    return seeded(BUILD[architecture.network], with_options(architecture, **options), 2, 3)
 
 
 def parameters(network: nn.Module, *left_out: str) -> int:
@@ -162,23 +155,20 @@ def test_each_axis_is_pooled_by_the_plans_stride(architecture: Architecture) -> 
 def test_the_count_of_what_is_kept_is_what_is_kept(
     upsampling: Any, norm: Any, architecture: Architecture, patches: list[Any]
 ) -> None:
-    options: dict[str, Any] = {"upsampling": upsampling, "norm": norm, "dropout": 0.2}
-    network = built(architecture, "meta", **options)
-    chosen = dataclasses.replace(architecture, options=NetworkOptions(**options))
+    chosen = with_options(architecture, upsampling=upsampling, norm=norm, dropout=0.2)
     for patch in patches:
-        measured = saved(network, torch.zeros(1, 2, *patch, device="meta"), 1)
-        counted = KINDS[architecture.network].kept(chosen, patch, 2)
-        assert counted == pytest.approx(measured, rel=0.05)
+        assert abs(error_of_count(chosen, patch, 2, 3, device="meta")) < 0.05
 
 
-def weigh(name: str, shape: torch.Size) -> Tensor:
-    """Weights of our parameter of this name: of a size at which outputs are about 1."""
-    values = np.random.default_rng(zlib.crc32(name.encode())).normal(size=tuple(shape))
-    if len(shape) == 1:
-        values = 0.1 * values + name.endswith("norm.weight")
-    else:
-        values /= math.sqrt(math.prod(shape) / shape[0 if "up." not in name else 1])
-    return torch.from_numpy(values.astype(np.float32))
+def weigh(name: str, shape: Sequence[int]) -> Tensor:
+    """Weights of our parameter of this name; a transposed convolution has its inputs first."""
+    transposed = "up." in name and len(shape) > 1
+    inputs = math.prod(shape) // shape[1] if transposed else None
+    return known_networks.weigh(name, shape, inputs)
+
+
+def weigh_monais(name: str, shape: Sequence[int]) -> Tensor:
+    return weigh(our_name(name), shape)
 
 
 def our_name(name: str) -> str:
@@ -216,13 +206,6 @@ def our_unet(architecture: Architecture) -> nn.Module:
     return PooledUNet(architecture, 2, 3, first_widths=features, up_widths=up_widths, norm="batch")
 
 
-@torch.no_grad()
-def weighted(network: nn.Module, monai: bool) -> nn.Module:
-    for name, parameter in network.named_parameters():
-        parameter.copy_(weigh(our_name(name) if monai else name, parameter.shape))
-    return network.train()
-
-
 def probe(logits: Tensor) -> list[float]:
     """Some logits, and their mean square."""
     values = logits.flatten()[:: logits.numel() // 4][:4]
@@ -245,7 +228,7 @@ def test_the_class_gives_the_logits_of_monais_basic_unet(
     architecture: Architecture, shape: tuple[int, ...], golden: list[float]
 ) -> None:
     plane = (1, *shape)[-3:]
-    (ours,) = weighted(our_unet(architecture), monai=False)(drawn(2, 2, *plane))
+    (ours,) = weighted(our_unet(architecture), weigh)(drawn(2, 2, *plane))
     assert probe(ours) == pytest.approx(golden, rel=1e-4, abs=1e-5)
 
 
@@ -254,9 +237,9 @@ def test_the_class_gives_the_logits_of_monais_basic_unet(
 def test_monais_own_network_gives_the_golden_numbers_and_the_logits_of_ours(
     architecture: Architecture, shape: tuple[int, ...], golden: list[float]
 ) -> None:
-    peer, plane = weighted(monai_unet(architecture), monai=True), (1, *shape)[-3:]
+    peer, plane = weighted(monai_unet(architecture), weigh_monais), (1, *shape)[-3:]
     image = drawn(2, 2, *plane)
     theirs = peer(image.reshape(2, 2, *shape)).reshape(2, 3, *plane)
     assert probe(theirs) == pytest.approx(golden, rel=1e-4, abs=1e-5)
-    (ours,) = weighted(our_unet(architecture), monai=False)(image)
+    (ours,) = weighted(our_unet(architecture), weigh)(image)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

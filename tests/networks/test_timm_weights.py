@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from image_networks import drawn, fill, largest_difference
+from image_networks import fill, largest_difference
+from known_networks import drawn
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -175,6 +176,15 @@ def endless(weights: dict[str, Tensor]) -> None:
     weights["layer1.1.conv2.weight"][3, 2, 1, 0] = 1e300
 
 
+def changed_file(change: Change, folder: Path) -> Path:
+    """The published weights, but for a change."""
+    weights = published()
+    change(weights)
+    path = folder / "model.safetensors"
+    save_file(weights, path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -187,10 +197,7 @@ def endless(weights: dict[str, Tensor]) -> None:
 def test_numbers_that_nothing_can_be_trained_from_are_refused(
     change: Change, complaint: str, tmp_path: Path
 ) -> None:
-    weights = published()
-    change(weights)
-    path = tmp_path / "model.safetensors"
-    save_file(weights, path)
+    path = changed_file(change, tmp_path)
     with pytest.raises(DataError, match=rf"model.safetensors: {complaint}.*; give the model"):
         fit_encoder(read_encoder_weights(path), planned(2), 1)
 
@@ -214,10 +221,7 @@ def test_names_in_a_file_are_shown_short_and_cannot_steer_a_terminal(tmp_path: P
 def test_a_file_of_another_network_is_refused_in_one_line(
     change: Change, complaint: str, tmp_path: Path
 ) -> None:
-    weights = published()
-    change(weights)
-    path = tmp_path / "model.safetensors"
-    save_file(weights, path)
+    path = changed_file(change, tmp_path)
     with pytest.raises(DataError) as error:
         fit_encoder(read_encoder_weights(path), planned(2), 1)
     assert str(error.value) == (

@@ -4,15 +4,16 @@ import copy
 import math
 from typing import Any
 
-import numpy as np
+import known_networks
 import pytest
 import torch
-from kept import saved
+from kept import error_of_count
+from known_networks import drawn, seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nnseg.model.architecture import Architecture, NetworkOptions
-from nnseg.model.counts.nested import UNET3PLUS, unet3plus_kept
+from nnseg.model.counts.nested import UNET3PLUS
 from nnseg.networks.unet3plus import UNet3Plus
 
 
@@ -20,17 +21,7 @@ def cubic(
     dimensions: Any = 3, features: tuple[int, ...] = (3, 4, 5, 6, 7), **options: Any
 ) -> Architecture:
     """An architecture as the paper has it, but for its widths and number of levels."""
-    levels, z = len(features), dimensions - 2
-    return Architecture(
-        network="unet3plus",
-        dimensions=dimensions,
-        features=features,
-        kernel_sizes=((1 + 2 * z, 3, 3),) * levels,
-        strides=((1, 1, 1), *((1 + z, 2, 2),) * (levels - 1)),
-        encoder_blocks=(2,) * levels,
-        decoder_blocks=(1,) * (levels - 1),
-        options=NetworkOptions(**options),
-    )
+    return known_networks.cubic("unet3plus", dimensions, features, (2,) * 5, (1,) * 4, **options)
 
 
 def thick(**options: Any) -> Architecture:
@@ -48,13 +39,7 @@ def thick(**options: Any) -> Architecture:
 
 
 def built(architecture: Architecture, channels: int = 2, heads: int = 3) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return UNet3Plus(architecture, channels, heads).eval()
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(7).normal(size=shape).astype(np.float32))
+    return seeded(UNet3Plus, architecture, channels, heads).eval()
 
 
 def written_out(network: Any, architecture: Architecture, image: Tensor) -> list[Tensor]:
@@ -236,6 +221,4 @@ def test_instance_norm_and_dropout_are_there_when_asked_for() -> None:
     ],
 )
 def test_what_training_keeps_is_counted(architecture: Architecture, patch: Any) -> None:
-    network = built(architecture).train()
-    measured = saved(network, drawn(1, 2, *patch), architecture.levels)
-    assert unet3plus_kept(architecture, patch, 2) == pytest.approx(measured, rel=0.02)
+    assert abs(error_of_count(architecture, patch, 2, 3)) < 0.02

@@ -5,19 +5,18 @@ of `image_of`.
 """
 
 import copy
-import math
 import re
-import zlib
 from typing import Any
 
-import numpy as np
+import known_networks
 import pytest
 import torch
-from kept import saved
+from kept import error_of_count
+from known_networks import drawn, seeded, weigh, weighted
 from torch import Tensor, nn
 
 from nnseg.model.architecture import Architecture, NetworkOptions
-from nnseg.model.counts.nested import UNETPP, unetpp_kept
+from nnseg.model.counts.nested import UNETPP
 from nnseg.networks.unetpp import UNetPlusPlus
 
 WIDTHS = (4, 4, 8, 16, 32)  # MONAI's can only be drawn so: the first two alike, then doubled
@@ -27,16 +26,8 @@ def cubic(
     dimensions: Any = 3, features: tuple[int, ...] = WIDTHS, blocks: int = 2, **options: Any
 ) -> Architecture:
     """An architecture as the papers have it, but for its widths and number of levels."""
-    levels, z = len(features), dimensions - 2
-    return Architecture(
-        network="unetpp",
-        dimensions=dimensions,
-        features=features,
-        kernel_sizes=((1 + 2 * z, 3, 3),) * levels,
-        strides=((1, 1, 1), *((1 + z, 2, 2),) * (levels - 1)),
-        encoder_blocks=(blocks,) * levels,
-        decoder_blocks=(blocks,) * (levels - 1),
-        options=NetworkOptions(**options),
+    return known_networks.cubic(
+        "unetpp", dimensions, features, (blocks,) * 5, (blocks,) * 4, **options
     )
 
 
@@ -55,31 +46,7 @@ def thick(**options: Any) -> Architecture:
 
 
 def built(architecture: Architecture, channels: int = 2, heads: int = 3) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return UNetPlusPlus(architecture, channels, heads).eval()
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(7).normal(size=shape).astype(np.float32))
-
-
-def weigh(name: str, shape: torch.Size) -> Tensor:
-    """Weights of our parameter of this name: of a size at which outputs are about 1."""
-    values = np.random.default_rng(zlib.crc32(name.encode())).normal(size=tuple(shape))
-    if len(shape) == 1:
-        values = 0.1 * values + name.endswith("norm.weight")
-    else:
-        values /= math.sqrt(math.prod(shape[1:]))
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def weighted(architecture: Architecture) -> Any:
-    network = built(architecture)
-    network.load_state_dict(
-        {name: weigh(name, w.shape) for name, w in network.state_dict().items()}
-    )
-    return network
+    return seeded(UNetPlusPlus, architecture, channels, heads).eval()
 
 
 def our_name(name: str) -> str:
@@ -105,9 +72,7 @@ def monai_unetpp(dimensions: int, channels: int = 2, heads: int = 3) -> nn.Modul
         deep_supervision=True,
         act="relu",
     )
-    state = network.state_dict()
-    network.load_state_dict({k: weigh(our_name(k), w.shape) for k, w in state.items()})
-    return network.eval()  # type: ignore[no-any-return]
+    return weighted(network, lambda name, shape: weigh(our_name(name), shape)).eval()  # type: ignore[no-any-return]
 
 
 def image_of(dimensions: int) -> Tensor:
@@ -121,7 +86,7 @@ def test_all_heads_give_what_those_of_monais_network_give_with_the_same_weights(
 ) -> None:
     image = image_of(dimensions)
     expected = monai_unetpp(dimensions)(image if dimensions == 3 else image.squeeze(2))
-    _, *found = weighted(cubic(dimensions))(image, 5)
+    _, *found = weighted(built(cubic(dimensions)))(image, 5)
     for ours, theirs in zip(found, reversed(expected), strict=True):
         logits = ours if dimensions == 3 else ours.squeeze(2)
         torch.testing.assert_close(logits, theirs, atol=1e-5, rtol=1e-5)
@@ -151,7 +116,7 @@ MONAIS = {
 @pytest.mark.parametrize("dimensions", [2, 3])
 @torch.no_grad()
 def test_heads_give_what_monais_network_gave(dimensions: int) -> None:
-    outputs = weighted(cubic(dimensions))(image_of(dimensions), 5)
+    outputs = weighted(built(cubic(dimensions)))(image_of(dimensions), 5)
     for found, expected in zip(described(outputs[1:]), MONAIS[dimensions], strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -270,6 +235,4 @@ def test_dropout_follows_every_convolution_and_acts_in_training_only() -> None:
     ],
 )
 def test_what_training_keeps_is_counted(architecture: Architecture, patch: Any) -> None:
-    network = built(architecture).train()
-    measured = saved(network, drawn(1, 2, *patch), len(UNETPP.weights(architecture)))
-    assert unetpp_kept(architecture, patch, 2) == pytest.approx(measured, rel=0.02)
+    assert abs(error_of_count(architecture, patch, 2, 3)) < 0.02

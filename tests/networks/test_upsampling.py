@@ -1,9 +1,9 @@
 import itertools
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from known_networks import drawn, seeded
+from torch import nn
 from torch.nn import functional
 
 from nnseg.errors import PlanError
@@ -16,16 +16,6 @@ from nnseg.networks.upsampling import (
 )
 
 KINDS = ("transposed", "interpolated", "shuffled")
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
-
-
-def built(kind: str, *args: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make_upsampling(kind, *args)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,13 +32,13 @@ def built(kind: str, *args: Any) -> Any:
 def test_every_kind_makes_each_axis_finer_by_its_stride_and_gives_the_width(
     kind: str, stride: tuple[int, ...], shape: tuple[int, ...], finer: tuple[int, ...]
 ) -> None:
-    up = built(kind, 5, 3, stride, len(stride))
+    up = seeded(make_upsampling, kind, 5, 3, stride, len(stride))
     assert up(drawn(2, 5, *shape)).shape == (2, 3, *finer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_every_kind_learns(kind: str) -> None:
-    up = built(kind, 2, 3, (1, 2, 2), 3)
+    up = seeded(make_upsampling, kind, 2, 3, (1, 2, 2), 3)
     up(drawn(1, 2, 2, 3, 4)).square().sum().backward()
     assert all(bool(parameter.grad.any()) for parameter in up.parameters())
 
@@ -61,9 +51,15 @@ def test_interpolation_is_linear_between_centres_along_the_axis_that_becomes_fin
 
 
 def test_convolutions_are_3_wide_only_where_the_axis_becomes_finer() -> None:
-    assert built("interpolated", 5, 3, (1, 2, 2), 3)[1].weight.shape == (3, 5, 1, 3, 3)
-    assert built("shuffled", 5, 3, (2, 1), 2).weight.shape == (6, 5, 3, 1)
-    assert built("transposed", 5, 3, (2, 1), 2).weight.shape == (5, 3, 2, 1)
+    assert seeded(make_upsampling, "interpolated", 5, 3, (1, 2, 2), 3)[1].weight.shape == (
+        3,
+        5,
+        1,
+        3,
+        3,
+    )
+    assert seeded(make_upsampling, "shuffled", 5, 3, (2, 1), 2).weight.shape == (6, 5, 3, 1)
+    assert seeded(make_upsampling, "transposed", 5, 3, (2, 1), 2).weight.shape == (5, 3, 2, 1)
 
 
 def test_shuffling_in_2d_is_torchs() -> None:
@@ -84,7 +80,10 @@ def test_shuffling_puts_a_channel_of_each_group_at_each_finer_voxel() -> None:
 def test_a_shuffled_convolution_begins_as_one_whose_voxels_are_repeated(
     stride: tuple[int, ...],
 ) -> None:
-    up, shape = built("shuffled", 5, 3, stride, len(stride)), (2, 3, 4)[-len(stride) :]
+    up, shape = (
+        seeded(make_upsampling, "shuffled", 5, 3, stride, len(stride)),
+        (2, 3, 4)[-len(stride) :],
+    )
     finer = up(drawn(1, 5, *shape))
     centres = finer[(..., *(slice(None, None, step) for step in stride))]
     repeated = functional.interpolate(centres, scale_factor=tuple(map(float, stride)))
@@ -93,7 +92,9 @@ def test_a_shuffled_convolution_begins_as_one_whose_voxels_are_repeated(
 
 
 def test_initializing_a_networks_convolutions_leaves_a_shuffled_one_as_it_is() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 5, 1), built("shuffled", 5, 3, (2, 2), 2))
+    network = nn.Sequential(
+        nn.Conv2d(1, 5, 1), seeded(make_upsampling, "shuffled", 5, 3, (2, 2), 2)
+    )
     before = network[1].weight.clone()
     network.apply(initialize)
     assert torch.equal(network[1].weight, before)
