@@ -203,16 +203,32 @@ def _replaced(shape: Sequence[int], axis: int, size: int) -> Shape:
 
 def _resize(volume: Volume, result: Volume, order: int, ask: Ask | None) -> None:
     """Fill `result` with `volume` at its shape, a run of planes at a time."""
+    # About the middle of the range float32 rounds relative to the range, whatever the offset.
     low, high = volume.min(keepdims=True), volume.max(keepdims=True)
     for band in _bands(volume.shape[0], result.shape[0], order):
         if ask:
             ask()
-        # About the middle of the range float32 rounds relative to the range, whatever the offset.
-        planes = np.subtract(volume[band.inputs], low / 2 + high / 2, order="C")
-        if volume.shape[0] != result.shape[0]:
-            rows = planes.reshape(planes.shape[0], -1)
-            planes = np.matmul(band.weights, rows).reshape(-1, *planes.shape[1:])
+        if volume.shape[0] == result.shape[0]:
+            planes = np.subtract(volume[band.inputs], low / 2 + high / 2, order="C")
+        else:
+            planes = _mix_planes(volume[band.inputs], band.weights, low / 2 + high / 2)
         _resize_planes(planes, result[band.outputs], order, low, high)
+
+
+def _mix_planes(planes: Volume, weights: Volume, centre: Volume) -> Volume:
+    """Apply the matrix of axis 0 to `planes` less `centre`, some rows at a time.
+
+    There are three times as many planes as come out where an axis is halved: a copy of them all
+    would be the largest array of preprocessing but for the image.
+    """
+    count, y, x = planes.shape
+    mixed = np.empty((len(weights), y, x), dtype=np.float32)
+    step = max(1, _SLAB_VOXELS // (count * x))
+    for start in range(0, y, step):
+        rows = np.subtract(planes[:, start : start + step], centre, order="C")
+        lines = np.matmul(weights, rows.reshape(count, -1))
+        mixed[:, start : start + step] = lines.reshape(-1, *rows.shape[1:])
+    return mixed
 
 
 def _resize_planes(planes: Volume, result: Volume, order: int, low: Volume, high: Volume) -> None:
