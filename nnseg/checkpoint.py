@@ -47,6 +47,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self.plan.configuration(self.configuration_name)  # it raises where there is none
+        record.check_file_names("weights_file", [self.weights_file])
         axes = self.mirror_axes
         if len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
             raise PlanError(f"mirror_axes is {axes}; they must be different ones of 0, 1 and 2")

@@ -1,5 +1,6 @@
 """The terminal: parsing with help for typing errors, progress, signals, the log's short form."""
 
+import json
 import logging
 import os
 import re
@@ -14,6 +15,17 @@ from nnseg import __version__
 from nnseg.errors import FILE_ONLY, printable
 
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+
+
+def show(text: object, end: str = "\n") -> None:
+    """Print a result; what came out of files steers no terminal."""
+    print(printable(str(text)), end=end)
+
+
+def show_json(text: str) -> None:
+    """Print a JSON text, which ends its last line itself, as `show` does; it stays JSON."""
+    shown = (one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+    print("".join(shown), end="")
 
 
 class Parser(ArgumentParser):
@@ -104,7 +116,7 @@ class Progress:
         if self._bar is not None:
             self._bar.clear()
         try:
-            print(text, flush=True)
+            print(printable(text), flush=True)
         except BrokenPipeError:  # nobody reads any more; the work goes on all the same
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self._told = time.monotonic()

@@ -5,9 +5,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from nnseg import record
 from nnseg.axes import Image, Segmentation, Shape, Spacing, three
 from nnseg.errors import DataError
 from nnseg.image.crop import Cropped, crop_to_body
@@ -23,6 +25,8 @@ class Fingerprint:
     case the SHA-256 of its files, in the order of `Case.files`: what was measured. A fingerprint
     that another program made may lack `case_ids` and `raw`.
     """
+
+    MOST_BYTES: ClassVar[int] = record.LARGE_BYTES
 
     spacings: tuple[Spacing, ...]
     shapes: tuple[Shape, ...]

@@ -13,7 +13,10 @@ from nnseg.dataset import (
     channel_fault,
     find_label_maps,
     group_image_files,
+    list_files,
     one_label_map,
+    printable,
+    printable_id,
     visible_files,
 )
 from nnseg.errors import DataError, MissingError, NnsegError, UsageError
@@ -88,7 +91,7 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     _refuse_the_input(source, target)
     if target.is_file():
         raise UsageError(f"{target} is a file; the images of a folder go into a folder")
-    files = visible_files(source)
+    files = list_files(source)
     found = group_image_files(files, spec)
     if not found:
         raise DataError(
@@ -97,9 +100,9 @@ def _jobs_of_folder(source: Path, target: Path, spec: DatasetSpec) -> tuple[Pred
     _warn_of_strangers(source, files, found)
     jobs = [
         PredictionJob(
-            case_id=case_id,
+            case_id=printable_id(case_id),
             images=tuple(files[0] for _, files in sorted(channels.items())),
-            target=target / f"{case_id}{spec.label_ending}",
+            target=target / f"{printable_id(case_id)}{spec.label_ending}",
             fault=channel_fault(source, case_id, channels, spec),
         )
         for case_id, channels in found.items()
@@ -114,7 +117,9 @@ def _warn_of_strangers(
     """Name the files of a folder that end as images do and are none of the cases found in it."""
     used = {path for case in found.values() for channel in case.values() for path in channel}
     used |= {side for path in used for side in side_files(path)}
-    strange = [path.name for path in files if path not in used and split_ending(path.name)[1]]
+    strange = [
+        printable(path.name) for path in files if path not in used and split_ending(path.name)[1]
+    ]
     if strange:
         more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
         shown = ", ".join(strange[:NAMED])

@@ -70,9 +70,9 @@ class Proof:
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
     def __post_init__(self) -> None:
-        for name in self.outputs:
-            if name in ("", "..") or Path(name).name != name:  # or to remove them were a danger
-                raise DataError(f"outputs: {name!r} is no name of a file beside the label map")
+        record.check_file_names("label_map", [self.label_map])
+        record.check_file_names("inputs", self.inputs)
+        record.check_file_names("outputs", self.outputs)  # or to remove them were a danger
 
 
 OnCase: TypeAlias = Callable[[str, Proof | NnsegError], None]  # its id; its proof, or what failed

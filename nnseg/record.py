@@ -5,9 +5,11 @@ import functools
 import hashlib
 import json
 import math
+import os
 import stat
 import typing
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-MAX_BYTES = 256 * 2**20  # no file of ours comes near; a larger one is not read
+MAX_BYTES = 32 * 2**20  # read, small keys take 25 times their bytes; 10^5 files of a run have room
+LARGE_BYTES = 256 * 2**20  # of fingerprints and scores: 10^5 cases, or 10^3 cases of 100 labels
+GONE, NO_FILE = "is gone", "is no file"
 MAX_DEPTH = 64
 MAX_LISTS = 2 * 10**6  # and objects: an empty one takes thirty times its two bytes when it is read
 MOST_FAULTS, LONGEST_FAULT = 50, 300  # of those that a message names, and characters of each
@@ -49,7 +53,7 @@ def load(kind: type[T], path: Path, made_by: str = "") -> T:
         MissingError: There is no such file.
         DataError: The file does not hold such a record; all faults are in the message.
     """
-    return parse(kind, read_json(path, made_by), str(path))
+    return parse(kind, read_json(path, made_by, most=_most_bytes(kind)), str(path))
 
 
 def sealed(value: T) -> T:
@@ -83,11 +87,12 @@ def load_sealed(
         MissingError: There is no such file.
         DataError: It is no such record, of another format, or any byte of it has changed.
     """
-    data = read_json(path, made_by)
+    text = _read_text(path, made_by, _most_bytes(kind))
+    data = _parse_json(path, text)
     if not isinstance(data, dict):
         raise DataError(f"{path}: must hold a JSON object, not a {type(data).__name__}; {remedy}")
     _check_format(kind, data, path)
-    same = path.read_bytes() == json_text(data).encode()  # the hash sees no white space
+    same = text == json_text(data)  # the hash sees no white space
     if not same or data.get(SEAL) != _seal(data):
         raise DataError(f"{path}: is damaged (its SHA-256 changed); {remedy}")
     return parse(kind, data, str(path))
@@ -154,29 +159,78 @@ def json_text(data: Any) -> str:
     return _layout(data, "") + "\n"
 
 
-def read_json(path: Path, made_by: str = "") -> Any:
+def is_file_name(text: str) -> bool:
+    """Whether a file may be called so, and lies in the folder that it is looked for in."""
+    return text not in ("", "..") and Path(text).name == text and "\0" not in text
+
+
+def check_file_names(field: str, names: Iterable[str]) -> None:
+    """Refuse names in a record by which files of another folder could be read or removed.
+
+    Raises:
+        DataError: One is no name of a file in the record's own folder.
+    """
+    for name in names:
+        if not is_file_name(name):
+            raise DataError(f"{field}: {name!r} is no name of a file; it must lie in this folder")
+
+
+def why_no_file(path: Path) -> str | None:
+    """Say why a path is none of a file that has an end, whose content could be read; else None.
+
+    A pipe may have its reader wait for ever, and a device such as /dev/zero never ends.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return GONE
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ValueError:
+        return "has a name that no file can have"
+    return None if stat.S_ISREG(mode) else NO_FILE
+
+
+def read_json(path: Path, made_by: str = "", *, most: int | None = None) -> Any:
     """Parse a JSON file, refusing what JSON leaves open.
 
     Duplicate keys, NaN, Infinity, deep nesting and huge files are errors.
 
+    Args:
+        path: A file, or a link to one.
+        made_by: The command that writes it, for the message when it is missing.
+        most: Bytes that it may have; None is MAX_BYTES.
+
     Raises:
-        MissingError: There is no such file; `made_by` names the command that writes it.
-        DataError: It is not such JSON.
+        MissingError: There is no such file.
+        DataError: It is not such JSON, or no file.
     """
+    return _parse_json(path, _read_text(path, made_by, MAX_BYTES if most is None else most))
+
+
+def _most_bytes(kind: Any) -> int:
+    """Give the bytes that the file of a record may have, which the record may say itself."""
+    return int(getattr(kind, "MOST_BYTES", MAX_BYTES))
+
+
+def _read_text(path: Path, made_by: str, most: int) -> str:
     try:
-        status = path.stat()
-        if stat.S_ISFIFO(status.st_mode):  # reading might wait for ever
-            raise DataError(f"{path}: cannot be read (it is a pipe); put a file there")
-        if status.st_size > MAX_BYTES:
-            raise DataError(
-                f"{path}: {status.st_size} bytes is more than the {MAX_BYTES} allowed; restore it"
-            )
-        text = path.read_text("utf-8")
+        if why_no_file(path) == NO_FILE:
+            raise DataError(f"{path}: cannot be read (it is no file); put a file there")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, most) + 1)  # as much is set aside before it is read
+        if len(data) > most:
+            raise DataError(f"{path}: {size} bytes is more than the {most} allowed; restore it")
+        return data.decode("utf-8")
     except FileNotFoundError:
         hint = f"; `{made_by}` writes it" if made_by else ""
         raise MissingError(f"{path} does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no right, no text, or no name that a file can have
         raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
+
+
+def _parse_json(path: Path, text: str) -> Any:
     if (lists := text.count("[") + text.count("{")) > MAX_LISTS:
         raise DataError(f"{path}: {lists} lists and objects are more than the {MAX_LISTS} allowed")
     try:

@@ -35,19 +35,15 @@ class Validated:
     trained_on: tuple[str, ...] | None = None  # cases of the network; None is not known
     summary_sha256: str | None = None  # of the scores; None is not known
     maps_sha256: dict[str, str] | None = None  # of the label maps by name; None is not known
+    record_sha256: str = ""  # of this record without it; "" in those of before there was one
 
     def __post_init__(self) -> None:
         for case_id in self.cases or ():
-            if not _is_name(case_id):  # their files are removed
+            if not record.is_file_name(case_id):  # their files are removed
                 raise DataError(f"cases: {case_id!r} is no name of a case; validate again")
         for name in self.maps_sha256 or ():
-            if not _is_name(name):
+            if not record.is_file_name(name):
                 raise DataError(f"maps_sha256: {name!r} is no name of a file; validate again")
-
-
-def _is_name(text: str) -> bool:
-    """Whether a file may be called so, and lies in the folder that it is looked for in."""
-    return text not in ("", "..") and Path(text).name == text and "\0" not in text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,10 +163,23 @@ def is_known(fold: Path) -> bool:
     return learnt.cases is not None or learnt.split_hash is not None
 
 
+def load_validated(path: Path, made_by: str = "") -> Validated:
+    """Read the record of a validation.
+
+    Raises:
+        MissingError: There is none.
+        DataError: It is none, or any byte of it has changed.
+    """
+    proof = record.load(Validated, path, made_by)
+    if not proof.record_sha256:
+        return proof
+    return record.load_sealed(Validated, path, made_by, remedy="validate again")
+
+
 def read_validated(fold: Path) -> Validated | None:
     """Read what a fold's validation is of; None where that cannot be told."""
     try:
-        return record.load(Validated, validated_file(fold))
+        return load_validated(validated_file(fold))
     except (DataError, MissingError):
         return None
 

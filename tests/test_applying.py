@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def predicted(folder: Path, *numbers: int) -> Path:
 
 def read(path: Path) -> np.ndarray:
     return read_segmentation(path)[0]
+
+
+@pytest.mark.parametrize("field", ["label_map", "inputs", "outputs"])
+@pytest.mark.parametrize("name", ["", "../x"])
+def test_a_record_that_names_files_elsewhere_is_none(field: str, name: str) -> None:
+    fields: dict[str, Any] = {"label_map": "a.nii.gz", "inputs": {}, "outputs": {}}
+    fields[field] = name if field == "label_map" else {name: "0" * 64}
+    with pytest.raises(DataError, match=f"{field}: .* is no name of a file"):
+        Applied(made_by="x", postprocessing=KEEP, voxels=0, **fields)
 
 
 def test_rules_are_carried_out_on_a_folder(tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def test_weights_outside_the_models_folder_are_refused(tmp_path: Path, name: str
     folder = tmp_path / "fold_0"
     before = saved(folder, 1.0)
     (tmp_path / "outside.safetensors").write_bytes((folder / before.weights_file).read_bytes())
-    rewrite(folder, weights_file=name)
-    with pytest.raises(DataError, match=r"must lie in this folder|cannot be read"):
+    reseal(folder, lambda data: data | {"weights_file": name})
+    with pytest.raises(DataError, match="must lie in this folder"):
         load_model(folder, "final")
 
 

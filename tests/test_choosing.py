@@ -226,7 +226,7 @@ def test_a_damaged_prediction_is_named_with_what_makes_it_anew(
     if not with_hashes:
         file = validated_file(path.parents[1])
         older = dataclasses.replace(record.load(Validated, file), maps_sha256=None)
-        record.save(older, file)
+        record.save_sealed(older, file)
     with pytest.raises((DataError, MissingError)) as caught:
         pipeline.find_best(copied, DATASET)
     fold = path.parents[1].name.removeprefix("fold_")

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from nnseg import console
-from nnseg.console import Parser, Progress, StopFlag, keep_traceback, show_log
+from nnseg.console import Parser, Progress, StopFlag, keep_traceback, show, show_json, show_log
 
 
 def parser() -> Parser:
@@ -232,3 +233,14 @@ def test_the_terminal_needs_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_a_result_steers_no_terminal_and_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;b\x07\x9b2J\xa0\U000e0001"
+    show(f"{evil}\nnext")
+    assert capsys.readouterr().out == "a\\x1b]0;b\\x07\\x9b2J\\xa0\\U000e0001\nnext\n"
+    show_json(json.dumps({"name": evil, "ü": 1}, ensure_ascii=False) + "\n")
+    told = capsys.readouterr().out
+    assert told.removesuffix("\n").isprintable()
+    assert "ü" in told
+    assert json.loads(told)["name"] == evil

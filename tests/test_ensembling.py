@@ -217,7 +217,7 @@ def test_it_can_be_stopped_and_goes_on(two: list[Path], tmp_path: Path) -> None:
 def test_a_proof_names_files_beside_it_only(two: list[Path], tmp_path: Path) -> None:
     path = proof_file(ensemble(two, tmp_path / "out")[CASES[0]])
     proof = record.load_sealed(Averaged, path)
-    with pytest.raises(DataError, match="no name of a file beside the label map"):
+    with pytest.raises(DataError, match="is no name of a file"):
         replace(proof, outputs={"../x": "0"})
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from nnseg.dataset import DatasetSpec
 from nnseg.errors import DataError, MissingError, UsageError
+from nnseg.folders import proof_file
 from nnseg.jobs import find_prediction_jobs, find_scoring_jobs, find_unpredicted
 from nnseg.labels import Labels
 
@@ -61,6 +62,26 @@ def test_a_case_with_other_channels_is_a_job_with_a_fault(tmp_path: Path) -> Non
     assert "case a: " in first.fault
     assert "lacks a_0001.nii.gz" in first.fault
     assert second.fault is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("new\nline", r"new\x0aline"), ("caf\udce9", r"caf\xe9"), ("\r" * 99, ""), ("é" * 101, "")],
+    ids=["control", "no UTF-8", "long once shown", "long"],
+)
+def test_a_case_whose_id_is_no_text_or_too_long_is_a_job_with_a_fault_and_the_others_go_on(
+    tmp_path: Path, name: str, shown: str
+) -> None:
+    images = touch(tmp_path / "in", f"{name}_0000.nii.gz", "a_0000.nii.gz", "Icon\r")
+    jobs = find_prediction_jobs(images, tmp_path / "out", ONE)
+    good, bad = sorted(jobs, key=lambda job: job.case_id != "a")
+    assert (good.case_id, good.fault) == ("a", None)
+    assert shown in bad.case_id
+    assert bad.fault is not None
+    assert bad.fault.startswith(f"case {bad.case_id}: {images}: the name {shown}")
+    assert bad.fault.endswith("; rename the file")
+    assert bad.target.name.isprintable()
+    assert not proof_file(bad.target).exists()
 
 
 def test_two_files_for_one_channel_are_the_fault_of_their_case(tmp_path: Path) -> None:

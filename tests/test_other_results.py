@@ -1,5 +1,6 @@
 """What is proven of plans, checkpoints, choices, reports, zips and ONNX, byte for byte."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tiny import FLAT
 
 from nnseg import record
 from nnseg.folders import Folders
+from nnseg.runlog import read_report
 from nnseg.verbs.choosing import find_best
 from nnseg.verbs.porting import export_model, import_model
 from nnseg.verbs.reporting import report_on
@@ -159,3 +161,65 @@ def test_a_changed_input_of_a_run_is_told_of_its_output(whole_root: Path) -> Non
     (found,) = verify([folders.choice_file(FLAT)], folders)
     assert told(found)["input"] == {"changed"}
     assert told(found)["output"] == {"proven"}
+
+
+def fallen(folder: Path, root: Path) -> set[str]:
+    """What has changed, or is gone, of a folder."""
+    found = verify([folder], Folders.of_root(root))
+    return {Path(one.file).name for one in found if one.outcome == "changed"}
+
+
+@pytest.mark.fault("S14", "G6")
+def test_what_is_gone_or_changed_of_a_prepared_dataset_is_told_of_its_folder(
+    whole_root: Path,
+) -> None:
+    folders = Folders.of_root(whole_root)
+    prepared = folders.prepared_folder(FLAT)
+    plan, measured = folders.plan_file(FLAT, "nnseg"), folders.fingerprint_file(FLAT)
+    splits = folders.splits_file(FLAT)
+    before = {Path(one.file).name: one.outcome for one in verify([prepared], folders)}
+    assert {plan.name, measured.name, splits.name} <= before.keys()
+    for path in (plan, measured, splits):
+        whole, stood = path.read_bytes(), before[path.name]
+        path.write_bytes(whole + b" ")
+        assert path.name in fallen(prepared, whole_root)
+        path.unlink()
+        assert path.name in fallen(prepared, whole_root)
+        assert outcome(path, whole_root) == "changed"
+        path.write_bytes(whole)
+        assert outcome(path, whole_root) == stood
+    plan.unlink()
+    assert fallen(plan.parent, whole_root) >= {plan.name}
+
+
+@pytest.mark.fault("S14", "G6")
+@pytest.mark.parametrize("name", ["summary.json", "*.nii.gz"])
+def test_what_is_gone_or_changed_of_a_validation_is_told_of_its_folder(
+    whole_root: Path, name: str
+) -> None:
+    folder = Folders.of_root(whole_root).fold(FLAT, "nnseg", "2d", "0", 0) / "validation"
+    path = min(folder.glob(name))
+    assert fallen(folder, whole_root) == set()
+    path.write_bytes(path.read_bytes() + b" ")
+    assert fallen(folder, whole_root) == {path.name}
+    path.unlink()
+    assert fallen(folder, whole_root) == {path.name}
+
+
+def test_a_folder_that_was_renamed_still_says_what_is_gone(whole_root: Path) -> None:
+    prepared = Folders.of_root(whole_root).prepared_folder(FLAT)
+    before = fallen(prepared, whole_root)  # the plan, which was edited
+    moved = prepared.rename(whole_root / "moved")
+    assert fallen(moved, whole_root) == before
+    (moved / "fingerprint.json").unlink()
+    assert fallen(moved, whole_root) == {*before, "fingerprint.json"}
+
+
+def test_a_run_that_names_files_elsewhere_has_none_of_them_looked_at(whole_root: Path) -> None:
+    folders = Folders.of_root(whole_root)
+    stored = folders.prepared_folder(FLAT) / "run_fingerprint.json"
+    report = read_report(stored)
+    for name in ("..", "/", "../../..", "x/.."):
+        outputs = {name: "0" * 64}
+        record.save_sealed(dataclasses.replace(report, outputs=outputs), stored)
+        assert fallen(folders.prepared_folder(FLAT), whole_root) <= {"nnseg.json"}

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from image_networks import fill
 from safetensors.torch import save_file
-from tiny import FLAT, SHORT, train
+from tiny import CPU, FLAT, SHORT, train
 
-from nnseg import record
+from nnseg import pipeline, record
 from nnseg.checkpoint import load_model
+from nnseg.cli import main
 from nnseg.errors import DataError, UsageError
 from nnseg.folders import Folders
 from nnseg.learning.resume import read_run
@@ -122,3 +124,59 @@ def test_an_encoder_that_does_not_fit_is_refused_before_anything_is_written(
 def test_a_model_and_an_encoder_are_not_taken_together(prepared: Folders, file: Path) -> None:
     with pytest.raises(UsageError, match="give --pretrained or --pretrained-encoder"):
         run(prepared, pretrained=file.parent, pretrained_encoder=file)
+
+
+def damaged(folders: Folders, path: Path) -> Path:
+    """A model whose weights have lost their end."""
+    fold = folders.fold(FLAT, "nnseg", "2d", "0", 0)
+    shutil.copytree(fold, path)
+    weights = path / load_model(fold, "final")[0].weights_file
+    weights.write_bytes(weights.read_bytes()[:-9])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("option", "start", "found"),
+    [
+        ("--pretrained", "nothing", "nothing does not exist"),
+        ("--pretrained", "damaged", "checkpoint_final"),
+        ("--pretrained", "model.pth", "model.pth"),
+        ("--pretrained-encoder", "nothing", "nothing"),
+        ("--pretrained-encoder", "model.pth", "model.pth"),
+        ("--pretrained-encoder", "timm", "network plain has no image network as its encoder"),
+    ],
+)
+def test_a_dry_run_refuses_as_the_run_does_what_nothing_can_start_from(
+    flat: Folders,
+    prepared: Folders,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    start: str,
+    found: str,
+) -> None:
+    source = file if start == "timm" else tmp_path / start
+    if start == "damaged":
+        damaged(flat, source)
+    elif start == "model.pth":
+        source.write_bytes(b"no weights")
+    root = prepared.raw.parent
+    before = sorted(root.rglob("*"))
+    words = ["train", FLAT, "2d", "0", option, str(source), "--root", str(root), "--device", "cpu"]
+    code, told = main([*words, "--dry-run"]), capsys.readouterr().err
+    assert sorted(root.rglob("*")) == before
+    assert code != 0
+    assert found in told
+    assert (main(words), capsys.readouterr().err) == (code, told)
+
+
+def test_a_dry_run_starts_from_what_the_run_would_and_writes_nothing(
+    flat: Folders, prepared: Folders, file: Path
+) -> None:
+    before = sorted(prepared.raw.parent.rglob("*"))
+    source = flat.fold(FLAT, "nnseg", "2d", "0", 0)
+    pipeline.rehearse(prepared, FLAT, "2d", "0", settings=BARELY, pretrained=source, **CPU)
+    encoded(prepared)
+    pipeline.rehearse(prepared, FLAT, "2d", "0", settings=BARELY, pretrained_encoder=file, **CPU)
+    assert sorted(prepared.raw.parent.rglob("*")) == before

@@ -111,7 +111,7 @@ def test_a_result_is_withdrawn_with_all_that_its_proof_names_and_nothing_else(
 @pytest.mark.parametrize("name", ["..", "", "../x", "/x", "y/x"])
 def test_a_proof_that_names_files_elsewhere_is_none(job: PredictionJob, name: str) -> None:
     text = proof_file(job.target).read_text().replace("a_entropy.nii.gz", name)
-    with pytest.raises(DataError, match="no name of a file beside the label map"):
+    with pytest.raises(DataError, match="is no name of a file"):
         record.parse(Proof, record.json.loads(text), "proof")
 
 

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import time
+import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -282,13 +283,65 @@ def test_a_file_too_large_to_be_ours_is_not_read(
         record.read_json(path)
     monkeypatch.setattr(record, "MAX_BYTES", 9)
     assert record.read_json(path) == [1, 2, 3]
+    assert record.read_json(write(tmp_path, "[1, 2, 3, 4]"), most=12) == [1, 2, 3, 4]
+
+
+def test_only_what_grows_with_its_cases_may_be_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "MAX_BYTES", 8)
+    write(tmp_path, record.dumps(FINGERPRINT))
+    assert record.load(Fingerprint, tmp_path / "record.json") == FINGERPRINT
+    record.save(Inner(pair=(1, 2.0)), tmp_path / "inner.json")
+    with pytest.raises(DataError, match="more than the 8 allowed"):
+        record.load(Inner, tmp_path / "inner.json")
+
+
+@pytest.mark.parametrize(("opened", "closed"), ["[]", ("{", "}")])
+def test_so_many_lists_and_objects_are_read_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: str, closed: str
+) -> None:
+    monkeypatch.setattr(record, "MAX_LISTS", 8)
+    most = "[" + ",".join([opened + closed] * 7) + "]"
+    assert len(record.read_json(write(tmp_path, most))) == 7
+    with pytest.raises(DataError, match="9 lists and objects are more than the 8 allowed"):
+        record.read_json(write(tmp_path, most[:-1] + f",{opened}{closed}]"))
+
+
+def test_too_many_lists_are_counted_and_not_built(tmp_path: Path) -> None:
+    path = write(tmp_path, "[" + "[]," * record.MAX_LISTS + "0]")
+    began = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"{record.MAX_LISTS + 1} lists and objects are more"):
+            record.read_json(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * record.MAX_BYTES  # lists: 120 MB
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.fault("S05")
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no such device")
+def test_a_link_to_a_device_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"record\.json: cannot be read \(it is no file\)"):
+        record.read_json(path)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/b", "a\0b"])
+def test_what_leads_out_of_a_folder_is_no_name_of_a_file_in_it(name: str) -> None:
+    with pytest.raises(DataError, match=r"outputs: .* is no name of a file"):
+        record.check_file_names("outputs", ["right.nii.gz", name])
+    record.check_file_names("outputs", ["right.nii.gz", "x" * 5000])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     os.mkfifo(path)
-    with pytest.raises(DataError, match=r"record\.json: cannot be read \(it is a pipe\)"):
+    with pytest.raises(DataError, match=r"record\.json: cannot be read \(it is no file\)"):
         record.read_json(path)
 
 

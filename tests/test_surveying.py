@@ -297,12 +297,12 @@ def train_on(fold: Path) -> None:
 
 def score_anew(fold: Path) -> None:
     proof = record.load(Validated, validated_file(fold))
-    record.save(dataclasses.replace(proof, summary_sha256="of before"), validated_file(fold))
+    record.save_sealed(dataclasses.replace(proof, summary_sha256="of before"), validated_file(fold))
 
 
 def leave_out(fold: Path) -> None:
     proof = record.load(Validated, validated_file(fold))
-    record.save(dataclasses.replace(proof, cases=("d",)), validated_file(fold))
+    record.save_sealed(dataclasses.replace(proof, cases=("d",)), validated_file(fold))
 
 
 def remove_map(fold: Path) -> None:

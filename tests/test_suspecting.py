@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Folders:
             path.unlink(missing_ok=True)  # the network itself was sure of nothing
     hashes = {path.name: sha256(path) for path in validation_folder(fold).glob("*.nii.gz")}
     proof = record.load(Validated, validated_file(fold))
-    record.save(dataclasses.replace(proof, maps_sha256=hashes), validated_file(fold))
+    record.save_sealed(dataclasses.replace(proof, maps_sha256=hashes), validated_file(fold))
     return folders
 
 
@@ -145,7 +145,9 @@ def test_the_configuration_with_the_most_cases_is_taken(held: Folders) -> None:
     write_summary(where, dataclasses.replace(summary, cases=summary.cases[:3]), labels)
     proof = record.load(Validated, validated_file(few / "fold_0"))
     digest = sha256(summary_file(where))
-    record.save(dataclasses.replace(proof, summary_sha256=digest), validated_file(few / "fold_0"))
+    record.save_sealed(
+        dataclasses.replace(proof, summary_sha256=digest), validated_file(few / "fold_0")
+    )
     assert suspect(held, DATASET).model == "nnseg/2d"
     found = suspect(held, DATASET, configuration="2d_few")
     assert (found.model, found.cases) == ("nnseg/2d_few", 3)

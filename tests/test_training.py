@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from nnseg.registry import Registry
 from nnseg.runlog import RunReport
 from nnseg.verbs import reporter
 from nnseg.verbs.fold_task import smaller_plan
-from nnseg.verbs.planned_fold import find_fold
+from nnseg.verbs.planned_fold import find_fold, replaced_cases
 from nnseg.volume import read_segmentation, write
 
 
@@ -348,6 +349,19 @@ def test_a_label_that_resampling_lost_is_told_from_one_that_was_never_there(
     said: list[str] = []
     train(prepared, say=said.append, validate_after=False)
     assert [text for text in said if "label tail: in the label maps, but gone" in text]
+
+
+@pytest.mark.fault("R14")
+def test_a_raw_file_that_is_replaced_is_told_whatever_its_time_and_one_that_was_moved_is_not(
+    prepared: Folders,
+) -> None:
+    first, second, third, *_ = sorted(prepared.images(FLAT).iterdir())
+    third.chmod(0o600)
+    assert replaced_cases(find_fold(prepared, FLAT, "nnseg", "2d", "0", 0)) == ()  # all are copies
+    kept = second.stat()
+    shutil.copy(first, second)
+    os.utime(second, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert replaced_cases(find_fold(prepared, FLAT, "nnseg", "2d", "0", 0)) == ("2d_001",)
 
 
 def test_only_the_second_epoch_is_looked_at(

@@ -8,7 +8,7 @@ import pytest
 
 from nnseg import record
 from nnseg.dataset import Fold
-from nnseg.errors import DataError
+from nnseg.errors import DataError, MissingError
 from nnseg.folders import checkpoint_file, summary_file, validated_file, validation_folder
 from nnseg.validated import (
     Validated,
@@ -16,6 +16,7 @@ from nnseg.validated import (
     is_known,
     is_validated,
     learnt_by,
+    load_validated,
     read_validated,
     replaced_maps,
     retrain,
@@ -87,6 +88,26 @@ def test_the_file_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     validated_file(tmp_path).parent.mkdir()
     validated_file(tmp_path).write_text('{"weights_sha256": "w"}')
     assert read_validated(tmp_path) == Validated(weights_sha256="w")
+
+
+def test_a_changed_byte_of_the_proof_is_found_before_it_is_used(tmp_path: Path) -> None:
+    proof = Validated(weights_sha256="w", cases=("a", "b"), trained_on=("c",))
+    path = validated_file(tmp_path)
+    keep(tmp_path, "final", weights_sha256="w")
+    sealed = record.save_sealed(proof, path)
+    summary_file(validation_folder(tmp_path)).write_text("{}")
+    assert read_validated(tmp_path) == sealed
+    assert is_validated(tmp_path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"validated\.json"):
+            load_validated(path)
+        assert read_validated(tmp_path) is None
+        assert not is_validated(tmp_path)
+    path.unlink()
+    with pytest.raises(MissingError, match="`train` writes it"):
+        load_validated(path, "train")
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "a\0b"])

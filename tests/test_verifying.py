@@ -1,15 +1,19 @@
 """What is proven of results, what has changed, and what cannot be told."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny import CPU, FLAT
 
-from nnseg import cli, record
+from nnseg import cli, pipeline, record
+from nnseg.commit import sha256
 from nnseg.dataset import read_spec
 from nnseg.errors import DataError, MissingError
 from nnseg.folders import Folders, applied_file, predicted_spec_file, proof_file
@@ -17,8 +21,9 @@ from nnseg.postprocess import KeepLargest, Postprocessing
 from nnseg.predicted_folder import Wanted
 from nnseg.predictor import load
 from nnseg.proof import Proof
-from nnseg.verbs.applying import apply_postprocessing
-from nnseg.verbs.ensembling import ensemble
+from nnseg.verbs import verifying
+from nnseg.verbs.applying import Applied, apply_postprocessing
+from nnseg.verbs.ensembling import Averaged, ensemble
 from nnseg.verbs.predicting import predict
 from nnseg.verbs.verifying import Verified, describe, raise_for_outcomes, verify
 from nnseg.volume import read_segmentation, write
@@ -331,3 +336,187 @@ def test_a_damaged_record_of_a_model_is_no_reason_to_believe_a_result(root: Path
     assert outcomes(found)["model"] == {"proven"}
     assert outcomes(found)["plan"] == {"changed"}
     assert found.outcome == "changed"
+
+
+def average(folder: Path, name: str = "c.nii.gz", **fields: Any) -> Path:
+    """A label map of an average, of no image's content, and its proof."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(b"a label map")
+    proof: dict[str, Any] = {
+        "case_id": "c",
+        "label_map": name,
+        "version": "0",
+        "weights": (1.0,),
+        "probabilities": None,
+        "members": ("m",),
+        "inputs": {},
+        "outputs": {name: sha256(path)},
+    }
+    seal(proof_file(path), record.to_json(Averaged(**proof)) | fields)
+    return path
+
+
+def seal(path: Path, content: dict[str, Any]) -> None:
+    """Write a record with the right hash of itself, also one that would not be made."""
+    rest = {key: value for key, value in content.items() if key != "record_sha256"}
+    digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+    path.write_text(record.json_text(rest | {"record_sha256": digest}))
+
+
+def verified(*paths: Path) -> tuple[Verified, ...]:
+    return verify(paths, Folders.of_root(paths[0].parent))
+
+
+def as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def as_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def as_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.fault("S14", "S05")
+@pytest.mark.parametrize("harm", [as_folder, as_pipe, as_device])
+def test_what_is_no_file_is_not_read_and_has_changed(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    path = average(tmp_path / "mean")
+    assert [one.outcome for one in verified(path)] == ["proven"]
+    path.unlink()
+    harm(path)
+    for named in (path, path.parent):
+        (found,) = verified(named)
+        assert outcomes(found) == {"record": {"proven"}, "output": {"changed"}}
+        assert "is no file" in {check.told for check in found.checks}
+
+
+def test_an_output_that_cannot_be_read_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = average(tmp_path / "mean")
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("nnseg.verbs.claims.sha256", refuse)
+    (found,) = verified(path)
+    assert outcomes(found)["output"] == {"changed"}
+    assert "cannot be read (Permission denied)" in describe([found])
+
+
+@pytest.mark.fault("S05")
+def test_an_input_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    (found,) = verified(average(tmp_path / "mean", inputs={"/dev/zero": "0" * 64}))
+    assert outcomes(found)["input"] == {"changed"}
+
+
+def test_a_proof_has_to_name_its_own_label_map(tmp_path: Path) -> None:
+    (found,) = verified(average(tmp_path / "mean", outputs={}))
+    assert found.outcome == "changed"
+    assert "has no hash of its label map" in describe([found])
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a\0b"])
+def test_a_bad_name_in_one_record_hides_nothing_of_the_others(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mean"
+    applied = folder / "a.nii.gz"
+    average(folder, "b.nii.gz", outputs={name: "0" * 64})
+    average(folder)
+    applied.write_bytes(b"a label map")
+    rules = Postprocessing(rules=())
+    fields: dict[str, Any] = {"made_by": "x", "postprocessing": rules, "voxels": 0, "inputs": {}}
+    made = Applied(label_map=applied.name, outputs={}, **fields)
+    seal(applied_file(applied), record.to_json(made) | {"outputs": {name: "0" * 64}})
+    found = {Path(one.file).name: one.outcome for one in verified(folder)}
+    assert found == {"a.nii.gz": "changed", "b.nii.gz": "changed", "c.nii.gz": "proven"}
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_an_input_of_a_name_that_no_file_can_have_cannot_be_told(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mean"
+    average(folder, inputs={name: "0" * 64})
+    average(folder, "d.nii.gz")
+    found = verified(folder)
+    assert [one.outcome for one in found] == ["proven", "proven"]
+    assert outcomes(found[0])["input"] == {"unknown"}
+
+
+def test_an_image_of_a_name_that_no_file_can_have_cannot_be_told(root: Path) -> None:
+    stored = proof_file(first_map(root))
+    seal(stored, json.loads(stored.read_text()) | {"inputs": {"x" * 5000: "0" * 64}})
+    assert outcomes(one(root))["input"] == {"unknown"}
+    assert [found.outcome for found in everything(root)] == ["proven"] * 3
+
+
+def test_a_bad_checkpoint_hides_nothing_of_the_others(root: Path) -> None:
+    (checkpoint,) = root.glob(FIND_CHECKPOINT)
+    for name in ("../x", ""):
+        seal(checkpoint, json.loads(checkpoint.read_text()) | {"weights_file": name})
+        (found,) = verify([checkpoint], Folders.of_root(root))
+        assert outcomes(found) == {"record": {"changed"}}
+        assert outcomes(one(root))["plan"] == {"changed"}
+
+
+def test_an_error_of_the_system_is_told_of_the_result_that_it_was_met_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    average(tmp_path / "mean")
+    average(tmp_path / "mean", "d.nii.gz")
+    whole = verifying._verify_proven
+
+    def fail(path: Path, *rest: Any) -> Verified:
+        if path.name == "c.nii.gz":
+            raise OSError(5, "Input/output error", str(path))
+        return whole(path, *rest)
+
+    monkeypatch.setattr(verifying, "_verify_proven", fail)
+    found = verified(tmp_path / "mean")
+    assert [one.outcome for one in found] == ["changed", "proven"]
+    assert "Input/output error" in describe(found)
+
+
+def test_a_folder_has_all_that_records_say_was_written_there(root: Path) -> None:
+    scores = root / "out" / "summary.json"
+    labels = read_spec(predicted_spec_file(root / "out")).labels
+    pipeline.evaluate(root / "out", root / "out", labels, ".nii.gz")
+    assert {found.outcome for found in everything(root)} == {"proven"}
+    assert str(scores) in {found.file for found in everything(root)}
+    scores.write_text(scores.read_text() + " ")
+    assert [f.file for f in everything(root) if f.outcome == "changed"] == [str(scores)]
+    scores.unlink()
+    assert [f.file for f in everything(root) if f.outcome == "changed"] == [str(scores)]
+    (found,) = verify([scores], Folders.of_root(root))
+    assert outcomes(found)["output"] == {"changed"}
+
+
+def test_a_result_that_is_gone_with_its_proof_is_told_of_its_folder(root: Path) -> None:
+    path = first_map(root)
+    path.unlink()
+    proof_file(path).unlink()
+    assert path.name in {Path(f.file).name for f in everything(root) if f.outcome == "changed"}
+
+
+def test_a_damaged_record_of_a_run_is_told_of_its_folder(root: Path) -> None:
+    path = root / "out" / "run.json"
+    path.write_text(path.read_text() + " ")
+    assert str(path) in {found.file for found in everything(root) if found.outcome == "changed"}
+
+
+def test_nothing_that_a_proof_says_steers_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;title\x07\x9b2J"
+    path = average(tmp_path / "mean", version=evil, inputs={f"/no/{evil}": "0" * 64})
+    assert cli.main(["verify", str(path), "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "\\x1b]0;title\\x07\\x9b2J" in told
+    assert all(line.isprintable() for line in told.splitlines())
+    assert cli.main(["verify", str(path), "--root", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr().out
+    assert all(line.isprintable() for line in told.splitlines())
+    assert evil in json.loads(told)["results"][0]["made_by"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nnseg.console import Progress
+from nnseg.console import Progress, show
 from nnseg.errors import NnsegError
 
 
@@ -25,11 +25,11 @@ def telling_cases(args: Namespace, progress: Progress) -> Iterator[dict[str, Any
         yield told
     except NnsegError:
         if args.json and told:
-            print(_as_json(args, told))
+            show(_as_json(args, told))
         raise
     finally:
         progress.close()
-    print(_as_json(args, told) if args.json else f"{len(told)} segmentations in {args.output}")
+    show(_as_json(args, told) if args.json else f"{len(told)} segmentations in {args.output}")
 
 
 def _as_json(args: Namespace, told: dict[str, Any]) -> str:

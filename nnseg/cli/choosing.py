@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from nnseg.cli.arguments import add_dataset, dataset_of, whole_number
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show
 from nnseg.errors import UsageError
 
 MEMBERS = 2  # that predict together at most, as nnU-Net has it
@@ -83,7 +83,7 @@ def run_find_best(args: Namespace) -> None:
     }
     if args.dry_run:
         found = pipeline.survey(folders, dataset, **compared)
-        print(json.dumps(found.to_json()) if args.json else found)
+        show(json.dumps(found.to_json()) if args.json else found)
         return
     progress = Progress(args.quiet or args.json)
     STOP.listen()
@@ -94,10 +94,10 @@ def run_find_best(args: Namespace) -> None:
     finally:
         progress.close()
     if args.json:
-        print(json.dumps(record.to_json(chosen)))
+        show(json.dumps(record.to_json(chosen)))
         return
-    print(describe_choosing(chosen))
-    print(f"\nwritten to {folders.choice_file(dataset)}; next:\n  {_next(args)}")
+    show(describe_choosing(chosen))
+    show(f"\nwritten to {folders.choice_file(dataset)}; next:\n  {_next(args)}")
 
 
 def _next(args: Namespace) -> str:

@@ -13,7 +13,7 @@ from nnseg.cli.arguments import (
     named_label,
     whole_number,
 )
-from nnseg.console import Progress
+from nnseg.console import Progress, show
 from nnseg.errors import DataError, MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ def run_init(args: Namespace) -> None:
     )
     progress.close()
     if args.json:
-        print(json.dumps(proposal.to_json(made) | {"written": not args.dry_run}))
+        show(json.dumps(proposal.to_json(made) | {"written": not args.dry_run}))
         return
-    print(proposal.describe(made))
+    show(proposal.describe(made))
     what = "nothing was written" if args.dry_run else "copied" if args.copy else "linked"
-    print(f"{what}; then: nnseg doctor {made.dataset}")
+    show(f"{what}; then: nnseg doctor {made.dataset}")
 
 
 def doctor_arguments(parser: ArgumentParser) -> None:
@@ -131,11 +131,11 @@ def run_doctor(args: Namespace) -> None:
     if args.json:
         listed = [record.to_json(finding) for finding in findings]
         more = {} if suspects is None else {"suspects": record.to_json(suspects)}
-        print(json.dumps({"dataset": dataset, "findings": listed, **more}))
+        show(json.dumps({"dataset": dataset, "findings": listed, **more}))
     else:
-        print(describe(findings))
+        show(describe(findings))
         if suspects is not None:
-            print(label_errors.describe(suspects))
+            show(label_errors.describe(suspects))
     if errors := count_errors(findings):
         raise DataError(f"{dataset}: {errors}; mend as listed, or try --fix")
 
@@ -154,9 +154,9 @@ def _mend(args: Namespace, folders: "Folders", dataset: str, progress: Progress)
     )
     progress.close()
     if args.json:
-        print(json.dumps({"dataset": dataset, **record.to_json(mending)}))
+        show(json.dumps({"dataset": dataset, **record.to_json(mending)}))
     else:
-        print(describe_mending(mending))
+        show(describe_mending(mending))
     if errors := count_errors(mending.findings_left):
         raise DataError(f"{mending.copy or dataset}: {errors} left; mend as listed")
 
@@ -202,8 +202,8 @@ def run_fsck(args: Namespace) -> None:
         shown[name] = {"files": found.files, "findings": record.to_json(found)["findings"]}
         findings += found.findings
         if not args.json:
-            print(f"{name}: {found.files} files examined\n{describe(found.findings)}")
+            show(f"{name}: {found.files} files examined\n{describe(found.findings)}")
     if args.json:
-        print(json.dumps({"examined": shown}))
+        show(json.dumps({"examined": shown}))
     if errors := count_errors(findings):
         raise DataError(f"{errors} in what is kept; mend as listed")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import numbers, whole_number
 from nnseg.cli.cases import telling_cases
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show
 
 if TYPE_CHECKING:
     from nnseg.verbs.ensembling import Foreseen
@@ -102,7 +102,7 @@ def _tell(foreseen: "Foreseen", as_json: bool) -> None:
 
     if as_json:
         content = {"cases": foreseen.states, "memory_bytes": foreseen.memory, "written": False}
-        print(json.dumps({"target": str(foreseen.target), **content}))
+        show(json.dumps({"target": str(foreseen.target), **content}))
     else:
-        print(foreseen)
+        show(foreseen)
     raise_failed(foreseen.failed, len(foreseen.states))

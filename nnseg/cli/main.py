@@ -16,7 +16,7 @@ from importlib import import_module
 from nnseg import __version__
 from nnseg.cli.arguments import add_common
 from nnseg.console import STOP, Parser, keep_traceback, show_log
-from nnseg.errors import INTERRUPTED, MachineError, NnsegError, StoppedError
+from nnseg.errors import INTERRUPTED, MachineError, NnsegError, StoppedError, printable
 
 Arguments = Callable[[ArgumentParser], None]
 COMMANDS = {  # the file beside this one that has NAME_arguments and run_NAME, and what it does
@@ -160,7 +160,7 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> int:
             return _report_bug(error)
         reason = error.strerror or type(error).__name__
         print(
-            f"nnseg: {error.filename}: {reason}; check the file and its rights "
+            f"nnseg: {printable(str(error.filename))}: {reason}; check the file and its rights "
             f"({keep_traceback()} says where it was met)",
             file=sys.stderr,
         )
@@ -175,7 +175,8 @@ def _report_bug(error: Exception) -> int:
     log = keep_traceback()
     what = str(error).splitlines()[0] if str(error) else ""
     print(
-        f"nnseg: a bug of ours: {type(error).__name__}: {what}; please report it with {log}",
+        f"nnseg: a bug of ours: {type(error).__name__}: {printable(what)}; please report it with "
+        f"{log}",
         file=sys.stderr,
     )
     return 1

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnseg.cli.arguments import add_plan_name, dataset_of
+from nnseg.console import show
 from nnseg.errors import UsageError
 from nnseg.verbs.porting import EXPORTERS
 
@@ -72,7 +73,7 @@ def run_export(args: Namespace) -> None:
     from nnseg.verbs import porting
 
     for path in porting.export_model(args.model, args.output, to=args.to, kind=args.checkpoint):
-        print(f"wrote {path}")
+        show(f"wrote {path}")
 
 
 def _import_plans(args: Namespace) -> None:
@@ -85,10 +86,10 @@ def _import_plans(args: Namespace) -> None:
     folders, dataset = dataset_of(args)
     name = args.plan or file.stem
     if args.dry_run:
-        print(describe_plan(porting.read_plan(folders, dataset, file, name=name)))
+        show(describe_plan(porting.read_plan(folders, dataset, file, name=name)))
         return
-    print(describe_plan(planning.import_plans(folders, dataset, file, name=name)))
-    print(f"plan {name} of {dataset}: nnseg preprocess -d {dataset} -p {name}")
+    show(describe_plan(planning.import_plans(folders, dataset, file, name=name)))
+    show(f"plan {name} of {dataset}: nnseg preprocess -d {dataset} -p {name}")
 
 
 def _import_models(args: Namespace) -> None:
@@ -107,17 +108,17 @@ def _import_models(args: Namespace) -> None:
         folds = ", ".join(
             f"{fold} ({' and '.join(kinds)})" for fold, kinds in model.checkpoints.items()
         )
-        print(f"{model.plan.dataset} {model.configuration_name}, {model.trainer}: folds {folds}")
+        show(f"{model.plan.dataset} {model.configuration_name}, {model.trainer}: folds {folds}")
     if args.dry_run:
-        print("nothing was written")
+        show("nothing was written")
         return
     if (target / CHOICE).is_file():
-        print(f"nnseg predict -m {shlex.quote(str(target))} -i IN -o OUT")
+        show(f"nnseg predict -m {shlex.quote(str(target))} -i IN -o OUT")
         return
     for model in imported:
         folder = shlex.quote(str(target / model.configuration_name))
         best = [fold for fold, kinds in model.checkpoints.items() if "final" not in kinds]
         option = " -chk best" if len(best) == len(model.checkpoints) else ""
-        print(f"nnseg predict -m {folder} -i IN -o OUT{option}")
+        show(f"nnseg predict -m {folder} -i IN -o OUT{option}")
         if best and not option:
-            print(f"that leaves out folds {', '.join(best)}, which have a checkpoint_best only")
+            show(f"that leaves out folds {', '.join(best)}, which have a checkpoint_best only")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import whole_number
-from nnseg.console import Progress
+from nnseg.console import Progress, show
 from nnseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def _apply(args: Namespace) -> None:
         )
         if args.json:
             listed = {job.case_id: str(job.target) for job in jobs}
-            print(json.dumps({"target": str(args.output), "cases": listed, "written": False}))
+            show(json.dumps({"target": str(args.output), "cases": listed, "written": False}))
         else:
-            print(f"{len(jobs)} label maps would go to {args.output}; nothing was written")
+            show(f"{len(jobs)} label maps would go to {args.output}; nothing was written")
         return
     progress = Progress(args.quiet or args.json)
     try:
@@ -116,9 +116,9 @@ def _apply(args: Namespace) -> None:
     finally:
         progress.close()
     if args.json:
-        print(json.dumps({"target": str(args.output), "cases": dict.fromkeys(written, "done")}))
+        show(json.dumps({"target": str(args.output), "cases": dict.fromkeys(written, "done")}))
     else:
-        print(f"{len(written)} label maps in {args.output}")
+        show(f"{len(written)} label maps in {args.output}")
 
 
 def _decide(args: Namespace) -> None:
@@ -138,9 +138,9 @@ def _decide(args: Namespace) -> None:
         jobs, _ = postprocessing.find_deciding_jobs(args.input, args.reference, spec)
         if args.json:
             listed = {job.case_id: str(job.prediction) for job in jobs}
-            print(json.dumps({"target": str(target), "cases": listed, "written": False}))
+            show(json.dumps({"target": str(target), "cases": listed, "written": False}))
         else:
-            print(
+            show(
                 f"{len(jobs)} predictions would be held against {args.reference}, and the rules go "
                 f"to {target}; nothing was written"
             )
@@ -160,10 +160,10 @@ def _decide(args: Namespace) -> None:
     finally:
         progress.close()
     if args.json:
-        print(json.dumps({"target": str(target), **record.to_json(decided)}))
+        show(json.dumps({"target": str(target), **record.to_json(decided)}))
     else:
-        print(describe(decided))
-        print(f"rules in {target}")
+        show(describe(decided))
+        show(f"rules in {target}")
 
 
 def describe(decided: "Decided") -> str:

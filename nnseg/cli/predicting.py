@@ -17,7 +17,7 @@ from nnseg.cli.arguments import (
     whole_number,
 )
 from nnseg.cli.cases import telling_cases
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show
 from nnseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def run_predict(args: Namespace) -> None:
     if args.dry_run:
         foretold = outlook.foretell(*what, **how)
         progress.close()
-        print(json.dumps(foretold.to_json()) if args.json else foretold)
+        show(json.dumps(foretold.to_json()) if args.json else foretold)
         predicting.raise_failed(foretold.failed, len(foretold.cases))
         return
     with telling_cases(args, progress) as told:

@@ -15,7 +15,7 @@ from nnseg.cli.arguments import (
     datasets_of,
     whole_number,
 )
-from nnseg.console import Progress
+from nnseg.console import Progress, show, show_json
 from nnseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def run_plan(args: Namespace) -> None:
         text = record.json_text(plans)
         if args.output:
             commit.write_whole(args.output, text.encode())
-            print(f"wrote {args.output}")
+            show(f"wrote {args.output}")
         else:
-            print(text, end="")
+            show_json(text)
         return
     for folders, dataset in datasets_of(args):
         progress = Progress(args.quiet or args.json)
         _, result = _plan_one(args, folders, dataset, progress, save=not args.dry_run)
         if args.json:
-            print(record.dumps(result), end="")
+            show_json(record.dumps(result))
         else:
-            print(explain_plan(result) if args.explain else describe_plan(result))
+            show(explain_plan(result) if args.explain else describe_plan(result))
 
 
 def plan_and_preprocess_arguments(parser: ArgumentParser) -> None:
@@ -109,7 +109,7 @@ def run_plan_and_preprocess(args: Namespace) -> None:
         progress = Progress(args.quiet)
         if args.no_pp or args.dry_run:
             measured, result = _plan_one(args, folders, dataset, progress, save=not args.dry_run)
-            print(describe_plan(result))
+            show(describe_plan(result))
             if not args.no_pp:
                 _foretell(args, folders, result, measured)
             continue
@@ -208,12 +208,12 @@ def _foretell(
     foretold = prepare.foretell(
         folders, plan, args.configurations, measured=measured, workers=args.workers
     )
-    print(f"{plan.dataset}: preprocessing would take {foretold}; nothing was written")
+    show(f"{plan.dataset}: preprocessing would take {foretold}; nothing was written")
 
 
 def _tell_made(dataset: str, made: dict[str, int]) -> None:
     for name, count in made.items():
-        print(f"{dataset} {name}: {count} cases preprocessed, the others are up to date")
+        show(f"{dataset} {name}: {count} cases preprocessed, the others are up to date")
 
 
 def _add_planning(group: Any) -> None:

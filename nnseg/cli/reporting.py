@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnseg.cli.arguments import add_plan_name, count, folders_of, whole_number
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show
 
 
 def report_arguments(parser: ArgumentParser) -> None:
@@ -70,6 +70,6 @@ def run_report(args: Namespace) -> None:
     finally:
         progress.close()
     if outlined is not None:
-        print(json.dumps(record.to_json(outlined)) if args.json else outlined)
+        show(json.dumps(record.to_json(outlined)) if args.json else outlined)
         return
-    print(json.dumps({"report": str(index)}) if args.json else f"open {index} in a browser")
+    show(json.dumps({"report": str(index)}) if args.json else f"open {index} in a browser")

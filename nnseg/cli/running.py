@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import add_dataset, add_plan_name, dataset_of, time_span, whole_number
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show, show_json
 
 if TYPE_CHECKING:
     from nnseg.learning.resume import EpochReport
@@ -95,7 +95,10 @@ def run_run(args: Namespace) -> None:
                 stop=STOP,
             )
             costs = describe(agenda, max(1, len(args.devices)))
-            print(record.dumps(agenda) if args.json else f"{costs}\nnothing was written")
+            if args.json:
+                show_json(record.dumps(agenda))
+            else:
+                show(f"{costs}\nnothing was written")
             return
         finished = running.run(
             folders,
@@ -113,4 +116,4 @@ def run_run(args: Namespace) -> None:
     finally:
         progress.close()
     if args.json:
-        print(json.dumps(record.to_json(finished)))
+        show(json.dumps(record.to_json(finished)))

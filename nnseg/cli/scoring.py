@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnseg.cli.arguments import dataset_of, whole_number
-from nnseg.console import Progress
+from nnseg.console import Progress, show, show_json
 from nnseg.errors import PartlyDoneError, UsageError
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def run_evaluate(args: Namespace) -> None:
     wanted = _wanted(args)
     if args.dry_run:
         found = scoring.find_evaluation(*about, wanted=wanted, output=args.output)
-        print(record.json_text(found.to_json()) if args.json else f"{found}\n", end="")
+        if args.json:
+            show_json(record.json_text(found.to_json()))
+        else:
+            show(found)
         return
     progress = Progress(args.quiet or args.json)
     summary = scoring.evaluate(
@@ -163,11 +166,11 @@ def run_evaluate(args: Namespace) -> None:
     )
     progress.close()
     if args.json:
-        print(record.json_text(to_nnunet(summary, spec.labels)), end="")
+        show_json(record.json_text(to_nnunet(summary, spec.labels)))
     else:
         if summary.groups:
-            print(score_tables.describe_groups(summary), end="\n\n")
-        print(score_tables.describe_scores(summary))
+            show(score_tables.describe_groups(summary), end="\n\n")
+        show(score_tables.describe_scores(summary))
     if not args.chill:
         _fail_for(summary.missing)
 
@@ -224,11 +227,11 @@ def run_compare(args: Namespace) -> None:
     )
     progress.close()
     if args.json:
-        print(record.json_text([record.to_json(one) for one in found]), end="")
+        show_json(record.json_text([record.to_json(one) for one in found]))
     else:
-        print(f"A is {args.a}\nB is {args.b}")
+        show(f"A is {args.a}\nB is {args.b}")
         for one in found:
-            print(f"\n{score_tables.describe_comparison(one)}")
+            show(f"\n{score_tables.describe_comparison(one)}")
     if args.reference is not None and not args.chill:
         _fail_for(sorted({case for one in found for case in one.missing_a + one.missing_b}))
 

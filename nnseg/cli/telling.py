@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nnseg.cli.arguments import folders_of
-from nnseg.console import Progress
+from nnseg.console import Progress, show
 
 
 def info_arguments(parser: ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def run_info(args: Namespace) -> None:
     from nnseg.verbs.info import describe, info
 
     found = info(folders_of(args), devices=args.devices)
-    print(json.dumps(record.to_json(found)) if args.json else describe(found))
+    show(json.dumps(record.to_json(found)) if args.json else describe(found))
 
 
 def verify_arguments(parser: ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run_verify(args: Namespace) -> None:
     progress.close()
     if args.json:
         results = [{"outcome": one.outcome, **record.to_json(one)} for one in found]
-        print(json.dumps({"results": results}))
+        show(json.dumps({"results": results}))
     else:
-        print(describe(found))
+        show(describe(found))
     raise_for_outcomes(found)

@@ -18,7 +18,7 @@ from nnseg.cli.arguments import (
     time_span,
     whole_number,
 )
-from nnseg.console import STOP, Progress
+from nnseg.console import STOP, Progress, show
 from nnseg.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -207,15 +207,21 @@ def run_train(args: Namespace) -> None:
     STOP.listen()
     if args.dry_run:
         foretold = pipeline.rehearse(
-            *fold, settings=settings, compiled=args.compiled, loader_workers=args.workers, **how
+            *fold,
+            settings=settings,
+            compiled=args.compiled,
+            pretrained=args.pretrained,
+            pretrained_encoder=args.pretrained_encoder,
+            loader_workers=args.workers,
+            **how,
         )
-        print(f"{foretold}; nothing was written")
+        show(f"{foretold}; nothing was written")
         return
     if args.val:
         summary = pipeline.validate(
             *fold, seed=settings.seed, on_progress=progress, stop=STOP, **how
         )
-        print(describe_scores(summary))
+        show(describe_scores(summary))
         return
     began, told = time.monotonic(), []
 
@@ -250,11 +256,11 @@ def run_train(args: Namespace) -> None:
     if not ranks.is_first:
         return
     if told:
-        print(f"trained in {report.duration(time.monotonic() - began)}: {folder}")
+        show(f"trained in {report.duration(time.monotonic() - began)}: {folder}")
     else:
-        print(f"this training was finished before: {folder}")
+        show(f"this training was finished before: {folder}")
     if not args.no_validation:
-        print(describe_scores(pipeline.validation_summary(folder)))
+        show(describe_scores(pipeline.validation_summary(folder)))
 
 
 def _settings(args: Namespace) -> "tuple[TrainSettings, frozenset[str]]":

@@ -18,6 +18,7 @@ from nnseg.dataset.cases import (
     listed_cases,
     one_label_map,
     printable,
+    printable_id,
     visible_files,
 )
 from nnseg.dataset.folds import (
@@ -67,6 +68,7 @@ __all__ = [
     "one_label_map",
     "parse_spec",
     "printable",
+    "printable_id",
     "read_spec",
     "select_fold",
     "spec_to_json",

@@ -27,7 +27,7 @@ from nnseg.volume import (
 
 logger = logging.getLogger(__name__)
 
-CHANNEL_FILE = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
+CHANNEL_FILE = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})", re.DOTALL)
 LONGEST_ID = 200  # bytes: names of files have 255, and ours add endings and marks
 LONGEST_SHOWN = 200  # characters of a path in a message
 NO_TEXT = "is no text in UTF-8, or has control characters"
@@ -55,13 +55,15 @@ class Case:
 def find_image_files(folder: Path, spec: DatasetSpec) -> dict[str, dict[int, tuple[Path, ...]]]:
     """List the image files of a folder: case id to channel number to files, ids sorted.
 
-    There should be one file for a channel; `channel_fault` says where there are more. Hidden files
-    are passed over, with a line in the log. Other files are not listed here; `doctor` names them.
+    There should be one file for a channel; `channel_fault` says where there are more, or where its
+    name cannot be used. Hidden files are passed over, with a line in the log. Other files are not
+    listed here; `doctor` names them.
 
     Raises:
-        MissingError, MachineError, DataError: As `visible_files`.
+        MissingError: There is no such folder.
+        MachineError: It cannot be listed.
     """
-    return group_image_files(visible_files(folder), spec)
+    return group_image_files(list_files(folder), spec)
 
 
 def group_image_files(
@@ -124,23 +126,31 @@ def called_as(
     return found
 
 
-def visible_files(folder: Path) -> list[Path]:
+def visible_files(folder: Path, wanted: Sequence[str] = ENDINGS) -> list[Path]:
     """List the files of `folder` by name, without hidden ones such as ._x and .DS_Store.
+
+    Files whose names are no text are passed over, too, such as the Icon that macOS leaves; but not
+    those that end as what is wanted, for else a case would be lost in silence.
+
+    Args:
+        folder: The folder.
+        wanted: Endings, in lower case; by default those of images.
 
     Raises:
         MissingError: There is no such folder.
         MachineError: It cannot be listed.
-        DataError: A name is no text in the system's encoding, or has control characters.
+        DataError: The name of a file that is wanted is no text in the system's encoding, or has
+            control characters.
     """
     files = list_files(folder)
     for path in files:
-        if not is_text(path.name):
-            raise DataError(f"{folder}: the name {printable(path.name)} {NO_TEXT}; rename the file")
-    return files
+        if not is_text(path.name) and path.name.lower().endswith(tuple(wanted)):
+            raise DataError(_name_fault(path))
+    return [path for path in files if is_text(path.name)]
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Do what `visible_files` does, but list names that are no text, too.
+    """Do what `visible_files` does, but list every file whose name is no text, too.
 
     What is named as an image is listed even if it is a folder or a link to nothing, for else a case
     would be lost in silence; reading says what is wrong with it.
@@ -178,6 +188,11 @@ def printable(name: str) -> str:
     except UnicodeEncodeError:  # no file's name, but something made up in a JSON file
         text = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def printable_id(case_id: str) -> str:
+    """Give the id of a case as a message can show it and files be named: this id, if it is fit."""
+    return printable(case_id).encode()[:LONGEST_ID].decode(errors="ignore")
 
 
 def is_there(path: Path) -> bool:
@@ -279,7 +294,8 @@ def channel_fault(
 ) -> str | None:
     """Say which channel files of a case are missing, double, too many or none; None if all is well.
 
-    All is well with one file for each channel, and with one file CASE_0000 that holds them all.
+    All is well with one file for each channel, and with one file CASE_0000 that holds them all. The
+    id has to be text and short, since it goes into tables, logs and the names of results.
 
     Args:
         folder: For the message.
@@ -288,6 +304,8 @@ def channel_fault(
         spec: Says what channels there are.
     """
     for files in channels.values():
+        if case_id != (shown := printable_id(case_id)):
+            return f"case {shown}: {_name_fault(files[0])}"
         if len(files) > 1:
             return f"case {case_id}: {_both(files)}"
         if not files[0].is_file() and os.path.lexists(files[0]):
@@ -344,6 +362,13 @@ def _count_fault(case_id: str, images: Sequence[Path], spec: DatasetSpec) -> str
         f"case {case_id}: {found} for the {wanted} channels {list(spec.channels)}; give a file for "
         "each, or one that holds them all"
     )
+
+
+def _name_fault(path: Path) -> str:
+    fault = f"leaves the id of its case longer than {LONGEST_ID} bytes"
+    if not is_text(path.name):
+        fault = NO_TEXT
+    return f"{path.parent}: the name {printable(path.name)} {fault}; rename the file"
 
 
 def _both(files: Sequence[Path]) -> str:

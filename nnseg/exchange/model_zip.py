@@ -44,7 +44,7 @@ from nnseg.postprocess import Postprocessing
 from nnseg.runlog import RunReport
 from nnseg.scores.confidence import Confidence, read_confidence
 from nnseg.scores.summary_json import from_nnunet
-from nnseg.validated import Validated, read_validated
+from nnseg.validated import Validated, load_validated, read_validated
 
 TRAINER = "nnseg"  # of models of ours
 FORMAT = 1
@@ -228,11 +228,11 @@ def _unpack_fold(
     validated = f"{inside}validation/validated.json"
     if validated in archive.names:
         with _named(archive, validated) as path:
-            is_of_these = record.load(Validated, path).weights_sha256 == digest
+            is_of_these = load_validated(path).weights_sha256 == digest
         if is_of_these:
             out = validation_folder(fold)
             _copy(archive, f"{inside}validation/confidence.json", Confidence, confidence_file(out))
-            record.save(Validated(weights_sha256=digest), validated_file(fold))
+            record.save_sealed(Validated(weights_sha256=digest), validated_file(fold))
     rules = postprocessing_file(fold.parent)
     around = inside.rstrip("/").rpartition("/")[0]
     _copy(archive, f"{around}/{rules.name}", Postprocessing, rules)
@@ -270,7 +270,7 @@ def _files_of(
     }
     if read_confidence(fold, checkpoint.weights_sha256) is not None:
         of_these = Validated(weights_sha256=checkpoint.weights_sha256)  # the cases are not told
-        found[validated_file(inside)] = record.dumps(of_these).encode()
+        found[validated_file(inside)] = record.dumps(record.sealed(of_these)).encode()
         found[confidence_file(validation_folder(inside))] = confidence_file(validation_folder(fold))
     if rules := find_rules(fold):
         found[postprocessing_file(inside.parent)] = rules[0]
@@ -332,7 +332,8 @@ def _scores(fold: Path, checkpoint: Checkpoint) -> Summary | None:
     if proof.summary_sha256 not in (None, sha256(path)):
         return None
     with suppress(NnsegError, KeyError, TypeError):
-        return from_nnunet(record.read_json(path), checkpoint.plan.labels, str(path))
+        data = record.read_json(path, most=record.LARGE_BYTES)
+        return from_nnunet(data, checkpoint.plan.labels, str(path))
     return None
 
 

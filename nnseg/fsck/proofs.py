@@ -79,7 +79,7 @@ class Look:
         try:
             if read is not None:
                 return read(kind, path)
-            return record.parse(kind, record.read_json(path), str(path))
+            return record.load(kind, path)
         except NnsegError as error:
             found = str(error).removeprefix(f"{path}: ")
             self.notes.error(rule, path, found.rpartition("; ")[0] or found, remedy)

@@ -19,7 +19,7 @@ from nnseg.folders import (
 from nnseg.fsck.proofs import Look
 from nnseg.lock import in_use
 from nnseg.probabilities.compact import MADE_BY, StoredCompact
-from nnseg.validated import Validated
+from nnseg.validated import Validated, load_validated
 
 
 def examine_validation(look: Look, folder: Path, proven: Collection[Path]) -> None:
@@ -67,5 +67,7 @@ def _proof_of(look: Look, folder: Path, remedy: str) -> Validated | None:
     path = validated_record(folder)
     if folder.absolute() != validation_folder(folder.absolute().parent) or not path.is_file():
         return None
-    proof: Validated | None = look.load("validation", path, Validated, remedy)
+    proof: Validated | None = look.load(
+        "validation", path, Validated, remedy, lambda _, file: load_validated(file)
+    )
     return proof if proof is not None and proof.weights_sha256 else None

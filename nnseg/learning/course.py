@@ -24,6 +24,8 @@ SHORT_TRAINING = 5000  # steps of a budget, below which the pace is another
 MILD_TRAINING = 1500  # steps of a budget, below which the augmentation is mild
 BUDGET_STEPS = 3000  # that a budget should hold, or its batches are made smaller
 BUDGET_BATCH = 64  # and how small at most
+FEWEST_BUDGET_STEPS = 100  # below which nothing is learnt: batches get smaller still,
+SMALLEST_BATCH = 2  # down to nnU-Net's smallest
 
 Pace = tuple[float, float]  # learning rate and momentum
 LONG_PACES: dict[str, Pace] = {"sgd": (0.01, 0.99), "adam": (0.001, 0.9), "adamw": (0.001, 0.9)}
@@ -119,14 +121,23 @@ def fit_batch(batch_size: int, steps: float) -> int:
     """Give the batch size for a budget that holds so many steps of the plan's.
 
     Batches of hundreds are for a thousand epochs. A budget that holds few of them learns more by
-    more steps of fewer patches: 3000, down to 64 patches a step.
+    more steps of fewer patches: 3000, down to 64 patches a step. And where a step is so slow that
+    not even a hundred fit, they are bought with patches as well, down to two a step.
 
     >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 300), fit_batch(9, 300)
     (130, 292, 64, 9)
+    >>> fit_batch(9, 50), fit_batch(9, 5), fit_batch(1, 5)
+    (4, 2, 1)
     """
-    if steps >= BUDGET_STEPS or batch_size <= BUDGET_BATCH:
-        return batch_size
-    return max(BUDGET_BATCH, int(batch_size * steps / BUDGET_STEPS))
+    fitted = batch_size
+    for wanted, smallest in (
+        (BUDGET_STEPS, BUDGET_BATCH),
+        (FEWEST_BUDGET_STEPS, SMALLEST_BATCH),
+    ):
+        there = steps * batch_size / fitted
+        if there < wanted and fitted > smallest:
+            fitted = max(smallest, int(fitted * there / wanted))
+    return fitted
 
 
 def plan_course(

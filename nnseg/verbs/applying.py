@@ -42,6 +42,11 @@ class Applied:
     voxels: int  # that became background
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
+    def __post_init__(self) -> None:
+        record.check_file_names("label_map", [self.label_map])
+        record.check_file_names("inputs", self.inputs)
+        record.check_file_names("outputs", self.outputs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyingJob:

@@ -19,7 +19,7 @@ from nnseg.postprocess.table import ComponentTable, component_table
 from nnseg.probabilities.compact import OpenCompact, open_compact
 from nnseg.ranking import Evidence, choose
 from nnseg.runlog import logged_run
-from nnseg.validated import Validated
+from nnseg.validated import load_validated
 from nnseg.verbs.planning import DEFAULT_PLAN
 from nnseg.verbs.surveying import Survey, survey
 from nnseg.volume import Geometry, grid_fault, read_segmentation
@@ -286,8 +286,8 @@ def _predicted(
 def _weights(found: Survey, folder: Path) -> dict[str, str]:
     """Give the hash of the weights that the predictions of each fold are of, by its folder."""
     return {
-        fold.relative_to(folder).as_posix(): record.load(
-            Validated, validated_file(fold), "nnseg train DATASET CONFIGURATION FOLD --val"
+        fold.relative_to(folder).as_posix(): load_validated(
+            validated_file(fold), "nnseg train DATASET CONFIGURATION FOLD --val"
         ).weights_sha256
         for fold in found.fold_folders
     }

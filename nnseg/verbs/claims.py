@@ -38,24 +38,35 @@ class Weights:
     plan_sha256: str | None  # None where the record that holds the plan is damaged
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What is in a file, as far as it could be read."""
+
+    sha256: str | None
+    fault: str | None  # why there is no hash, in words
+
+
 @dataclass(slots=True)
 class Looked:
     """What was found out about files and models, each once."""
 
     roots: tuple[Path, ...]  # folders of models
-    digests: dict[Path, str | None] = field(default_factory=dict)
+    contents: dict[Path, Content] = field(default_factory=dict)
     checkpoints: dict[str, list[Path]] | None = None  # by the hash of their weights
     weights: dict[str, Weights | None] = field(default_factory=dict)
 
-    def digest(self, path: Path) -> str | None:
-        """Give a file's SHA-256, None where it cannot be read."""
+    def content(self, path: Path) -> Content:
+        """Give a file's SHA-256, or why there is none: nothing but a regular file is read."""
         path = path.absolute()
-        if path not in self.digests:
-            try:
-                self.digests[path] = sha256(path)
-            except OSError:
-                self.digests[path] = None
-        return self.digests[path]
+        if path not in self.contents:
+            digest, fault = None, record.why_no_file(path)
+            if fault is None:
+                try:
+                    digest = sha256(path)
+                except OSError as error:
+                    fault = f"cannot be read ({error.strerror})"
+            self.contents[path] = Content(sha256=digest, fault=fault)
+        return self.contents[path]
 
     def find_weights(self, digest: str) -> Weights | None:
         """Find the weights of this hash; None where no model here has them."""
@@ -76,7 +87,7 @@ class Looked:
         for path in itertools.chain.from_iterable((self.checkpoints or {}).values()):
             if _read_weights(path) is None:
                 for file in sorted(path.parent.glob(f"{path.stem}-*.safetensors")):
-                    if self.digest(file) == digest:
+                    if self.content(file).sha256 == digest:
                         return Weights(file=file, plan_sha256=None)
         return None
 
@@ -84,12 +95,12 @@ class Looked:
 def held(what: str, path: Path, digest: str, looked: Looked, *, given: bool = False) -> Check:
     """Hold a file that should be there against its hash: one that was read, or one written."""
     done = "read" if given else "written"
-    if not path.exists():
-        return Check(what=what, name=path.name, outcome="changed", told="is gone")
-    found = looked.digest(path)
-    if found is None:
-        return Check(what=what, name=path.name, outcome="unknown", told="cannot be read")
-    if found != digest:
+    found = looked.content(path)
+    if found.fault is not None:
+        # nobody made sure that an image stays readable; a result has to be there as it was written
+        outcome: Outcome = "unknown" if given and found.fault != record.NO_FILE else "changed"
+        return Check(what=what, name=path.name, outcome=outcome, told=found.fault)
+    if found.sha256 != digest:
         told = f"is another file than was {done}: its SHA-256 changed"
         return Check(what=what, name=path.name, outcome="changed", told=told)
     return Check(what=what, name=path.name, outcome="proven", told=f"is what was {done}")
@@ -99,11 +110,11 @@ def inputs_where_they_were(inputs: Iterable[tuple[str, str]], looked: Looked) ->
     """Hold files that were read against their hashes, where they still lie; paths and SHA-256."""
     for name, digest in sorted(inputs):
         path = Path(name)
-        if path.exists():
-            yield held("input", path, digest, looked, given=True)
-        else:
+        if looked.content(path).fault == record.GONE:
             told = f"is not where it was when it was read ({path})"
             yield Check(what="input", name=path.name, outcome="unknown", told=told)
+        else:
+            yield held("input", path, digest, looked, given=True)
 
 
 def claims_of_weights(
@@ -126,7 +137,7 @@ def claims_of_weights(
             yield Check(what="model", name=name, outcome="unknown", told=told)
             continue
         plans.add(weights.plan_sha256)
-        if looked.digest(weights.file) == digest:
+        if looked.content(weights.file).sha256 == digest:
             told = f"its weights are those that predicted ({weights.file})"
             yield Check(what="model", name=name, outcome="proven", told=told)
         else:

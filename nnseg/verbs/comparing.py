@@ -181,7 +181,7 @@ def _summary_data(path: Path) -> Any:
             "maps by --reference"
         )
     try:
-        return record.read_json(file)
+        return record.read_json(file, most=record.LARGE_BYTES)
     except DataError as error:
         try:
             return json.loads(file.read_text("utf-8"), parse_constant=lambda _: None)

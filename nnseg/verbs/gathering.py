@@ -348,7 +348,7 @@ def _labels_of(
     if plan is not None:
         return plan.labels, None
     where = predictions
-    found = record.read_json(summary_file(predictions), "nnseg evaluate")
+    found = record.read_json(summary_file(predictions), "nnseg evaluate", most=record.LARGE_BYTES)
     with suppress(*DAMAGED):
         where = Path(str(found["metric_per_case"][0]["reference_file"])).parent
     spec = spec_for_evaluation(where, predictions, dataset_json)

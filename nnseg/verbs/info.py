@@ -345,9 +345,8 @@ def _called(fold: Path) -> str:
 def _dice(fold: Path) -> float | None:
     """Read the foreground mean of a fold's validation cases; None where it is not scored."""
     with suppress(NnsegError, KeyError, TypeError, ValueError):
-        return float(
-            record.read_json(summary_file(validation_folder(fold)))["foreground_mean"]["Dice"]
-        )
+        scores = record.read_json(summary_file(validation_folder(fold)), most=record.LARGE_BYTES)
+        return float(scores["foreground_mean"]["Dice"])
     return None
 
 

@@ -5,16 +5,21 @@ choice.json, scores and reports. A checkpoint holds that of its weights, a valid
 label maps, and a zip of models one of every file in it.
 """
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nnseg import record
-from nnseg.errors import NnsegError
-from nnseg.folders import checkpoint_file, facts_file, report_file, validated_record
+from nnseg.errors import DataError, NnsegError
+from nnseg.folders import (
+    checkpoint_file,
+    facts_file,
+    report_file,
+    summary_file,
+    validated_record,
+)
 from nnseg.fsck.proofs import run_records
 from nnseg.runlog import RunReport, read_report
-from nnseg.validated import Validated
+from nnseg.validated import load_validated
 from nnseg.verbs.claims import (
     KINDS,
     Check,
@@ -26,15 +31,59 @@ from nnseg.verbs.claims import (
 
 WHOLE = "is whole, by the SHA-256 of itself"
 ZIP, WEIGHTS, ONNX = ".zip", ".safetensors", ".onnx"
+PAGE = "report"  # the command whose page loads files from a folder beside it
 
 
-def outputs_of_runs(folder: Path) -> tuple[Path, ...]:
-    """List the files of a folder that the runs which left their records there say they wrote."""
-    mentioned: set[str] = set()
-    for stored in run_records([folder]):
-        with suppress(NnsegError):
-            mentioned |= {Path(name).name for name in read_report(stored).outputs}
-    return tuple(path for path in sorted(folder.glob("[!.]*")) if path.name in mentioned)
+def named_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of a folder that records say were written there, also those that are gone.
+
+    A record that is damaged stands for whatever it named.
+    """
+    home = folder.absolute()
+    found = set(_validated_files(home))
+    for stored in run_records([home, home.parent]):
+        try:
+            report = read_report(stored)
+        except NnsegError:
+            found |= {stored} if stored.parent == home else set()
+            continue
+        places = _places([Path(name) for name in report.outputs], stored.parent)
+        deeper = stored.parent == home and report.command != PAGE  # what it loads stands with it
+        found |= {p for p in places if p.parent == home or (deeper and home in p.parents)}
+    return tuple(folder / path.relative_to(home) for path in sorted(found))
+
+
+def _places(written: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Give where those files lie, or lay, that a run with its record in a folder wrote there.
+
+    The folder may have been renamed since: then none of the paths has its name.
+    """
+    is_renamed = not any(folder.name in path.parts[:-1] for path in written)
+    for path in written:
+        parent = path.parent.name
+        if not record.is_file_name(path.name) or parent == "..":
+            continue
+        beside, below = folder / path.name, folder / parent / path.name
+        has_parent = record.why_no_file(below.parent) == record.NO_FILE
+        if parent == folder.name or (is_renamed and not has_parent):
+            yield beside
+        elif is_renamed or path.parent.parent.name == folder.name:
+            yield below
+
+
+def _validated_files(folder: Path) -> Iterator[Path]:
+    """List what a fold's validation left in a folder: label maps and their scores."""
+    stored = validated_record(folder)
+    if not stored.exists():
+        return
+    try:
+        proof = load_validated(stored)
+    except NnsegError:
+        yield stored
+        return
+    yield from (folder / name for name in proof.maps_sha256 or ())
+    if proof.summary_sha256 is not None:
+        yield summary_file(folder)
 
 
 def other_claims(path: Path, looked: Looked) -> tuple[str | None, tuple[Check, ...]]:
@@ -55,6 +104,8 @@ def _claims_of_zip(path: Path) -> Iterator[Check]:
     from nnseg.exchange.model_zip import find_packed, unpack_models
 
     try:
+        if fault := record.why_no_file(path):
+            raise DataError(fault)
         packed = find_packed(path)
         if packed is not None:
             unpack_models(packed, None)
@@ -110,17 +161,19 @@ def _claims_of_onnx(path: Path, looked: Looked) -> Iterator[Check]:
 
 
 def _claims_of_validation(path: Path, looked: Looked) -> Iterator[Check]:
-    """Hold a label map of a fold's validation against what the validation left."""
+    """Hold a label map of a fold's validation, or the scores, against what the validation left."""
     stored = validated_record(path.parent)
     if not stored.exists():
         return
     try:
-        proof = record.load(Validated, stored)
+        proof = load_validated(stored)
     except NnsegError as error:
         told = str(error).removeprefix(f"{stored}: ")
         yield Check(what="record", name=stored.name, outcome="changed", told=told)
         return
     digest = (proof.maps_sha256 or {}).get(path.name)
+    if path == summary_file(path.parent):
+        digest = proof.summary_sha256
     if digest is not None:
         yield held("output", path, digest, looked)
         yield from claims_of_weights("of the fold", (proof.weights_sha256,), None, looked)

@@ -104,7 +104,7 @@ def find_fold(
 def replaced_cases(about: PlannedFold) -> tuple[str, ...]:
     """Name the cases of a fold whose raw files are no longer those that were preprocessed.
 
-    Only files that were written since then are read and compared.
+    Only files that were written or put there since then are read and compared.
     """
     members = {*about.split.train, *about.split.val}
     spec = read_spec(about.folders.spec_file(about.dataset))

@@ -126,7 +126,8 @@ def plan_as_nnunet(
         PlanError: As `make_plan`, or the network is none of nnU-Net's.
     """
     spec = read_spec(dataset_json)
-    measured = read_fingerprint(record.read_json(fingerprint_file), str(fingerprint_file))
+    data = record.read_json(fingerprint_file, most=record.LARGE_BYTES)
+    measured = read_fingerprint(data, str(fingerprint_file))
     here = dataset_json.resolve().parent.name
     result = make_plan(
         spec,

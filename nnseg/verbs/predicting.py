@@ -303,7 +303,10 @@ def _outcome(job: PredictionJob, work: Callable[[], T]) -> T | NnsegError:
     except NnsegError as error:
         return error
     except MemoryError as error:
-        return MachineError(f"there is not enough memory for this image ({error}); free some")
+        return MachineError(
+            f"there is not enough memory for this image, {job.images[0]} "
+            f"({str(error) or 'none is left'}); free some"
+        )
     except Exception as error:
         extra = {FILE_ONLY: True}  # the terminal has the list of what failed
         logger.exception("case %s met a bug", job.case_id, extra=extra)

@@ -291,7 +291,7 @@ def _seems_made(target: Target, case: Case, raw: tuple[str, ...] | None) -> bool
         return False
     if raw is not None and stored.made_from != store.origin(raw, target.data_hash):
         return False
-    return visit.last_change(case.files) <= store.written_at(target.folder, case.case_id)
+    return visit.last_write(case.files) <= store.written_at(target.folder, case.case_id)
 
 
 def _freed(targets: Sequence[Target], case_ids: Iterable[str]) -> int:

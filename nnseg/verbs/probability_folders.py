@@ -111,7 +111,8 @@ def look_into(folder: Path) -> Source:
         DataError: Its dataset.json cannot be used.
     """
     kinds: dict[str, str] = {}
-    names = [path.name for path in visible_files(folder)]
+    wanted = [ending for kind in KINDS_READ for ending in KINDS[kind].endings]
+    names = [path.name for path in visible_files(folder, wanted)]
     for kind in KINDS_READ:
         ending = KINDS[kind].endings[-1]
         kinds |= {name.removesuffix(ending): kind for name in names if name.endswith(ending)}

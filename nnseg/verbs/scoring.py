@@ -330,7 +330,8 @@ def spec_of_labels(
 def read_summary(folder: Path, labels: Labels) -> Summary:
     """Read the summary.json that an evaluation wrote into `folder`."""
     path = summary_file(folder)
-    return from_nnunet(record.read_json(path, "nnseg evaluate"), labels, str(path))
+    data = record.read_json(path, "nnseg evaluate", most=record.LARGE_BYTES)
+    return from_nnunet(data, labels, str(path))
 
 
 def write_summary(folder: Path, summary: Summary, labels: Labels) -> None:

@@ -257,6 +257,8 @@ def rehearse(
     device: str | None = None,
     precision: str | None = None,
     compiled: bool | None = None,
+    pretrained: Path | None = None,
+    pretrained_encoder: Path | None = None,
     loader_workers: int | None = None,
     stop: Stop = lambda: False,
 ) -> Rehearsal:
@@ -265,17 +267,25 @@ def rehearse(
     The arguments are those of `train`.
 
     Raises:
+        MissingError, UsageError, DataError: As `train`, of the data and what it starts from.
         StoppedError: `stop` said True between two steps.
         MachineError: There is not enough memory; a smaller plan is named.
     """
     from nnseg.learning.recipe import TrainSettings
     from nnseg.model.ranks import ALONE
     from nnseg.train import rehearse_steps
+    from nnseg.verbs.pretrained import begin, read_start
 
+    start = read_start(pretrained, pretrained_encoder)
     settings = settings or TrainSettings()
+    if start is not None:
+        settings = replace(settings, pretrained=start.sha256)
     about = find_fold(folders, dataset, plan_name, configuration, fold, settings.seed)
     execution = choose_run(settings, None, device, precision, compiled, ALONE)
+    begins = start and begin(start, about.plan, about.configuration.name, settings.seed)
     task = make_task(about, settings, execution, ALONE, loader_workers, None, stop, carried=False)
+    if begins is not None:
+        task = replace(task, initial=begins.weights)
     with enough_memory(about):
         course, seconds, quickest, peak = rehearse_steps(task, REHEARSED, stop)
     return Rehearsal(

@@ -175,7 +175,7 @@ def validate_with(
         summary_sha256=sha256(summary_file(out)),
         maps_sha256={path.name: sha256(path) for path in written},
     )
-    record.save(proof, validated_file(about.folder))
+    record.save_sealed(proof, validated_file(about.folder))
     return summary
 
 
@@ -211,7 +211,7 @@ def _make_room(fold: Path, members: set[str], ending: str) -> None:
     under_way = Validated(
         weights_sha256="", cases=tuple(sorted(listed | members)), trained_on=_trained_on(fold)
     )
-    record.save(under_way, validated_file(fold))
+    record.save_sealed(under_way, validated_file(fold))
     for path in (summary_file(out), confidence_file(out), *compact_records(out)):
         remove(path)  # they would be of other predictions until the end
     for case_id in sorted(listed - members):
@@ -228,7 +228,7 @@ def _trained_on(fold: Path) -> tuple[str, ...] | None:
 def _scored_before(out: Path, ending: str) -> set[str]:
     """List the cases whose label maps in a folder its scores are of, as older versions left it."""
     try:
-        summary = record.read_json(summary_file(out))
+        summary = record.read_json(summary_file(out), most=record.LARGE_BYTES)
         files = [Path(case["prediction_file"]) for case in summary["metric_per_case"]]
     except (DataError, MissingError, KeyError, TypeError):
         return set()

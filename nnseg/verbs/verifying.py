@@ -38,7 +38,7 @@ from nnseg.verbs.claims import (
     inputs_where_they_were,
 )
 from nnseg.verbs.ensembling import Averaged
-from nnseg.verbs.other_results import WHOLE, other_claims, outputs_of_runs
+from nnseg.verbs.other_results import WHOLE, named_files, other_claims
 from nnseg.volume import split_ending
 
 ARRAY = ".b2nd"
@@ -95,7 +95,16 @@ def verify(
     looked = Looked(roots=(folders.results, *models))
     done = []
     for number, path in enumerate(found):
-        done.append(_verify_one(path, images, looked))
+        try:
+            done.append(_verify_one(path, images, looked))
+        except (OSError, ValueError) as error:  # one result hides nothing of the others
+            check = Check(
+                what="record",
+                name=path.name,
+                outcome="changed",
+                told=f"cannot be looked at ({error})",
+            )
+            done.append(Verified(file=str(path), made_by=None, checks=(check,)))
         if on_progress:
             on_progress("verifying", number + 1, len(found))
     return tuple(done)
@@ -136,9 +145,10 @@ def describe(found: Sequence[Verified]) -> str:
 
 def _results(path: Path) -> Iterator[Path]:
     """Give what stands for each result: its label map, or the array of its probabilities."""
-    if not path.exists() and not any(proof.exists() for proof in _proofs_of(path)):
+    has_proof = any(proof.exists() for proof in _proofs_of(path))
+    if not (has_proof or path.exists() or path in named_files(path.parent)):
         raise MissingError(f"{path} does not exist; name a result, or a folder of results")
-    if not path.is_dir():
+    if has_proof or not path.is_dir():
         yield _owner(path)
         return
     proofs = (*proof_files(path), *applied_files(path))
@@ -148,11 +158,10 @@ def _results(path: Path) -> Iterator[Path]:
     arrays = [other for other in others if other.suffix == ARRAY]
     maps = [other for other in others if split_ending(other.name)[1] and other.is_file()]
     yield from (*maps, *arrays)
-    if not (proofs or arrays or maps):
-        written = outputs_of_runs(path)
-        if not written:
-            raise MissingError(f"{path}: holds no result; name a folder of label maps")
-        yield from written
+    named = [file for file in named_files(path) if file.parent != path or file.name not in proven]
+    yield from named
+    if not (proofs or arrays or maps or named):
+        raise MissingError(f"{path}: holds no result; name a folder of label maps")
 
 
 def _proofs_of(label_map: Path) -> tuple[Path, Path]:
@@ -218,6 +227,8 @@ def _verify_proven(path: Path, record_file: Path, images: Path | None, looked: L
         told = "contradicts itself: its hash of how the result was made is another"
     else:
         outcome, told = "proven", WHOLE
+    if outcome == "proven" and path.name not in proof.outputs:
+        outcome, told = "changed", "has no hash of its label map"
     checks = [Check(what="record", name=record_file.name, outcome=outcome, told=told)]
     for name, digest in sorted(proof.outputs.items()):
         checks.append(held("output", path.with_name(name), digest, looked))
@@ -260,6 +271,8 @@ def _verify_array(path: Path) -> tuple[Check, ...]:
     from nnseg.probabilities.compact import open_compact
 
     try:
+        if fault := record.why_no_file(path):
+            raise DataError(fault)
         if path.name.endswith(COMPACT[0]):
             open_compact(path.with_name(path.name.removesuffix(COMPACT[0])))
         else:
@@ -288,8 +301,9 @@ def _inputs(
         places = (
             [images / name] if images is not None else [p for p in told_paths if p.name == name]
         )
-        there = [place for place in places if place.exists()]
-        matching = [place for place in there if looked.digest(place) == digest]
+        found = {place: looked.content(place) for place in places}
+        matching = [place for place, content in found.items() if content.sha256 == digest]
+        there = [p for p, content in found.items() if content.fault in (None, record.NO_FILE)]
         if matching:
             told = f"is the {kind} that was read ({matching[0]})"
             yield Check(what="input", name=name, outcome="proven", told=told)

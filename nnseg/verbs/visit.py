@@ -195,9 +195,17 @@ def stamps_of(files: Sequence[Path]) -> Stamps:
     return tuple(found)
 
 
-def last_change(files: Sequence[Path]) -> int:
+def last_write(files: Sequence[Path]) -> int:
     """Give when the youngest of some files was written, in nanoseconds since 1970."""
     return max((written for _, written, *_ in stamps_of(files)), default=0)
+
+
+def last_change(files: Sequence[Path]) -> int:
+    """Give when the last of some files was written or put there with an older time.
+
+    Their names, rights and links may have changed then, too, and nothing in them.
+    """
+    return max((max(written, changed) for _, written, changed, _ in stamps_of(files)), default=0)
 
 
 def preprocess(job: Job, shelf: Shelf | None, case: Case) -> tuple[str, ...]:

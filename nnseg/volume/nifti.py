@@ -10,7 +10,9 @@ import io
 import logging
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,12 +48,40 @@ NIFTI = (".nii.gz", ".nii")
 NIFTI_PAIRS = (".hdr.gz", ".hdr")  # the voxels lie beside it, under the same name
 
 MAX_HEADER = 2**24  # bytes of a .hdr, its extensions included
+MOST_AFTER = 2**20  # bytes after the voxels, unpacked; some programs fill up whole blocks
 
 _COMMENT = 6  # the code of a header's extension that is plain text
 _READ_AT_ONCE = 2**24
+_AFTER_AT_ONCE = 2**16
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units, lowest three bits
 _MOST_UNITS = 255  # what NIfTI-1, as which a result is written, has room for
 _FARTHEST = 1e30  # of a field of the grid; NIfTI-1 ends at 3e38, and nothing meant comes near
+
+_parsed: ContextVar[Path | None] = ContextVar("_parsed", default=None)
+
+
+def _is_not_of_ours(entry: logging.LogRecord) -> bool:
+    """Let pass what nibabel logs of others' headers; of one that we have it parse, log it as ours.
+
+    Its own handler would print a line that names no file.
+    """
+    path = _parsed.get()
+    if path is not None:
+        logger.info("%s: %s", path, entry.getMessage())
+    return path is None
+
+
+logging.getLogger("nibabel.global").addFilter(_is_not_of_ours)  # by name: nibabel is slow to import
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    """Have `_is_not_of_ours` know what nibabel parses."""
+    before = _parsed.set(path)
+    try:
+        yield
+    finally:
+        _parsed.reset(before)
 
 
 def read(path: Path) -> tuple[NDArray[Any], Geometry]:
@@ -97,8 +127,9 @@ def from_nibabel(image: Any, where: Path) -> tuple[NDArray[Any], Geometry]:
     import nibabel
 
     kind = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
-    header = _header(where, kind.from_image(image).header.binaryblock)
-    array = np.asanyarray(image.dataobj)
+    with _parsing(where):
+        header = _header(where, kind.from_image(image).header.binaryblock)
+        array = np.asanyarray(image.dataobj)
     if array.ndim not in (2, 3, 4):
         raise DataError(
             f"{where}: has the shape {array.shape} (x, y, z, ...); give a 3D image, or a list of "
@@ -117,7 +148,8 @@ def to_nibabel(array: NDArray[Any], geometry: Geometry) -> Any:
     header, voxels = _header_and_voxels(array, geometry, pair=False)
     large = len(header) > NIFTI_2
     kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
-    return kind.from_bytes(header + voxels)
+    with _parsing(Path("the result")):
+        return kind.from_bytes(header + voxels)
 
 
 def voxels_files(path: Path) -> tuple[Path, ...]:
@@ -193,8 +225,9 @@ def _mended(
     if math.isinf(raw.scl_slope):  # which nibabel takes for none
         raise DataError(f"{path}: the header's scl_slope is {raw.scl_slope}; repair the header")
     try:
-        nifti = parse()
-        corrected, array = nifti.header.binaryblock, np.asanyarray(nifti.dataobj)
+        with _parsing(path):
+            nifti = parse()
+            corrected, array = nifti.header.binaryblock, np.asanyarray(nifti.dataobj)
     except Exception as error:  # nibabel's own errors share no base class
         raise _no_nifti(path, error) from None
     return _header(path, corrected), raw, array
@@ -247,6 +280,8 @@ def _announced_bytes(path: Path, stream: Any, header: NiftiHeader, head: bytes) 
     on_disk = path.stat().st_size
     packed = _is_packed(path)
     check_announced(path, announced, on_disk, packed=packed)
+    if packed and on_disk > 2 * announced + MOST_AFTER:  # zeros and empty members unpack to nothing
+        raise _too_long(path, announced)
     if not packed and announced > on_disk:
         raise cut_off(path, on_disk, announced)
     data = bytearray(max(announced, len(head)))
@@ -257,9 +292,27 @@ def _announced_bytes(path: Path, stream: Any, header: NiftiHeader, head: bytes) 
         if not count:
             raise cut_off(path, filled, announced)
         filled += count
-    while stream.read(2**20):  # what follows is not ours, but its end carries the CRC
-        pass
+    if packed:
+        _read_to_end(path, stream, announced, after=len(data) - announced)
     return data
+
+
+def _read_to_end(path: Path, stream: Any, announced: int, after: int) -> None:
+    """Read what follows the voxels, which is not ours, but whose end carries the CRC.
+
+    Bytes `after` the voxels were read already, with a header that is shorter than the longest.
+    """
+    while count := len(stream.read(_AFTER_AT_ONCE)):
+        after += count
+        if after > MOST_AFTER:
+            raise _too_long(path, announced)
+
+
+def _too_long(path: Path, announced: int) -> DataError:
+    return DataError(
+        f"{path}: goes on for more than {MOST_AFTER} bytes after the {announced} that its header "
+        "announces; restore it"
+    )
 
 
 def _geometry(

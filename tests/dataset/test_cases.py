@@ -16,6 +16,7 @@ from nnseg.dataset import (
     find_image_files,
     find_training_cases,
     listed_cases,
+    visible_files,
 )
 from nnseg.errors import DataError, MachineError, MissingError
 from nnseg.folders import Folders
@@ -142,6 +143,30 @@ def test_a_name_with_control_characters_is_refused_and_shown_without_them(
     folder = touch(tmp_path / "images", f"a{sign}_0000.nii.gz")
     with pytest.raises(DataError, match=f"the name a{shown}_0000.nii.gz is no text in UTF-8, or"):
         find_cases(folder, None, replace(SPEC, channels=("T1",)))
+
+
+@pytest.mark.parametrize("stray", ["Icon\r", "caf\udce9.txt"])
+def test_a_file_that_is_no_image_is_passed_over_whatever_its_name(
+    tmp_path: Path, stray: str
+) -> None:
+    images = touch(tmp_path / "i", "a_0000.nii.gz", stray)
+    labels = touch(tmp_path / "l", "a.nii.gz", stray)
+    (case,) = find_cases(images, labels, replace(SPEC, channels=("T1",)))
+    assert case.files == (images / "a_0000.nii.gz", labels / "a.nii.gz")
+    assert visible_files(images) == [images / "a_0000.nii.gz"]
+
+
+def test_a_file_that_is_wanted_is_not_passed_over(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "p", "a.npz", "b\r.NPZ")
+    assert visible_files(folder) == [folder / "a.npz"]
+    with pytest.raises(DataError, match=r"p: the name b\\x0d.NPZ is no text"):
+        visible_files(folder, (".npz",))
+
+
+def test_a_label_map_with_control_characters_is_refused(tmp_path: Path) -> None:
+    images, labels = touch(tmp_path / "i", "a_0000.nii.gz"), touch(tmp_path / "l", "a\r.nii.gz")
+    with pytest.raises(DataError, match=r"l: the name a\\x0d.nii.gz is no text"):
+        find_cases(images, labels, replace(SPEC, channels=("T1",)))
 
 
 def test_what_is_named_as_an_image_and_is_no_file_is_the_fault_of_its_case(tmp_path: Path) -> None:

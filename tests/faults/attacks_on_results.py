@@ -1,11 +1,23 @@
 """Attacks in the records that lie beside data and results."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attacks import DATASET, MODEL, Arguments, Attack, Make, Place, change_json, copy_root, proof_of
+from attacks import (
+    DATASET,
+    MODEL,
+    Arguments,
+    Attack,
+    Make,
+    Place,
+    change_json,
+    copy_root,
+    plant_link,
+    proof_of,
+)
 from harmful_texts import JSON_BOMBS
 
 FOLD = MODEL / "fold_0"
@@ -34,6 +46,7 @@ def attacks_on_results() -> Iterator[Attack]:
         "outputs of another folder": lambda c: c["outputs"].update({"../../canary": "0" * 64}),
         "an absolute output": lambda c: c["outputs"].update({"/etc/passwd": "0" * 64}),
         "a label map elsewhere": lambda c: c.update(label_map="../../canary"),
+        "an input elsewhere": lambda c: c["inputs"].update({"/dev/zero": "0" * 64}),
     }.items():
         yield Attack(
             name=f"verify: a proof of {name}",
@@ -43,6 +56,41 @@ def attacks_on_results() -> Iterator[Attack]:
             rule="S06",
             check=_no_word_of("root:"),
         )
+    steer = "\x1b]0;pwned\x07\x9b2J"
+    for field, change in {
+        "version": lambda c: c["making"].update(version=steer),
+        "dataset": lambda c: c["making"]["models"][0].update(dataset=steer),
+        "device": lambda c: c["making"]["models"][0]["execution"].update(device=steer),
+        "inputs": lambda c: c["inputs"].update({steer: "0" * 64}),
+        "outputs": lambda c: c["outputs"].update({steer: "0" * 64}),
+        "label map": lambda c: c.update(label_map=steer),
+    }.items():
+        yield Attack(
+            name=f"verify: a proof whose {field} steers a terminal",
+            make=_proof(change),
+            codes=(0, 3),
+            rule="S07",
+            check=_told_as_text,
+        )
+    plants: dict[str, Callable[[Path], None]] = {
+        "a pipe": os.mkfifo,
+        "a folder": os.mkdir,
+        "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    }
+    for what, plant in plants.items():
+        yield Attack(
+            name=f"verify: {what} in place of a label map",
+            make=_planted(plant),
+            cause="1 of 1 results are not what was written",
+            rule="S05",
+        )
+    yield Attack(
+        name="plan: a dataset.json that is a link to a device",
+        make=_endless_spec,
+        cause="it is no file",
+        names="dataset.json",
+        rule="S05",
+    )
     yield Attack(
         name="predict --overwrite: a proof that names a file above",
         make=_overwrite,
@@ -96,6 +144,27 @@ def _proof(change: Callable[[Any], Any]) -> Make:
         return ("verify", proof.with_name(proof.name.removesuffix(".proof.json")))
 
     return make
+
+
+def _told_as_text(place: Place, ended: Any) -> str:
+    return "" if "pwned" in ended.said else "does not tell the field"
+
+
+def _planted(plant: Callable[[Path], None]) -> Make:
+    def make(place: Place) -> Arguments:
+        proof = proof_of(copy_root(place) / "predicted")
+        path = proof.with_name(proof.name.removesuffix(".proof.json"))
+        path.unlink()
+        plant(path)
+        return ("verify", path)
+
+    return make
+
+
+def _endless_spec(place: Place) -> Arguments:
+    where = copy_root(place)
+    plant_link(where / "raw" / DATASET / "dataset.json", Path("/dev/zero"))
+    return ("plan", "1", "--dry-run", "--root", where)
 
 
 def _overwrite(place: Place) -> Arguments:

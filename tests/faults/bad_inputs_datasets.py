@@ -87,15 +87,17 @@ def names() -> Iterator[BadInput]:
     ):  # fmt: skip
         shown = repr(name if len(name) < 20 else f"{name[:9]}...")
         yield _bad(f"case {shown}", "names", _renamed(name), RIGHT, predicted=RIGHT)
-    yield _bad("201 bytes", "names", _renamed("b" * 201), Refused(cause="takes 201 bytes"),
-               names=("b" * 50,))  # fmt: skip
+    yield _bad("201 bytes", "names", _renamed("b" * 201), Refused(cause="201 bytes|200 bytes"),
+               names=("b" * 50,), predicted=Refused(cause="200 bytes", code=6))  # fmt: skip
     for name, shown in (("new\nline", r"new\x0aline"), ("tab\there", r"tab\x09here"),
                         ("\x1b[2Jcase", r"\x1b[2Jcase")):  # fmt: skip
         yield _bad(shown, "names", _renamed(name), Refused(cause="control character"),
-                   names=(shown,), predicted=Refused(cause="control character"))  # fmt: skip
+                   names=(shown,),
+                   predicted=Refused(cause="control character", code=6))  # fmt: skip
     latin = os.fsdecode(b"caf\xe9")
     yield _bad("no UTF-8", "names", _renamed(latin), Refused(cause="no text in UTF-8"),
-               names=(r"caf\xe9",), predicted=Refused(cause="no text in UTF-8"))  # fmt: skip
+               names=(r"caf\xe9",),
+               predicted=Refused(cause="no text in UTF-8", code=6))  # fmt: skip
     yield _bad("the label map composed otherwise", "names", _composed_otherwise, RIGHT)
 
 
@@ -125,6 +127,9 @@ def files() -> Iterator[BadInput]:
                  "case_0_0000.dcm"):  # fmt: skip
         yield _bad(f"{name} besides", row, lambda d, n=name: _copy(d.image(), n), strange,
                    names=(name,))  # fmt: skip
+    yield _bad(r"Icon\r besides", row, lambda d: _copy(d.image(), "Icon\r"),
+               Refused(cause="control character"), names=(r"Icon\x0d",),
+               predicted=RIGHT)  # fmt: skip
     yield _bad("the label map named as an image", row,
                lambda d: d.label().rename(d.folder / "labelsTr" / image), lost,
                names=(f"labelsTr/{label}",))  # fmt: skip

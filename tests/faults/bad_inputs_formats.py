@@ -84,6 +84,14 @@ def meta_files() -> Iterator[BadFile]:
             yield of(f"packed, cut at {share:.0%}", DAMAGED,
                      lambda v, s=share: _cut(meta(v, packed=True), s))  # fmt: skip
     yield of("packed, wrong checksum", DAMAGED, lambda v: _flipped(meta(v, packed=True), -1))
+    yield of("packed, half of the voxels", Refused(cause="bytes of voxels where.* save"),
+             lambda v: meta(v, packed=True, share=0.5))  # fmt: skip
+    for name, size in (("no size", None), ("size 0", "0"), ("a wrong size", "9")):
+        yield of(f"packed, {name}", Refused(cause="CompressedDataSize is .* save the image anew"),
+                 lambda v, s=size: meta(v, {"CompressedDataSize": s}, packed=True))  # fmt: skip
+    yield of("packed, a size beyond the file", Refused(cause="cut off, copy it again"),
+             lambda v: meta(v, {"CompressedDataSize": "999999"}, packed=True))  # fmt: skip
+    yield odd("voxels that begin in the header", "HeaderSize .* repair", HeaderSize="10")
     yield odd("spacing NaN", "over 0", ElementSpacing="1.5 nan 2")
     yield odd("spacing 0", "over 0", ElementSpacing="1.5 0 2")
     yield odd("spacing negative", "over 0", ElementSpacing="1.5 -1 2")
@@ -193,15 +201,21 @@ def nrrd(voxels: Array, changes: Lines | None = None, *, packed: bool = True) ->
     return f"NRRD0004\n{head}\n".encode() + (gzip.compress(data, mtime=0) if packed else data)
 
 
-def meta(voxels: Array, changes: Lines | None = None, *, packed: bool = False) -> bytes:
-    """Give the bytes of a MetaImage file on the grid of the phantoms, with other lines."""
-    data = voxels.tobytes(order="F")
+def meta(
+    voxels: Array, changes: Lines | None = None, *, packed: bool = False, share: float = 1
+) -> bytes:
+    """Give the bytes of a MetaImage file on the grid of the phantoms, with other lines.
+
+    It holds only a share of its voxels, the first ones.
+    """
+    data = _cut(voxels.tobytes(order="F"), share)
     written = zlib.compress(data) if packed else data
     lines = {
         "ObjectType": "Image",
         "NDims": "3",
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
+        "HeaderSize": None,
         "CompressedData": str(packed),
         "CompressedDataSize": str(len(written)) if packed else None,
         "TransformMatrix": "-1 0 0 0 -1 0 0 0 1",

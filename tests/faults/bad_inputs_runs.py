@@ -194,14 +194,14 @@ class Predicting:
         return judge(one, said, self.usual[kind], wrong())
 
     def _wrong(self, bad: BadInput, data: Data, out: Path) -> Iterator[str]:
-        if isinstance(bad.verdict, Refused) and bad.verdict.code != 6:
-            yield from (f"{path.name} is there" for path in out.rglob(f"[!.]*{data.ending}"))
-            return
-        for case, truth in data.cases.items():
-            if isinstance(bad.verdict, Refused) and case == "case_0":
-                yield from (f"{path.name} is there" for path in out.glob("case_0.*"))
-                continue
-            drawn = self.drawn[bad.drawn].cases
+        drawn, good = self.drawn[bad.drawn].cases, data.cases
+        if isinstance(bad.verdict, Refused):
+            others = drawn.keys() - {"case_0"} if bad.verdict.code == 6 else set()
+            good = {case: truth for case, truth in data.cases.items() if case in others}
+            names = {f"{case}{data.ending}" for case in good}
+            found = {path.name for path in out.rglob(f"[!.]*{data.ending}")}
+            yield from (f"{name} is there" for name in sorted(found - names))
+        for case, truth in good.items():
             of = next((c for c, one in drawn.items() if one.channels is truth.channels), None)
             image = next((data.folder / "imagesTr").glob(f"{_escaped(case)}_0000*"))
             wanted = None if of is None else self.right[bad.drawn][of]

@@ -29,10 +29,11 @@ def wait_for(
     counter: Path | None = None,
     kill_after_calls: int = 0,
     kill_seconds_later: float = 0.0,
+    kill_alone: bool = False,
 ) -> Ending:
-    """Wait for a child that leads a session, or kill the session some time after its n-th call.
+    """Wait for a child that leads a session, or kill it some time after its n-th call.
 
-    After a kill of the child alone, what it had started is to end by itself.
+    It is killed with all of its session, or alone: then what it had started is to end by itself.
     """
     start, killed = time.monotonic(), None
     while True:
@@ -44,7 +45,10 @@ def wait_for(
             if calls >= kill_after_calls:
                 time.sleep(kill_seconds_later)
                 killed = time.monotonic()
-                _kill(pid)
+                if kill_alone:
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    _kill(pid)
         if time.monotonic() > start + patience:
             _kill(pid)
             os.waitpid(pid, 0)

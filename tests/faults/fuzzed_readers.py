@@ -8,11 +8,12 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import SimpleITK
 from boxed import GEOMETRY, LABELS, placed, save
 from PIL import Image
+from plain_voxels import Array, Plain, plain_meta, plain_nifti, plain_nrrd
 from test_porting import SPEC, tiny_plan, write_folds
 
 from nnseg import record, volume
@@ -57,6 +59,7 @@ class Reader:
     open: Bytes = same
     close: Bytes = same
     settle: Callable[[Path], None] = lambda path: None  # makes other files agree with the changed
+    plain: Plain | None = None  # gives the voxels that `read` must give, one array after the other
 
 
 def draw(kind: str, *, packed: bool = False) -> Callable[[Path], None]:
@@ -79,14 +82,17 @@ def draw_picture(kind: str) -> Callable[[Path], None]:
     return make
 
 
-def read_both(path: Path) -> None:
+def read_both(path: Path) -> Iterator[Array]:
     """Read a file as an image, and as a label map where that can be."""
-    volume.read_image([path])
-    volume.read_segmentation(path)
+    yield volume.read_image([path]).image[0]
+    yield volume.read_segmentation(path)[0]
 
 
-def packed_after(marker: bytes, wbits: int) -> tuple[Bytes, Bytes]:
-    """Give what opens and closes voxels that are packed behind a header; the header stays."""
+def packed_after(marker: bytes, wbits: int, size: bytes = b"(?!)") -> tuple[Bytes, Bytes]:
+    """Give what opens and closes voxels that are packed behind a header.
+
+    The header stays, but for the number after `size`, a pattern: that of the packed bytes.
+    """
 
     def opened(data: bytes) -> bytes:
         head, mark, rest = data.partition(marker)
@@ -95,13 +101,15 @@ def packed_after(marker: bytes, wbits: int) -> tuple[Bytes, Bytes]:
     def closed(data: bytes) -> bytes:
         head, mark, rest = data.partition(marker)
         packer = zlib.compressobj(1, wbits=wbits)
-        return head + mark + packer.compress(rest) + packer.flush()
+        packed = packer.compress(rest) + packer.flush()
+        head = re.sub(rb"(%s)\d+" % size, rb"\g<1>%d" % len(packed), head)
+        return head + mark + packed
 
     return opened, closed
 
 
 NRRD = packed_after(b"\n\n", zlib.MAX_WBITS | 16)
-META = packed_after(b"LOCAL\n", zlib.MAX_WBITS)
+META = packed_after(b"LOCAL\n", zlib.MAX_WBITS, rb"CompressedDataSize = ")
 
 
 def first_member(data: bytes) -> tuple[str, bytes]:
@@ -235,30 +243,33 @@ def read_weights(path: Path) -> None:
 
 RULES = Postprocessing(rules=(KeepLargest(labels=("left", "right")),))
 READERS = {
-    "nii": Reader(file="case.nii", make=draw(".nii"), read=read_both),
+    "nii": Reader(file="case.nii", make=draw(".nii"), read=read_both, plain=plain_nifti),
     "nii.gz": Reader(
         file="case.nii.gz",
         make=draw(".nii.gz"),
         read=read_both,
         open=gzip.decompress,
         close=lambda data: gzip.compress(data, 1, mtime=0),
+        plain=plain_nifti,
     ),
-    "hdr": Reader(file="case.hdr", make=draw(".hdr"), read=read_both),
-    "nrrd": Reader(file="case.nrrd", make=draw(".nrrd"), read=read_both),
+    "hdr": Reader(file="case.hdr", make=draw(".hdr"), read=read_both, plain=plain_nifti),
+    "nrrd": Reader(file="case.nrrd", make=draw(".nrrd"), read=read_both, plain=plain_nrrd),
     "nrrd-packed": Reader(
         file="case.nrrd",
         make=draw(".nrrd", packed=True),
         read=read_both,
         open=NRRD[0],
         close=NRRD[1],
+        plain=plain_nrrd,
     ),
-    "mha": Reader(file="case.mha", make=draw(".mha"), read=read_both),
+    "mha": Reader(file="case.mha", make=draw(".mha"), read=read_both, plain=plain_meta),
     "mha-packed": Reader(
         file="case.mha",
         make=draw(".mha", packed=True),
         read=read_both,
         open=META[0],
         close=META[1],
+        plain=plain_meta,
     ),
     "tif": Reader(
         file="case.tif", make=draw_picture(".tif"), read=lambda path: volume.read_channels(path)

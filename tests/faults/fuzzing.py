@@ -2,12 +2,14 @@
 
 A reader gives what it read, or raises an `NnsegError` whose message is a few lines that a terminal
 can show and that name the file. Nothing else may come of any bytes: no other exception, no end of
-the process, no more than SECONDS, no more than MEMORY. Which bytes are tried follows from a seed.
+the process, no more than SECONDS, no more than MEMORY. The voxels of a volume must be those that
+plain_voxels.py finds in the file. Which bytes are tried follows from a seed.
 
 `scripts/fuzz` runs this file for minutes and keeps, under seeds/, the bytes of whatever broke it.
 """
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import mmap
@@ -26,6 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from plain_voxels import difference
 
 HERE = Path(__file__).parent
 SEEDS = HERE / "seeds"
@@ -174,7 +178,7 @@ class Fuzz:
         self.sound = self.path.read_bytes()
         self.inside = self.reader.open(self.sound)
         self.reader.settle(self.path)
-        self.reader.read(self.path)  # nothing that is imported late is any file's fault
+        assert not self.read()  # nothing that is imported late is any file's fault
 
     def draw(self, seed: str) -> bytes:
         """Give the bytes that a seed leads to."""
@@ -182,6 +186,20 @@ class Fuzz:
         if rng.random() < 0.3:
             return changed(self.sound, rng)
         return self.reader.close(changed(self.inside, rng))
+
+    def read(self) -> str:
+        """Read the file; say how the voxels that it gives differ from those in it, "" if not."""
+        read: Any = self.reader.read(self.path)
+        if self.reader.plain is None:
+            return ""
+        for values in read:
+            try:
+                found = difference(values, self.reader.plain(self.path))
+            except Exception as error:
+                found = f"gives voxels where none can be found: {type(error).__name__}: {error}"
+            if found:
+                return found[:LONGEST]
+        return ""
 
     def judge(self, data: bytes) -> tuple[str, str]:
         """Read some bytes; give what is against the rule, and where, both "" if nothing is."""
@@ -191,7 +209,7 @@ class Fuzz:
         self.reader.settle(self.path)
         started = time.monotonic()
         try:
-            self.reader.read(self.path)
+            found = self.read()
         except NnsegError as error:
             return fault_of(str(error), self.path), ""
         except Exception as error:
@@ -202,7 +220,7 @@ class Fuzz:
             return f"{type(error).__name__}: {str(error)[:200]}", ours[-1] if ours else ""
         if time.monotonic() - started > SECONDS:
             return f"takes over {SECONDS} s", ""
-        return "", ""
+        return found, ""
 
 
 def fault_of(message: str, path: Path) -> str:
@@ -259,6 +277,7 @@ def _read_in_child(fuzz: Fuzz, seeds: Sequence[str], progress: mmap.mmap, found:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)  # libraries complain there of what they meet
+    faulthandler.disable()  # the end of this process is told by who waits for it
     limit_memory(MEMORY)
     signal.signal(signal.SIGALRM, lambda number, frame: _too_long())
     warnings.simplefilter("ignore")

@@ -13,14 +13,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from endings import Ending, wait_for_session
+from endings import IDLE, Ending, wait_for_session
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 PATIENCE = 60.0  # seconds; a command on these small data that takes longer hangs
 WRITING = "open,write,rename,sync,link,mkdir"  # what a full disk refuses
 CHANGING = f"{WRITING},remove"
-LIVED: list[float] = []  # seconds from each fault to the end of the last process
+RANKS_IDLE = 60.0  # seconds that any of several ranks may live on after a fault
+LIVED: list[float] = []  # seconds from each fault that ended a command to its last process's end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Outcome:
     said: str
     calls: tuple[Call, ...]
     fault: Fault
-    lived: float = 0.0  # seconds from the fault to the end of the last process; 0 without a fault
+    lived: float = 0.0  # seconds from the fault, if it ended the command, to the last process's end
 
     @property
     def hit(self) -> Call | None:
@@ -110,6 +111,7 @@ class Injector:
         self.library = library
         self.scratch = scratch
         self._numbers = count()
+        self._kills = count()
 
     def start(self, root: Path, *arguments: str, fault: Fault = NONE) -> Running:
         """Start `python -m nnseg`, in a process group of its own."""
@@ -143,6 +145,7 @@ class Injector:
         (place / "trace").touch()
         (place / "said").touch()
         return {
+            "FAULTS_STRUCK": str(place / "struck"),
             "LD_PRELOAD": str(self.library),
             "OMP_NUM_THREADS": "1",
             "FAULTS_FOLDER": str(root.resolve() / below),
@@ -185,13 +188,19 @@ class Forks(Injector):
         below: str = "",
         kill_after_calls: int = 0,
         kill_seconds_later: float = 0.0,
+        idle: float = IDLE,
     ) -> Outcome:
-        """Have the process do what a request says, to its end or until it is killed."""
+        """Have the process do what a request says, to its end or until it is killed.
+
+        Every second kill is of the command alone, and not of the processes that it has started. No
+        process may live on for `idle` seconds after a fault that ended the command.
+        """
         place = self.scratch / str(next(self._numbers))
         limits = {
             "patience": PATIENCE,
             "kill_after_calls": kill_after_calls,
             "kill_seconds_later": kill_seconds_later,
+            "kill_alone": kill_after_calls > 0 and next(self._kills) % 2 > 0,
         }
         environment = self.environment(root, place, fault, below)
         output = str(place / "said")
@@ -199,7 +208,7 @@ class Forks(Injector):
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         assert answer, "the warm process has ended"
-        return outcome(Ending(**json.loads(answer)), place, fault)
+        return outcome(Ending(**json.loads(answer)), place, fault, idle)
 
     def send(self, request: dict[str, Any]) -> None:
         """Send a request, and wait for nothing."""
@@ -224,7 +233,7 @@ class Warm(Forks):
         kill_after_calls: int = 0,
         kill_seconds_later: float = 0.0,
     ) -> Outcome:
-        """Run a command to its end, or until it and all that it started are killed."""
+        """Run a command to its end, or until it is killed."""
         return self.ask(
             {"arguments": [*arguments, "--root", str(root)]},
             root,
@@ -235,10 +244,11 @@ class Warm(Forks):
         )
 
 
-def outcome(ending: Ending, place: Path, fault: Fault) -> Outcome:
+def outcome(ending: Ending, place: Path, fault: Fault, idle: float = IDLE) -> Outcome:
     """Read what a command that has ended left in the folder of its counter, and remove that.
 
-    No process lives on after it, and it has not hung: AssertionError if one does, or it has.
+    No process lives on after it, nor for `idle` seconds after the first fault if that ended it, and
+    it has not hung: AssertionError if one does, or it has.
     """
     calls = []
     for line in (place / "trace").read_text().splitlines():
@@ -246,10 +256,14 @@ def outcome(ending: Ending, place: Path, fault: Fault) -> Outcome:
         calls.append(Call(number=int(number), kind=kind, path=Path(path), seconds=float(seconds)))
     calls.sort(key=lambda call: call.number)
     said = (place / "said").read_text()
+    faults = [call.seconds for call in calls if call.number == fault.at]
+    faults += [] if ending.killed is None else [ending.killed]
+    if (place / "struck").exists():
+        faults.append(float((place / "struck").read_text()))
     shutil.rmtree(place)
     assert not ending.hung, f"hangs after {fault}: {said}"
     assert not ending.left, f"{ending.left} processes live on after {fault}: {said}"
-    hit = next((call.seconds for call in calls if call.number == fault.at), ending.killed)
-    lived = 0.0 if hit is None else ending.ended - hit
+    lived = ending.ended - min(faults) if faults and ending.code else 0.0
+    assert lived < idle, f"lived on for {lived:.1f} s after {fault}: {said}"
     LIVED.append(lived)
     return Outcome(code=ending.code, said=said, calls=tuple(calls), fault=fault, lived=lived)

@@ -1,8 +1,9 @@
 """Predictions in a process of their own, which prints what memory it has taken, in bytes.
 
 `many FOLDER EARLY LATE`: by as many predictions of small scans, at EARLY and at LATE.
-`classes SIDE CLASSES DEPTH`: at most, by the imports and by one image of SIDE^3 voxels with so many
-classes, in tiles of DEPTH x 64 x 64 voxels.
+`classes PLANES SIDE CLASSES DEPTH`: at most, once a small network of so many classes is built, and
+after one image of PLANES x SIDE x SIDE voxels, an array in memory: in bf16, without mirrors, by
+tiles of DEPTH x 64 x 64 voxels that do not overlap.
 """
 
 import os
@@ -41,7 +42,7 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def classes(side: int, number: int, depth: int) -> tuple[int, int]:
+def classes(planes: int, side: int, number: int, depth: int) -> tuple[int, int]:
     import numpy as np
     from tiny import shrink, toy_plan
 
@@ -67,13 +68,13 @@ def classes(side: int, number: int, depth: int) -> tuple[int, int]:
         weights_sha256=("0" * 64,),
     )
     predictor = Predictor(members=(Member(model=model),), step=1.0)
-    imported = peak_memory()
+    built = peak_memory()
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(side, side, side)).astype(np.float32)
+    image = rng.normal(size=(planes, side, side)).astype(np.float32)
     found = predictor.predict((image, (2.0, 1.0, 1.5)))
     assert found.shape == image.shape
     assert len(np.unique(found)) > 1
-    return imported, peak_memory()
+    return built, peak_memory()
 
 
 if __name__ == "__main__":
@@ -82,6 +83,6 @@ if __name__ == "__main__":
     if what == "many":
         taken = many(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
     else:
-        side, number, depth = map(int, arguments)
-        taken = classes(side, number, depth)
+        planes, side, number, depth = map(int, arguments)
+        taken = classes(planes, side, number, depth)
     print(*taken)

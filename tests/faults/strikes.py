@@ -31,6 +31,12 @@ def once_there(folder: str, pattern: str, act: Callable[[], object]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def note_strike() -> None:
+    """Note when the command was struck first: from then on it has to come to an end."""
+    with contextlib.suppress(FileExistsError), open(os.environ["FAULTS_STRUCK"], "x") as file:
+        file.write(str(time.monotonic()))
+
+
 def fill(disk: str, folder: str, pattern: str) -> None:
     """Have another program fill the disk once a file is there."""
 
@@ -39,6 +45,7 @@ def fill(disk: str, folder: str, pattern: str) -> None:
             while free := shutil.disk_usage(disk).free:
                 with contextlib.suppress(OSError):  # the command was quicker; then what is left
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+        note_strike()
 
     once_there(folder, pattern, act)
 
@@ -47,6 +54,7 @@ def send(note: str, folder: str, pattern: str, *names: str) -> None:
     """Send this process signals, one after the other, once a file is there; note when."""
 
     def act() -> None:
+        note_strike()
         for name in names:
             Path(note).write_text(str(time.monotonic()))
             os.kill(os.getpid(), getattr(signal, name))
@@ -67,6 +75,7 @@ def note_then_stop(note: str, folder: str, pattern: str) -> None:
             "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
         }
         Path(note).write_text(json.dumps(found))
+        note_strike()
         os.kill(os.getpid(), signal.SIGINT)
 
     once_there(folder, pattern, act)
@@ -149,6 +158,7 @@ def two_ranks(port: str, metrics: str = "", epochs: str = "0") -> None:
         while True:
             try:
                 if len(Path(metrics).read_text().splitlines()) > int(epochs):
+                    note_strike()
                     os.kill(os.getpid(), signal.SIGKILL)
             except OSError:
                 pass
@@ -197,6 +207,7 @@ def note_children(note: str, folder: str, pattern: str) -> None:
 
 def kill_children() -> None:
     for pid in children():
+        note_strike()
         with contextlib.suppress(ProcessLookupError):  # it has just been waited for
             os.kill(pid, signal.SIGKILL)
 

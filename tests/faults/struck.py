@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from injection import NONE, Fault, Forks, Outcome
+from endings import IDLE
+from injection import NONE, RANKS_IDLE, Fault, Forks, Outcome
 from oracle import Tree, tree_of
 
 DATASET = "Dataset001_Flat"  # the phantoms of `flat`: six cases and three scans, fold 0 trained
@@ -40,7 +41,8 @@ class Struck(Forks):
             "arguments": [*arguments, "--root", str(root)],
             "befalls": [[str(word) for word in one] for one in befalls],
         }
-        return self.ask(request, root, fault, below=below)
+        several = any(one[0] == "two_ranks" for one in befalls)
+        return self.ask(request, root, fault, below=below, idle=RANKS_IDLE if several else IDLE)
 
 
 def predict(root: Path, out: Path, *extra: str) -> tuple[str, ...]:

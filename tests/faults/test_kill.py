@@ -1,4 +1,4 @@
-"""kill -9 of `nnseg preprocess` and all its processes, from outside, at random times."""
+"""kill -9 of `nnseg preprocess`, with all its processes or alone, from outside, at random times."""
 
 import random
 import shutil
@@ -47,8 +47,14 @@ def test_preprocessing_that_is_killed_ends_as_if_it_had_not_been(
         folder = root / "preprocessed"
         calls = rng.choice(writing) if number % 10 else rng.randrange(1, len(census.calls))
         later = rng.uniform(0, 0.01)
+        apart = ("--apart",) if number % 8 in (2, 3) else ()  # workers that may be left alone
         killed = warm.run(
-            root, *PREPROCESS, fault=SLOWER, kill_after_calls=calls, kill_seconds_later=later
+            root,
+            *PREPROCESS,
+            *apart,
+            fault=SLOWER,
+            kill_after_calls=calls,
+            kill_seconds_later=later,
         )
         done = len(records_in(folder)) == len(records)
         phase = phase_of(killed.calls, is_of_case, done=done)

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from endings import Ending
+from endings import IDLE, Ending
 from injection import NONE, Fault, Injector, Outcome, outcome
 
 SHOW_ERRORS = """
@@ -31,7 +32,7 @@ def run(injector: Injector, root: Path, code: str, fault: Fault = NONE) -> Outco
             cwd=root / "preprocessed",
             stdout=said,
         )
-    return outcome(Ending(code=ended), place, fault)
+    return outcome(Ending(code=ended, ended=time.monotonic()), place, fault)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_a_kill_ends_the_process_within_the_call(injector: Injector, tmp_path: P
     code = "open('a', 'w').write('1234'); open('b', 'w')"
     found = run(injector, tmp_path, code, Fault(action="kill", at=2))
     assert found.code == -signal.SIGKILL
+    assert 0 < found.lived < IDLE
     assert (tmp_path / "preprocessed" / "a").read_text() == "12"
     assert len(found.calls) == 2
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -107,6 +108,22 @@ def test_where_every_worker_is_killed_all_cases_are_listed_and_nothing_hangs(
         said = f"case {case}: its worker was killed (signal 9, probably out of memory"
         assert f"\n  {said}" in killed.said
     assert "free memory or leave it out" in killed.said
+    assert not half_files(root / "preprocessed")
+    assert struck.run(root, *PREPROCESS).code == 0
+    assert not differences(tree_of(root / "preprocessed"), right)
+    tally("kill -9", 1, 1)
+
+
+@pytest.mark.fault("R02", "B1.2")
+def test_workers_whose_command_is_killed_alone_end_and_the_next_run_makes_the_same_files(
+    struck: Struck, root: Path, tmp_path: Path, tally: Tally
+) -> None:
+    right = tree_of(root / "preprocessed")
+    without_store(root)
+    befalls = [("send", tmp_path / "note", store_of(root), "*.b2nd", "SIGKILL")]
+    killed = struck.run(root, *PREPROCESS, "--apart", befalls=befalls, fault=SLOWED)
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert killed.lived > 0
     assert not half_files(root / "preprocessed")
     assert struck.run(root, *PREPROCESS).code == 0
     assert not differences(tree_of(root / "preprocessed"), right)

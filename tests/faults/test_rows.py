@@ -1,14 +1,16 @@
 """docs/reliability.md and the marks of the tests tell of the same faults; so do their tallies."""
 
 import re
+import signal
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import endings
 import pytest
-from injection import CHECKOUT, PATIENCE
+from injection import CHECKOUT, LIVED, NONE, PATIENCE, outcome
 from tallies import COUNTED, Row, Tallies, Test
 
 MARK = re.compile(r"mark\.fault\(([^()]*)\)")
@@ -78,3 +80,39 @@ def test_a_process_that_outlives_its_command_is_told_and_ended(
     process.wait(PATIENCE)
     assert endings.wait_for_session(process.pid) == 1
     assert endings.wait_for_session(process.pid) == 0
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_command_had_started_is_killed_with_it_or_has_to_end_by_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: bool
+) -> None:
+    monkeypatch.setattr(endings, "IDLE", 0.2)
+    counter = tmp_path / "counter"
+    counter.write_bytes((1).to_bytes(8, sys.byteorder))
+    process = subprocess.Popen(["sh", "-c", "sleep 99 & wait"], start_new_session=True)
+    ending = endings.wait_for(
+        process.pid, patience=PATIENCE, counter=counter, kill_after_calls=1, kill_seconds_later=0.5,
+        kill_alone=alone,
+    )  # fmt: skip
+    process.returncode = ending.code  # it has been waited for
+    assert ending.code == -signal.SIGKILL
+    assert ending.left == alone
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "lived"), [(4, 29.0, 29.0), (4, 31.0, None), (0, 31.0, 0.0)]
+)
+def test_a_process_that_lives_on_after_a_strike_is_told_but_not_one_that_goes_on_with_its_work(
+    tmp_path: Path, code: int, seconds: float, lived: float | None
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for name, text in (("trace", ""), ("said", ""), ("struck", "100.0")):
+        (place / name).write_text(text)
+    ending = endings.Ending(code=code, ended=100.0 + seconds)
+    if lived is None:
+        with pytest.raises(AssertionError, match=r"lived on for 31\.0 s"):
+            outcome(ending, place, NONE)
+    else:
+        assert outcome(ending, place, NONE).lived == lived
+        assert LIVED.pop() == lived  # of no fault

@@ -52,7 +52,6 @@ def right(struck: Struck, flat: Any, tmp_path_factory: pytest.TempPathFactory) -
     return all_three(struck, root)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("R28", "B1.2")
 def test_hardly_any_shared_memory_is_needed(
     struck: Struck, root: Path, right: tuple[Any, ...], tally: Tally

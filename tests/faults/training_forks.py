@@ -58,6 +58,7 @@ def train(request: dict[str, Any]) -> int:
     import logging
     from dataclasses import replace
 
+    from strikes import note_strike
     from test_train import make_task
 
     from nnseg import train as stage
@@ -75,6 +76,7 @@ def train(request: dict[str, Any]) -> int:
     def on_step(what: str, done: int, total: int) -> None:
         started.append(done)
         if len(started) == request["kill_at_step"]:
+            note_strike()
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:

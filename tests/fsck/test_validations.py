@@ -94,6 +94,18 @@ def test_a_label_map_that_was_changed_since_the_validation_is_an_error(fold: Pat
     assert "--val" in str(finding)
 
 
+def test_a_changed_byte_of_the_proof_of_a_validation_is_an_error(fold: Path) -> None:
+    path = validated_file(fold)
+    record.save_sealed(Validated(weights_sha256="w", cases=CASES), path)
+    assert examine_results(fold).findings == ()
+    path.write_text(path.read_text().replace("brain_2", "brain_3"))
+    (finding,) = examine_results(fold).findings
+    assert (finding.severity, finding.rule) == ("error", "validation")
+    assert finding.file.endswith("validation/validated.json")
+    assert "is damaged" in finding.found
+    assert "--val" in finding.remedy
+
+
 @pytest.mark.parametrize("name", ["a\0b.nii.gz", "../a.nii.gz"])
 def test_a_proof_that_names_what_is_no_file_is_damaged(fold: Path, name: str) -> None:
     path = validated_file(fold)

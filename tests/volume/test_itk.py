@@ -1,5 +1,8 @@
+import gzip
 import logging
 import re
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +217,144 @@ def test_a_header_without_a_spacing_is_said_to_be_taken_as_1_mm(
         _, geometry = read_array(headed(tmp_path, line))
     assert geometry.spacing == (1.0, 1.0, 1.0)
     assert "does not say its spacing; 1 mm is taken" in caplog.text
+
+
+RAW = LABEL.astype("<i2").tobytes()
+PACKED = zlib.compress(RAW)
+
+
+def packed_meta(folder: Path, lines: str, voxels: bytes) -> Path:
+    """A .mha file of LABEL's grid whose header says `lines` of its voxels."""
+    path = folder / "a.mha"
+    path.write_bytes(f"{META}{lines}ElementSpacing = 1 2 3\nElementDataFile = LOCAL\n".encode())
+    with open(path, "ab") as file:
+        file.write(voxels)
+    return path
+
+
+def packing(size: object, packed: str = "True") -> str:
+    return f"CompressedData = {packed}\nCompressedDataSize = {size}\n"
+
+
+def named(value: object) -> str:
+    """Name a test by what is short text; bytes of voxels are none."""
+    return value[:60] if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_voxels_of_every_type_that_simpleitk_writes_are_read(
+    tmp_path: Path, kind: str, packed: bool, ending: str
+) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(LABEL.astype(kind)), str(path), packed)
+    array, _ = read_array(path)
+    assert array.dtype == kind
+    np.testing.assert_array_equal(array, LABEL)
+
+
+@pytest.mark.parametrize(
+    ("lines", "voxels"),
+    [
+        (packing(len(PACKED)), PACKED),
+        (packing(len(PACKED), "true"), PACKED),
+        (packing(len(PACKED)).replace(" =", ":"), PACKED),
+        (packing(len(PACKED)).replace("\n", "\r\n"), PACKED),
+        (packing(len(gzip.compress(RAW, mtime=0))), gzip.compress(RAW, mtime=0)),
+        (packing(0, "False"), RAW),
+        ("HeaderSize = 0\n", RAW),
+        ("HeaderSize = -1\n", RAW),
+    ],
+    ids=named,
+)
+def test_a_meta_image_is_read_as_its_header_says(tmp_path: Path, lines: str, voxels: bytes) -> None:
+    np.testing.assert_array_equal(read_array(packed_meta(tmp_path, lines, voxels))[0], LABEL)
+
+
+HALF, MORE = zlib.compress(RAW[:60]), zlib.compress(RAW + RAW)
+
+
+@pytest.mark.parametrize(
+    ("lines", "voxels", "message"),
+    [
+        (packing(len(HALF)), HALF, "unpacks to 60 bytes of voxels where its header announces 120"),
+        (packing(len(MORE)), MORE, "unpacks to more than its header announces"),
+        ("CompressedData = True\n", PACKED, "the header's CompressedDataSize is nothing; "),
+        (packing(0), PACKED, "the header's CompressedDataSize is 0; "),
+        (packing(len(PACKED) - 9), PACKED, "save the image anew by the program that made it"),
+        (packing(len(PACKED) + 9), PACKED, "it was cut off, copy it again"),
+        (packing(len(PACKED)), PACKED + b"tail", "the header's CompressedDataSize is "),
+        (packing("9" * 5000), PACKED, "the header's CompressedDataSize is 999"),
+        (packing("many"), PACKED, "the header's CompressedDataSize is many"),
+        (packing("-1"), PACKED, "CompressedDataSize at most once; repair the header"),
+        (packing(5) + packing(len(PACKED)), PACKED, "the header must say CompressedData once"),
+        (packing(len(HALF), "T"), HALF, "the header must say CompressedData once"),
+        (packing(len(HALF), "1"), HALF, "the header must say CompressedData once"),
+        (packing(len(HALF), "True indeed"), HALF, "the header must say CompressedData once"),
+        (packing(len(HALF)).replace(" =", ":"), HALF, "unpacks to 60 bytes"),
+        (f" {packing(len(HALF))}", HALF, "unpacks to 60 bytes"),
+        ("HeaderSize = 10\n", RAW, "the header's HeaderSize must be 0 or -1; repair the header"),
+        ("HeaderSize : 100\n", RAW, "the header's HeaderSize must be 0 or -1"),
+        (f"HeaderSize = 10\n{packing(len(PACKED))}", PACKED, "HeaderSize must be 0 or -1"),
+        ("", RAW[:-1], "it was cut off, copy it again"),
+        ("", b"", "it was cut off, copy it again"),
+        ("HeaderSize = -1\n", RAW[:60], "it was cut off, copy it again"),
+    ],
+    ids=named,
+)
+def test_a_meta_image_whose_voxels_are_not_all_there_is_refused(
+    tmp_path: Path, lines: str, voxels: bytes, message: str
+) -> None:
+    path = packed_meta(tmp_path, lines, voxels)
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read_array(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0, 60, 119])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "hex", "text"])
+def test_a_nrrd_whose_voxels_are_not_all_there_is_refused(
+    tmp_path: Path, encoding: str, share: int
+) -> None:
+    path = tmp_path / "a.nrrd"
+    part = RAW[:share]
+    voxels = {
+        "raw": part,
+        "gzip": gzip.compress(part, mtime=0),
+        "hex": part.hex().encode(),
+        "text": " ".join(map(str, LABEL.ravel()[: share // 2])).encode(),
+    }
+    header = f"{NRRD}spacings: 1 2 3\n".replace("encoding: raw", f"encoding: {encoding}")
+    path.write_bytes(f"{header}\n".encode() + voxels[encoding])
+    with pytest.raises(DataError, match=r"a\.nrrd: cannot be read .*; restore it"):
+        read_array(path)
+
+
+def test_packed_voxels_are_counted_without_room_for_all_of_them(tmp_path: Path) -> None:
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(63))
+    packed += packer.compress(bytes(2**20 - 1)) + packer.flush()
+    path = packed_meta(tmp_path, packing(len(packed)), packed)
+    header = path.read_bytes().replace(b"5 4 3", b"1024 1024 64").replace(b"SHORT", b"UCHAR")
+    path.write_bytes(header)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="unpacks to 67108863 bytes of voxels where its header"):
+            read_array(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**25
+
+
+@pytest.mark.parametrize(
+    "line", ["TransformMatrix\0 = 1 0 0 0 nan 0 0 0 1", "space origin: (1,2,3)\0"]
+)
+def test_a_header_with_a_zero_byte_in_which_names_could_hide_is_refused(
+    tmp_path: Path, line: str
+) -> None:
+    with pytest.raises(DataError, match="its header is no text, as it has a zero byte; restore it"):
+        read_array(headed(tmp_path, line))

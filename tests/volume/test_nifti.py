@@ -1,6 +1,7 @@
 import gzip
 import logging
 import math
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -466,3 +467,80 @@ def test_a_comment_stands_in_a_large_header_too(tmp_path: Path) -> None:
     assert image.header["sizeof_hdr"] == 540
     assert image.header.extensions[0].text.rstrip("\0") == "names"
     assert np.array_equal(nifti.read(tmp_path / "a.nii")[0], array)
+
+
+def long(path: Path, after: int, *, members: int = 1) -> Path:
+    """A packed image that goes on after its voxels with so many zeros."""
+    head, rest = gzip.decompress(made(path).read_bytes()), bytes(after)
+    parts = [head + rest] if members == 1 else [head, rest]
+    path.write_bytes(b"".join(gzip.compress(part, 1) for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_follows_the_voxels_may_be_as_long_as_a_block(tmp_path: Path, members: int) -> None:
+    path = long(tmp_path / "a.nii.gz", nifti.MOST_AFTER, members=members)
+    assert np.array_equal(nifti.read(path)[0], LABEL)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), LABEL)
+    path = long(path, nifti.MOST_AFTER + 1, members=members)
+    with pytest.raises(DataError, match=r"a\.nii\.gz: goes on for more than 1048576 bytes after"):
+        nifti.read(path)
+
+
+def test_of_a_long_rest_little_is_unpacked(tmp_path: Path) -> None:
+    path = long(tmp_path / "a.nii.gz", 2**28)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="goes on for more than"):
+            nifti.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("after", [bytes(2**22), gzip.compress(b"") * 10**5])
+def test_a_file_that_unpacks_to_nothing_more_is_not_read_to_its_end(
+    tmp_path: Path, after: bytes
+) -> None:
+    path = made(tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes() + after)
+    with pytest.raises(DataError, match="goes on for more than"):
+        nifti.read(path)
+
+
+def test_a_few_zeros_fill_a_file_up_and_its_end_is_still_checked(tmp_path: Path) -> None:
+    path = made(tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes() + bytes(512))
+    assert np.array_equal(nifti.read(path)[0], LABEL)
+    data = bytearray(long(path, 1000).read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        nifti.read(path)
+
+
+def test_of_a_plain_file_what_follows_the_voxels_is_not_read(tmp_path: Path) -> None:
+    path = made(tmp_path / "a.nii")
+    with open(path, "ab") as file:
+        file.truncate(2**36)  # takes no room on the disk
+    began = time.process_time()
+    assert np.array_equal(nifti.read(path)[0], LABEL)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr"])
+def test_what_nibabel_finds_odd_in_a_header_is_logged_as_ours_with_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    path = made(tmp_path / f"a{ending}")
+    plain = path if not ending.endswith(".gz") else None
+    data = bytearray(path.read_bytes() if plain else gzip.decompress(path.read_bytes()))
+    data[PIXDIM : PIXDIM + 4] = np.array(3, "<f4").tobytes()  # neither 1 nor -1
+    path.write_bytes(data if plain else gzip.compress(data))
+    caplog.set_level(logging.INFO)
+    nifti.read(path)
+    assert {entry.name for entry in caplog.records} == {"nnseg.volume.nifti"}
+    assert str(path) in caplog.text
+    assert all(entry.levelno < logging.WARNING for entry in caplog.records)
+    logging.getLogger("nibabel.global").warning("of somebody else's")
+    assert caplog.records[-1].name == "nibabel.global"
