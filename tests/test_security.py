@@ -152,6 +152,7 @@ def is_entry(part: ast.expr) -> bool:
     return False
 
 
+@pytest.mark.fault("S02")
 @pytest.mark.parametrize("file", TREES)
 def test_no_file_runs_what_another_holds_or_calls_the_network(file: str) -> None:
     assert forbidden(TREES[file]) == []
@@ -250,6 +251,7 @@ if "torch" not in sys.modules:
 """
 
 
+@pytest.mark.fault("S11")
 def test_measuring_planning_and_predicting_never_connect(flat: Any, tmp_path: Path) -> None:
     root = ["--root", str(flat.raw.parent)]
     dataset = "Dataset001_Flat"
@@ -266,6 +268,7 @@ def test_measuring_planning_and_predicting_never_connect(flat: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.fault("S11")
 def test_the_whole_job_runs_where_there_is_no_network(tmp_path: Path) -> None:
     alone = next(
         (how for how in (["unshare", "-n"], ["unshare", "-rn"]) if can_run([*how, "true"])), None
@@ -351,6 +354,7 @@ def pins() -> dict[str, tuple[str, str]]:
     return {match[1]: (match[2], match[3]) for match in matches if match}
 
 
+@pytest.mark.fault("S15")
 def test_every_package_is_pinned_by_its_hash_at_the_version_of_the_constraints() -> None:
     text = (CHECKOUT / "constraints-cpu.txt").read_text("utf-8")
     constraints = {
@@ -361,6 +365,7 @@ def test_every_package_is_pinned_by_its_hash_at_the_version_of_the_constraints()
     assert dependencies() <= pinned.keys()
 
 
+@pytest.mark.fault("S15")
 def test_whatever_a_pinned_package_needs_is_pinned() -> None:
     found = pins()
     needed: set[str] = set()
@@ -376,6 +381,7 @@ def test_whatever_a_pinned_package_needs_is_pinned() -> None:
     assert needed <= found.keys()
 
 
+@pytest.mark.fault("S15")
 def test_the_bill_of_materials_names_the_same_packages_by_the_same_hashes() -> None:
     bill = json.loads((CHECKOUT / "sbom.cdx.json").read_text("utf-8"))
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
@@ -396,6 +402,7 @@ def test_no_file_says_where_a_package_is_to_come_from(file: str) -> None:
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links|file:/", text)
 
 
+@pytest.mark.fault("S13", "S15")
 def test_the_policy_says_whom_to_tell_and_what_is_promised() -> None:
     text = (CHECKOUT / "SECURITY.md").read_text("utf-8")
     for part in ("## Tell us", "## Supported versions", "## What is promised", "## What is not"):
