@@ -126,7 +126,7 @@ def records() -> Iterator[Attack]:
         yield Attack(
             name=f"our record that is {name}",
             make=replace_record(text),
-            cause="JSON|nested|are more than|SHA-256|has no|record",
+            cause="JSON|nested|more than|SHA-256|has no|record",
             names="checkpoint_final.json",
             rule="S05",
             slow=name not in ("10^5 levels deep", "NaN"),

@@ -32,5 +32,6 @@ JSON_BOMBS: dict[str, Callable[[], str]] = {
     "a number of 5000 digits": lambda: '{"a": ' + "9" * 5000 + "}",
     "half of a character": lambda: '{"a": "\\ud800"}',
     "100 MB of blanks": lambda: '{"a": 1' + " " * 10**8,
+    "30 MB of lists": lambda: '{"a": [' + "[]," * 10**7 + "[]]}",
     "100 MB of lists": lambda: '{"a": [' + "[]," * (10**8 // 3) + "[]]",
 }
