@@ -15,7 +15,16 @@ from nnseg import report
 from nnseg.dataset import find_training_cases, read_spec
 from nnseg.errors import MissingError
 from nnseg.evaluate import TOLERANCE_MM
-from nnseg.folders import Folders, checkpoint_file
+from nnseg.folders import (
+    Folders,
+    checkpoint_file,
+    confidence_file,
+    metrics_file,
+    progress_file,
+    summary_file,
+    validated_record,
+    validation_folder,
+)
 from nnseg.lock import locked
 from nnseg.parallel import OnProgress
 from nnseg.runlog import Run, logged_run
@@ -317,7 +326,10 @@ def _logged(
         "fold": about.fold,
     }
     with logged_run(folder, "train", arguments | asdict(settings), stop=stop) as run:
+        validation = validation_folder(folder)
         run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
+        run.outputs += [metrics_file(folder), progress_file(folder), validated_record(validation)]
+        run.outputs += [summary_file(validation), confidence_file(validation)]
         yield run
 
 

@@ -15,6 +15,8 @@ from tallies import Tally
 FSCK = ("fsck", "1")
 ONE_STEP = "--epochs 1 --iterations 1 --validation-iterations 1 --batch-size 2 --no-validation"
 KINDS = ("flip", "flip", "cut")
+# Somebody may have meant it where what is left is sound: a warning names the file.
+MAY_BE_EDITED = ("nnseg.json", "splits_final.json")
 
 
 def train(warm_torch: Warm, root: Path, configuration: str) -> tuple[int, str]:
@@ -122,12 +124,14 @@ def test_a_flipped_or_cut_byte_of_a_model_its_probabilities_or_a_plan_is_found(
     right = warm_models.run(chosen, *FSCK)
     assert right.code == 0, right.said
     files, rng, wrong = kept_files(chosen), random.Random(count), []
+    rng.shuffle(files)  # so that a few of them are of all kinds
     for number in range(count):
         path = files[number % len(files)]
         data = path.read_bytes()
         what = damage(path, KINDS[number % len(KINDS)], rng)
         fsck = warm_models.run(chosen, *FSCK)
-        if fsck.code != 3 or path.name not in fsck.said or "Traceback" in fsck.said:
+        codes = (0, 3) if path.name in MAY_BE_EDITED else (3,)
+        if fsck.code not in codes or path.name not in fsck.said or "Traceback" in fsck.said:
             wrong.append(f"{what}: fsck ends with {fsck.code}: {fsck.said}")
         path.write_bytes(data)
     tally("damage, models and plans", count - len(wrong), count)
