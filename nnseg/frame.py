@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,16 @@ CHUNK_BYTES = 2**22
 
 # A frame of Blosc2: fixed fields, the index of its metalayers, chunks, and a trailer with more.
 FRAME_MAGIC = b"\x9e\xa8b2frame\0"
-FRAME_BYTES = slice(16, 24)  # length of the frame, big-endian
+HEAD_BYTES = slice(11, 15)  # length of all before the chunks, big-endian as those that follow
+FRAME_BYTES = slice(16, 24)  # length of the frame
+CHUNKS_BYTES = slice(39, 47)  # length of the chunks; behind them lies their index, another chunk
 FRAME_LAYERS = slice(91, 99)  # how many metalayers, and the name of the first
 OUR_LAYERS = b"\xde\x00\x01\xa4b2nd"  # one, which says shape and type
 FRAME_HEAD, FRAME_TAIL = 99, 23
 TRAILER_BYTES = slice(1, 5)  # of the tail: length of the trailer, big-endian
 TRAILER_LAYERS = slice(6, 9)  # of the trailer
 NO_LAYERS = b"\xde\x00\x00"
+CHUNK_HEAD, PACKED_BYTES = 16, slice(12, 16)  # of a chunk, and in it its own length, little-endian
 
 
 def pack(array: NDArray[Any]) -> bytes:
@@ -120,6 +123,9 @@ def _refuse_other_frames(path: Path) -> None:
             trailer = size - int.from_bytes(tail[TRAILER_BYTES], "big")
             file.seek(max(0, trailer))
             layers = file.read(FRAME_TAIL)[TRAILER_LAYERS]
+            first = int.from_bytes(head[HEAD_BYTES], "big")
+            index = first + int.from_bytes(head[CHUNKS_BYTES], "big")
+            fitting = _chunks_fit(file, first, index) and _chunks_fit(file, index, trailer)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); restore it or have it made anew"
@@ -129,9 +135,24 @@ def _refuse_other_frames(path: Path) -> None:
         and int.from_bytes(head[FRAME_BYTES], "big") == size
         and head[FRAME_LAYERS] == OUR_LAYERS
         and layers == NO_LAYERS
+        and fitting
     )
     if not plain:
         raise _no_plain_array(path)
+
+
+def _chunks_fit(file: BinaryIO, start: int, stop: int) -> bool:
+    """Whether chunks lie one behind the other from `start` to `stop`.
+
+    Blosc2 3.3.5 reads as far as a chunk says that it goes, be it beyond the end of the file.
+    """
+    while start < stop:
+        file.seek(start)
+        size = int.from_bytes(file.read(CHUNK_HEAD)[PACKED_BYTES], "little")
+        if size < CHUNK_HEAD:
+            return False
+        start += size
+    return start == stop
 
 
 def _no_plain_array(path: Path) -> DataError:
