@@ -7,6 +7,7 @@ never runs code.
 
 import hashlib
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -78,10 +79,11 @@ def save_weights(folder: Path, name: str, data: bytes) -> tuple[str, str]:
 
 
 def forget_weights(folder: Path, name: str, keep: Collection[str]) -> None:
-    """Remove weights of checkpoint `name` other than the files `keep`."""
+    """Remove weights of checkpoint `name` other than the files `keep`, as far as it can be."""
     for path in folder.glob(f"{name}-*.safetensors"):
         if path.name not in keep:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the next checkpoint tries it again
+                path.unlink()
 
 
 def check_weights(folder: Path, file: str, digest: str) -> None:
