@@ -32,10 +32,11 @@ from parity_predict import (
 )
 from timing import Row, Run, alternate, measure, report
 
-from nnseg.checkpoint import Kind
+from nnseg import record
+from nnseg.checkpoint import Checkpoint, Kind
 from nnseg.dataset import DatasetSpec
 from nnseg.exchange.nnunet_folder import ImportedModel
-from nnseg.folders import Folders
+from nnseg.folders import Folders, checkpoint_file
 from nnseg.verbs.porting import export_model, import_model
 from nnseg.volume import read_segmentation
 
@@ -53,6 +54,12 @@ class SameModel:
     theirs: ImportedModel
     fold: str
     kind: Kind  # the checkpoint
+
+    @property
+    def mirrors(self) -> int:
+        """Ways in which a tile is seen: as it is, and along the axes that training has mirrored."""
+        folder = self.ours / f"fold_{self.fold}"
+        return 2 ** len(record.load(Checkpoint, checkpoint_file(folder, self.kind)).mirror_axes)
 
     @property
     def spec(self) -> DatasetSpec:
@@ -115,6 +122,7 @@ def train_model(shared: Path, root: Path, *, quick: bool) -> Path:
     nnseg = [sys.executable, "-m", "nnseg"]
     common = ["--root", str(root), "-q"]
     length = ["--epochs", "1", "--iterations", "2"] if quick else ["--budget", BUDGET]
+    length += ["--augmentation", "full"]  # a mild one has no mirrors, and neither the prediction
     length += ["--validation-iterations", "1"] if quick else []
     measure([*nnseg, "plan", DATASET, *common])
     measure([*nnseg, "preprocess", DATASET, "-c", CONFIGURATION, *common])
@@ -157,7 +165,7 @@ def compare(
     return Row(
         name="predict a folder",
         data=f"{len(cases)} hippocampus images, {model.theirs.configuration_name}, fold "
-        f"{model.fold}, all mirrors; peer: {setting}",
+        f"{model.fold}, {model.mirrors} passes a tile; peer: {setting}",
         ours=first,
         peers=second,
         gate=f"fp32: {exact.describe()}; as it comes: {chosen.describe()}",
