@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import CPU, FLAT
 
-from nnseg import pipeline, record
+from nnseg import cli, pipeline, record
 from nnseg.averaging import label_map
 from nnseg.commit import sha256
 from nnseg.errors import DataError, StoppedError
@@ -20,8 +20,10 @@ from nnseg.folders import (
     checkpoint_file,
     compact_files,
     compact_records,
+    confidence_file,
     summary_file,
     validated_file,
+    validated_record,
     validation_folder,
 )
 from nnseg.inference import load_model
@@ -77,6 +79,19 @@ def test_validating_again_gives_the_same_bytes(copied: Folders) -> None:
         path.unlink()
     pipeline.validate(copied, FLAT, "2d", "0", **CPU)
     assert [path.read_bytes() for path in files] == before
+
+
+def test_what_another_validation_leaves_is_proven_by_its_own_record(copied: Folders) -> None:
+    fold, root = validation_of(copied).parent, str(copied.raw.parent)
+    files = [validated_record(fold / "validation"), confidence_file(fold / "validation")]
+    before = [path.read_bytes() for path in files]
+    pipeline.validate(copied, FLAT, "2d", "0", checkpoint="best", **CPU)
+    assert [path.read_bytes() for path in files] != before
+    assert cli.main(["verify", str(fold), "--root", root]) == 0
+    assert cli.main(["fsck", FLAT, "--root", root]) == 0
+    files[1].write_bytes(before[1] + b" ")
+    assert cli.main(["verify", str(fold), "--root", root]) == 3
+    assert cli.main(["fsck", FLAT, "--root", root]) == 3
 
 
 def test_probabilities_of_before_do_not_outlive_the_start_of_a_validation(copied: Folders) -> None:

@@ -18,11 +18,8 @@ from nnseg.evaluate import TOLERANCE_MM
 from nnseg.folders import (
     Folders,
     checkpoint_file,
-    confidence_file,
     metrics_file,
     progress_file,
-    summary_file,
-    validated_record,
     validation_folder,
 )
 from nnseg.lock import locked
@@ -32,7 +29,7 @@ from nnseg.verbs.fold_task import Stop, bare_task, choose_run, enough_memory, ma
 from nnseg.verbs.planned_fold import PlannedFold, find_fold
 from nnseg.verbs.planning import DEFAULT_PLAN
 from nnseg.verbs.reporter import Reporter
-from nnseg.verbs.validating import is_validated, validate_with
+from nnseg.verbs.validating import is_validated, scores_of, validate_with
 from nnseg.volume import read_segmentation
 
 if TYPE_CHECKING:
@@ -326,10 +323,9 @@ def _logged(
         "fold": about.fold,
     }
     with logged_run(folder, "train", arguments | asdict(settings), stop=stop) as run:
-        validation = validation_folder(folder)
         run.outputs += [checkpoint_file(folder, kind) for kind in ("final", "best", "latest")]
-        run.outputs += [metrics_file(folder), progress_file(folder), validated_record(validation)]
-        run.outputs += [summary_file(validation), confidence_file(validation)]
+        run.outputs += [metrics_file(folder), progress_file(folder)]
+        run.outputs += scores_of(validation_folder(folder))
         yield run
 
 

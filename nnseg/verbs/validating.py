@@ -24,6 +24,7 @@ from nnseg.folders import (
     proof_file,
     summary_file,
     validated_file,
+    validated_record,
     validation_folder,
 )
 from nnseg.lock import locked
@@ -94,7 +95,13 @@ def validate(
         out, arguments = validation_folder(folder), {"checkpoint": checkpoint}
         with logged_run(out, "validate", arguments, stop=stop) as run:
             run.facts["execution"] = asdict(model.execution)
+            run.outputs += scores_of(out)
             return validate_with(about, model, checkpoint, seed, tolerance_mm, on_progress, stop)
+
+
+def scores_of(validation: Path) -> list[Path]:
+    """List what a validation leaves in its folder besides label maps and probabilities."""
+    return [validated_record(validation), summary_file(validation), confidence_file(validation)]
 
 
 def validate_with(

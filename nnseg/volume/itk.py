@@ -45,6 +45,7 @@ _META_KEY = b"ElementDataFile"
 _META_PACKING = re.compile(
     rb"^[ \t]*(CompressedData|CompressedDataSize)[ \t]*[=:][ \t]*(\w+)[ \t]*$", re.M
 )
+_META_TEXT = re.compile(rb"^[ \t]*BinaryData[ \t]*[=:][ \t]*f", re.MULTILINE | re.IGNORECASE)
 _META_SKIP = re.compile(rb"HeaderSize(?![ \t]*[=:][ \t]*(?:0|-1)[ \t]*$)", re.M)
 _META_AXES = re.compile(rb"^[ \t]*NDims *[=:] *(\d{1,3})[ \t]*$", re.M)
 _META_HEADER = re.compile(rb"(?:.*?[\r\n])??[ \t]*ElementDataFile *= *LOCAL *\r?\n", re.S)
@@ -158,6 +159,8 @@ def _is_packed(path: Path, header: bytes, voxels: memoryview, *, nrrd: bool) -> 
     lines = header.replace(b"\r", b"\n")
     if _META_SKIP.search(lines):
         raise DataError(f"{path}: the header's HeaderSize must be 0 or -1; repair the header")
+    if _META_TEXT.search(lines):
+        raise DataError(f"{path}: its voxels are text (BinaryData); save them as binary")
     found = _META_PACKING.findall(lines)
     said = dict(found)
     packed = said.get(b"CompressedData", b"False").lower()

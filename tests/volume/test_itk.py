@@ -299,6 +299,7 @@ HALF, MORE = zlib.compress(RAW[:60]), zlib.compress(RAW + RAW)
         ("HeaderSize = 10\n", RAW, "the header's HeaderSize must be 0 or -1; repair the header"),
         ("HeaderSize : 100\n", RAW, "the header's HeaderSize must be 0 or -1"),
         (f"HeaderSize = 10\n{packing(len(PACKED))}", PACKED, "HeaderSize must be 0 or -1"),
+        ("BinaryData = False\n", b"1 " * 60, "its voxels are text (BinaryData); save them as"),
         ("", RAW[:-1], "it was cut off, copy it again"),
         ("", b"", "it was cut off, copy it again"),
         ("HeaderSize = -1\n", RAW[:60], "it was cut off, copy it again"),
