@@ -1,7 +1,7 @@
 """Every network on the same data with the same budget: its size, its cost and its Dice.
 
     python bench/networks.py --shared DIR [--dataset D] [--configuration C] [--networks NAME ...]
-        [--minutes M] [--seed N] [--memory-gb G] [--keep ROOT]
+        [--minutes M] [--optimizer O] [--seed N] [--memory-gb G] [--keep ROOT]
 
 For each network a plan is made, the data are preprocessed, and one line tells its parameters, the
 multiply-adds and the kept activations of a patch, the seconds of a training step and, unless
@@ -70,6 +70,7 @@ def parse() -> Namespace:
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--networks", nargs="+", default=sorted(KINDS))
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--keep", type=Path, metavar="ROOT", help="data roots to keep and to use")
@@ -100,6 +101,7 @@ def measure(folders: Folders, name: str, args: Namespace) -> list[str]:
         epochs=1000 if trains else 2,
         iterations=250 if trains else PROBE_STEPS,
         validation_iterations=50 if trains else 1,
+        optimizer=args.optimizer,
         seed=args.seed,
     )
     folder = pipeline.train(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnseg.model import kernels
+from nnseg.model import depthwise, kernels
 
 NEGATIVE_SLOPE = 0.01  # of every leaky ReLU, and of the initialisation that goes with it
 NORM_EPS = 1e-5
@@ -30,22 +30,31 @@ def convolve3d(
 ) -> Tensor:
     """Convolve, with the right gradient of the weights in bf16 on a CPU, too.
 
+    Depthwise convolutions go by `depthwise` there.
+
     PyTorch 2.13, by oneDNN 3.12, gives a wrong one or none where maps have two planes, the kernel
     is wider than one and none is skipped. With three it is right, so an empty one is lent. Where
     maps have fewer rows than kernels of 7 pad, it also writes into memory of others; there rows are
     lent.
     """
     planes, rows = x.shape[2:4]
+    is_depthwise = depthwise.can_convolve(x, weight, groups, dilation)
     planes_lent = rows_lent = 0
     if _differentiated_in_bf16(x):
         halves = [step * (edge // 2) for step, edge in zip(dilation, weight.shape[2:], strict=True)]
         keeps = [s == 1 and p == half for s, p, half in zip(stride, padding, halves, strict=True)]
-        planes_lent = int(planes == 2 and weight.shape[2] > 1 and keeps[0])
+        goes_wrong = planes == 2 and weight.shape[2] > 1 and not is_depthwise
+        planes_lent = int(goes_wrong and keeps[0])
         rows_lent = max(padding[1] - rows, 0) if keeps[1] and dilation[1] == 1 else 0
     lent = planes_lent or rows_lent
     if lent:
         x = functional.pad(x, (0, 0, 0, rows_lent, 0, planes_lent))
-    y = functional.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if is_depthwise:
+        y = depthwise.convolve(x, weight, bias, stride, padding)
+    else:
+        y = functional.conv3d(
+            x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups
+        )
     return y[:, :, :planes, :rows] if lent else y
 
 
@@ -60,9 +69,16 @@ class Convolution3d(nn.Conv3d):
 
 
 class TransposedConvolution3d(nn.ConvTranspose3d):
-    """PyTorch's; where it keeps two planes, it is lent an empty one, as `convolve3d` is."""
+    """PyTorch's; where it keeps two planes, it is lent an empty one, as `convolve3d` is.
+
+    A depthwise one goes by `depthwise`.
+    """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: D102
+        plain = output_size is None and not any(self.output_padding)
+        if plain and depthwise.can_convolve(x, self.weight, self.groups, self.dilation):
+            padding: Any = self.padding
+            return depthwise.transpose(x, self.weight, self.bias, self.stride, padding)
         keeps = self.stride[0] == 1 and self.kernel_size[0] > 1
         if x.shape[2] == 2 and keeps and _differentiated_in_bf16(x):
             return super().forward(functional.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :-1]
