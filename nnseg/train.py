@@ -32,6 +32,7 @@ from nnseg.learning.state import (
 from nnseg.learning.step import compiled_network, share_network, time_steps, train_step
 from nnseg.learning.task import Task, balanced
 from nnseg.losses.counts import hard_counts
+from nnseg.model.device import keep_memory
 from nnseg.model.ranks import any_rank, from_first, gather, share_buffers
 from nnseg.runlog import peak_memory
 
@@ -123,10 +124,12 @@ def train(
 def settle(task: Task) -> Task:
     """Give a task as all of its training has it: classes counted, cases on the GPU if they fit.
 
-    On a CPU it also sets the number of threads, so that sums come out the same when a run goes on.
+    On a CPU it also sets the number of threads, so that sums come out the same when a run goes on,
+    and has the process keep its memory from step to step.
     """
     device = task.execution.torch_device
     if device.type == "cpu":
+        keep_memory()
         torch.set_num_threads(task.execution.threads)
     task = balanced(task)
     return replace(
@@ -373,7 +376,7 @@ def rehearse_steps(
     Raises:
         StoppedError: `stop` said True between two steps.
     """
-    task = balanced(task)
+    task = settle(task)
     state = new_state(task)
     network = compiled_network(task, state, state.network)
     times = time_steps(task, state.course, network, steps, stop)

@@ -449,6 +449,17 @@ def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_trainings_and_rehearsals_on_a_cpu_keep_memory_from_step_to_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(stage, "keep_memory", lambda: asked.append("keep"))
+    train(make_task(tmp_path))
+    assert len(asked) == 1
+    stage.rehearse_steps(make_task(tmp_path), 1)
+    assert len(asked) == 2
+
+
 # ---------------------------------------------------------------- validation and the best
 
 

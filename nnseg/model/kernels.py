@@ -51,8 +51,6 @@ _ARGUMENTS = {
     "supported": "",
 }
 
-_TRIM_THRESHOLD, _MOST_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-
 # The gradient of a tile's 64 (or 16) products with respect to the three taps along an axis.
 _TAPS = torch.tensor([[1.0, 0.5, 0.5, 0.0], [0.0, 0.5, -0.5, 0.0], [0.0, 0.5, 0.5, 1.0]])
 
@@ -258,7 +256,6 @@ class _Convolution(torch.autograd.Function):
             found = _convolve(gradient, None, packed, None, channels, kernel)
             inputs[: len(found)] = found
         weights = _weigh(first, second, gradient, weight) if ctx.needs_input_grad[2] else None
-        _keep_memory()
         bias = torch.zeros(weight.shape[0]) if ctx.has_bias else None
         return (*inputs, weights, bias, None)
 
@@ -406,19 +403,6 @@ def _weigh(first: Tensor, second: Tensor | None, gradient: Tensor, weight: Tenso
     plane = torch.kron(_TAPS, _TAPS)
     taps = (plane if flat else torch.kron(_TAPS, plane)) @ products
     return taps.view(*kernel, ins, outs).movedim((-1, -2), (0, 1)).contiguous()
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Let the process keep what a step frees, for the next step.
-
-    The C library otherwise hands every large tensor back to the system at once and gets it anew,
-    page by page, which takes a tenth of a training step. Elsewhere than with glibc nothing is done.
-    """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
-    if adjust is not None:
-        adjust(_TRIM_THRESHOLD, -1)
-        adjust(_MOST_MAPPED, 0)
 
 
 def _loaded() -> ctypes.CDLL:

@@ -1,4 +1,7 @@
 import logging
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -312,3 +315,31 @@ def test_what_runs_on_own_kernels_is_not_compiled(monkeypatch: pytest.MonkeyPatc
     network = Outputs()
     execution = Execution(device="cpu", compiled=True, own_kernels=True)
     assert compile_network(network, torch.zeros(1, 2, 3, 4), execution, 1) is network
+
+
+RESIDENT = """
+import sys
+import torch
+from nnseg.model.device import keep_memory
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+if sys.argv[1] == "kept":
+    keep_memory()
+before = resident()
+step = torch.ones(2**26)
+del step
+print((resident() - before) // 2**10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to keep what is freed")
+@pytest.mark.parametrize(("how", "least", "most"), [("returned", 0, 64), ("kept", 192, 320)])
+def test_memory_is_kept_for_the_next_step_once_that_was_asked_for(
+    how: str, least: int, most: int
+) -> None:
+    command = (sys.executable, "-c", RESIDENT, how)
+    told = subprocess.run(command, capture_output=True, text=True, check=True)  # 256 MiB freed
+    assert least <= int(told.stdout) <= most
