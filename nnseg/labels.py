@@ -146,6 +146,22 @@ class Labels:
         return tuple(value for value in self.values if value not in (0, self.ignore))
 
     @property
+    def in_head_order(self) -> tuple[str, ...]:
+        """The names of the foreground as a network has them: labels by integer, regions as listed.
+
+        >>> Labels(labels={"background": 0, "edema": 2, "core": 1}).in_head_order
+        ('core', 'edema')
+        """
+        if self.has_regions:
+            return tuple(self.foreground)
+        return tuple(sorted(self.foreground, key=self.foreground.__getitem__))
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """What each output channel of a network is called; regions have no background."""
+        return self.in_head_order if self.has_regions else (BACKGROUND, *self.in_head_order)
+
+    @property
     def heads(self) -> int:
         """Number of output channels of a network for these labels."""
         return len(self.foreground) + (0 if self.has_regions else 1)

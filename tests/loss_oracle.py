@@ -148,8 +148,9 @@ def plain_loss(
         return (each * shares).sum(dim=-1).mean()
     if name == "focal":
         return ((1 - right) ** (gamma or 2) * entropy * weight).sum() / terms
-    worst = (entropy * weight).flatten().sort(descending=True).values
-    worst = worst[: max(1, worst.numel() // 10)].mean()
+    share = torch.where(weight > 0, weight, 1.0).flatten()  # of what is ignored
+    order = (entropy * weight).flatten().argsort(descending=True)[: max(1, share.numel() // 10)]
+    worst = (entropy * weight).flatten()[order].sum() / share[order].sum()
     dice = -(plain_index(*given, batch_dice, (0.5, 0.5)) * shares).sum(dim=-1).mean()
     cross = (entropy * weight).sum() / terms
     if name in ("dice_ce", "dice_topk"):

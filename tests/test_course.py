@@ -10,6 +10,7 @@ from nnseg.learning.course import (
     Turn,
     cool_down,
     extend,
+    fit_batch,
     fit_budget,
     learning_rate,
     plan_course,
@@ -34,8 +35,8 @@ def test_the_pace_is_the_peers_where_nothing_is_chosen() -> None:
         ({"budget_seconds": 5000.0}, 1.0, (0.01, 0.99, "full")),
         ({"budget_seconds": 5000.0}, None, (0.01, 0.99, "full")),  # nothing is measured yet
         ({}, 1e9, (0.01, 0.99, "full")),  # only a budget chooses for itself
-        ({"budget_seconds": 60.0, "lr": 0.02}, 1.0, (0.02, 0.99, "mild")),
-        ({"budget_seconds": 60.0, "momentum": 0.5}, 1.0, (0.01, 0.5, "mild")),
+        ({"budget_seconds": 60.0, "lr": 0.02}, 1.0, (0.02, 0.9, "mild")),
+        ({"budget_seconds": 60.0, "momentum": 0.5}, 1.0, (0.1, 0.5, "mild")),
         ({"budget_seconds": 60.0, "augmentation": "full"}, 1.0, (0.1, 0.9, "full")),
         ({"augmentation": "mild"}, None, (0.01, 0.99, "mild")),
     ],
@@ -67,6 +68,13 @@ def test_a_budget_of_few_steps_makes_large_batches_smaller_and_has_more_steps(
 ) -> None:
     course = plan_course(TrainSettings(**settings), 1.0, batch_size=batch_size)
     assert (course.batch_size, course.augmentation) == expected
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 2), (2, 2), (3, 3), (9, None)])
+def test_a_budget_leaves_each_process_a_patch_of_the_batch(ranks: int, batch: int | None) -> None:
+    settings = TrainSettings(budget_seconds=60.0)
+    assert plan_course(settings, 50.0, batch_size=9, ranks=ranks).batch_size == batch
+    assert fit_batch(300, 10, 128) == 128
 
 
 def test_without_a_budget_the_course_is_that_of_the_settings() -> None:

@@ -45,6 +45,11 @@ def test_networks_are_told_with_what_they_are(tmp_path: Path) -> None:
     (line,) = (line for line in lines if line.startswith("  unetpp: "))
     assert "UNet++" in line
     assert "arXiv:1807.10165" in line
+    assert line.endswith("; 2D and 3D; takes --upsampling, --norm, --dropout")
+    (line,) = (line for line in lines if line.startswith("  unet3d: "))
+    assert "; 3D; takes " in line
+    (line,) = (line for line in lines if line.startswith("  plain: "))
+    assert line.endswith("; 2D and 3D; takes --upsampling")
     (line,) = (line for line in lines if line.startswith("  encoder_unet: "))
     assert "; backbones: resnet18d, " in line
 

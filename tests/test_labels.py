@@ -56,6 +56,12 @@ def test_labels_that_cannot_be_learnt_are_refused_by_name(
         Labels(labels=labels, regions_class_order=order)
 
 
+def test_heads_are_named_by_integer_whatever_the_order_of_the_file() -> None:
+    assert GAPS.in_head_order == ("kidney", "vein", "liver")
+    assert GAPS.head_names == ("background", "kidney", "vein", "liver")
+    assert REGIONS.in_head_order == REGIONS.head_names == ("whole", "core")
+
+
 def test_labels_have_a_head_for_background_and_regions_have_none() -> None:
     assert (PLAIN.heads, REGIONS.heads) == (3, 2)
 

@@ -15,14 +15,16 @@ from nnseg.checkpoint import load_model
 from nnseg.cli import main
 from nnseg.errors import DataError, UsageError
 from nnseg.folders import Folders
+from nnseg.labels import Labels
 from nnseg.learning.resume import read_run
 from nnseg.model.architecture import Architecture, NetworkOptions
 from nnseg.networks.backbones import BACKBONES
+from nnseg.networks.build import build_network
 from nnseg.networks.inflation import flat_levels
 from nnseg.networks.timm_weights import fit_encoder, read_encoder_weights
 from nnseg.plan import Plan
 from nnseg.runlog import RunReport
-from nnseg.verbs.pretrained import begin
+from nnseg.verbs.pretrained import Pretrained, begin
 
 BARELY = dataclasses.replace(SHORT, epochs=1, iterations=1, lr=1e-9)
 ENCODED = Architecture(
@@ -97,6 +99,28 @@ def test_colours_are_those_of_the_image_where_a_cascade_sees_labels_too(
     assert first.shape[1] == plan.input_channels("behind")
     assert torch.equal(first[:, :1], alone["encoder.conv1.0.weight"])
     assert not first[:, 1:].any()
+
+
+def test_labels_in_another_order_of_dataset_json_keep_their_heads(prepared: Folders) -> None:
+    plan = record.load(Plan, prepared.plan_file(FLAT, "nnseg"))
+    names = ("background", "one", "two")
+    inputs, heads = plan.input_channels("2d"), len(names)
+    first, other = (
+        dataclasses.replace(plan, labels=Labels(labels={n: names.index(n) for n in order}))
+        for order in (names, ("two", "background", "one"))
+    )
+    network = build_network(plan.configuration("2d").architecture, inputs, heads)
+    source = Pretrained(
+        source=Path("model"),
+        sha256="",
+        plan=first,
+        configuration_name="2d",
+        weights=dict(network.state_dict()),
+    )
+    found = begin(source, other, "2d", 1)
+    assert (found.adapted, found.fresh) == ((), ())
+    for name, value in source.weights.items():
+        assert torch.equal(found.weights[name], value)
 
 
 def test_a_run_goes_on_only_with_the_encoder_that_it_started_from(

@@ -819,6 +819,22 @@ def test_class_weights_count_in_the_loss_and_must_be_as_many_as_labels(tmp_path:
         make_task(tmp_path, dataclasses.replace(SHORT, class_weights=(1.0,)))
 
 
+@pytest.mark.parametrize("weights", [(7.0, 1.0), "balanced"])
+def test_class_weights_are_of_the_labels_by_name_however_dataset_json_orders_them(
+    tmp_path: Path, weights: Any
+) -> None:
+    task = make_task(tmp_path, dataclasses.replace(SHORT, class_weights=weights, loss="ce"))
+    turned = Labels(labels={"background": 0, "bright": 2, "dark": 1})
+    plan = dataclasses.replace(task.plan, labels=turned)
+    task = dataclasses.replace(task, plan=plan, balance=(7.0, 1.0))  # of bright and of dark
+    truth = torch.tensor([[[[2, 1]]]])
+    logits = torch.zeros(1, 3, 1, 1, 2)
+    logits[..., 0] = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1, 1)
+    each = torch.nn.functional.cross_entropy(logits, truth, reduction="none").flatten()
+    wanted = (7 * each[0] + each[1]) / 8
+    torch.testing.assert_close(task.loss(logits, truth, turned, True), wanted)
+
+
 def test_labels_that_swap_are_known_and_prediction_does_not_mirror_sides(tmp_path: Path) -> None:
     swapped = dataclasses.replace(SHORT, swap_labels=(("dark", "bright"),))
     task = make_task(tmp_path, swapped)

@@ -77,8 +77,8 @@ def _add_recipe(recipe: Any) -> None:
         "--accumulate", type=whole_number, metavar="N", help="batches whose gradients make a step"
     )
     recipe.add_argument("--optimizer", metavar="NAME", help="sgd, adam or adamw")
-    recipe.add_argument("--lr", type=float, metavar="X", help="0.01; 0.1 for a short budget")
-    recipe.add_argument("--momentum", type=float, metavar="X", help="0.99; 0.9 for a short budget")
+    recipe.add_argument("--lr", type=float, metavar="X", help="the optimizer's: sgd 0.01")
+    recipe.add_argument("--momentum", type=float, metavar="X", help="the optimizer's: sgd 0.99")
     recipe.add_argument("--weight-decay", type=float, metavar="X", help="3e-5")
     recipe.add_argument("--schedule", metavar="NAME", help="poly, cosine, cosine_restarts, ...")
     recipe.add_argument(

@@ -208,7 +208,7 @@ def _make_batch(source: BatchSource, epoch: int, number: int) -> Batch:
     """Do the work of `make_batch` where torch computes in this thread only."""
     shapes = [case.shape for case in source.cases]
     locations = [case.locations for case in source.cases]
-    own = list(source.samples or range(source.batch_size))
+    own = list(range(source.batch_size) if source.samples is None else source.samples)
     mixing = _draw_mixing(source, epoch, number)
     partners = [mixing.partner(each, source.batch_size) for each in own] if mixing else []
     wanted = list(dict.fromkeys([*own, *partners]))  # another rank may have partners, too

@@ -117,12 +117,12 @@ def plan_steps(shapes: Iterable[Shape], patch_size: Shape, batch_size: int) -> i
     return min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(PASSES * patches / batch_size)))
 
 
-def fit_batch(batch_size: int, steps: float) -> int:
+def fit_batch(batch_size: int, steps: float, smallest: int = SMALLEST_BATCH) -> int:
     """Give the batch size for a budget that holds so many steps of the plan's.
 
     Batches of hundreds are for a thousand epochs. A budget that holds few of them learns more by
     more steps of fewer patches: 3000, down to 64 patches a step. And where a step is so slow that
-    not even a hundred fit, they are bought with patches as well, down to two a step.
+    not even a hundred fit, they are bought with patches as well, down to `smallest` a step.
 
     >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 300), fit_batch(9, 300)
     (130, 292, 64, 9)
@@ -130,13 +130,13 @@ def fit_batch(batch_size: int, steps: float) -> int:
     (4, 2, 1)
     """
     fitted = batch_size
-    for wanted, smallest in (
-        (BUDGET_STEPS, BUDGET_BATCH),
-        (FEWEST_BUDGET_STEPS, SMALLEST_BATCH),
+    for wanted, least in (
+        (BUDGET_STEPS, max(BUDGET_BATCH, smallest)),
+        (FEWEST_BUDGET_STEPS, smallest),
     ):
         there = steps * batch_size / fitted
-        if there < wanted and fitted > smallest:
-            fitted = max(smallest, int(fitted * there / wanted))
+        if there < wanted and fitted > least:
+            fitted = max(least, int(fitted * there / wanted))
     return fitted
 
 
@@ -145,6 +145,8 @@ def plan_course(
     step_seconds: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    *,
+    ranks: int = 1,
 ) -> Course:
     """Give the course of a training, before a budget is fitted.
 
@@ -159,17 +161,17 @@ def plan_course(
         step_seconds: What a step takes, where there is a budget.
         steps: What the data are worth, for settings that leave the epochs open.
         batch_size: The plan's, whose steps take so long; a budget may make it smaller.
+        ranks: Processes that share a batch; each needs a patch.
     """
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
     smaller = None
     if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
-        fitted = fit_batch(batch_size, fitting)
+        fitted = fit_batch(batch_size, fitting, max(SMALLEST_BATCH, ranks))
         fitting *= batch_size / fitted
         smaller = fitted if fitted < batch_size else None
     short = fitting < SHORT_TRAINING
-    chosen = settings.lr is not None or settings.momentum is not None
-    lr, momentum = (SHORT_PACES if short and not chosen else LONG_PACES)[settings.optimizer]
+    lr, momentum = (SHORT_PACES if short else LONG_PACES)[settings.optimizer]
     epochs = settings.most_epochs
     if settings.epochs is None and steps is not None and budget is None:
         epochs = min(epochs, math.ceil(steps / settings.iterations))

@@ -49,14 +49,10 @@ class Task:
     loader_workers: int | None = None
     ranks: Ranks = ALONE
     data_hash: str = ""  # of what the cases were preprocessed from
-    balance: Weights = None  # class weights counted by `balanced`, where the settings want them
+    balance: Weights = None  # class weights counted by `balanced`, in the order of dataset.json
 
     def __post_init__(self) -> None:
-        if self.batch_size < self.ranks.count:
-            raise UsageError(
-                f"{self.ranks.count} processes cannot share a batch of {self.batch_size}; start "
-                "fewer"
-            )
+        self.ranks.share(self.batch_size)  # refuses more processes than samples
         names, weights = list(self.plan.labels.foreground), self.settings.class_weights
         if weights == "balanced" and self.plan.labels.has_regions:
             raise UsageError(
@@ -124,7 +120,9 @@ class Task:
         shapes = [case.shape for case in self.train_cases]
         samples = self.batch_size * self.settings.accumulate  # a step
         steps = plan_steps(shapes, self.configuration.patch_size, samples)
-        return plan_course(self.settings, step_seconds, steps, self.batch_size)
+        return plan_course(
+            self.settings, step_seconds, steps, self.batch_size, ranks=self.ranks.count
+        )
 
     @property
     def loss(self) -> Loss:
@@ -133,6 +131,9 @@ class Task:
         if weights == "balanced":
             assert self.balance is not None, "`balanced` has counted"
             weights = self.balance
+        if weights is not None:
+            named = dict(zip(self.plan.labels.foreground, weights, strict=True))
+            weights = tuple(named[name] for name in self.plan.labels.in_head_order)
         return self.settings.make_loss(weights)
 
     def _source(

@@ -87,7 +87,7 @@ def make_loss(
     Args:
         name: An entry of `LOSSES`.
         class_weights: One for each foreground label or region, in the order of
-            `Labels.foreground`; None weighs them alike.
+            `Labels.in_head_order`; None weighs them alike.
         balanced: The weights make up for the classes' volumes and are of the cross-entropy only:
             in an overlap small classes count as much as large ones as it is.
         options: What the loss takes besides: `dice_weight`, `alpha`, `beta`, `gamma`.

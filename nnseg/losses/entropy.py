@@ -44,14 +44,16 @@ def topk(
 ) -> Tensor:
     """Give the mean cross-entropy of the worst tenth of all voxels of the batch, at least of one.
 
-    Ignored voxels count among all, with 0. Of regions it is the worst tenth of voxels and regions.
+    Ignored voxels count among all, with 0 and a weight of 1. Of regions it is the worst tenth of
+    voxels and regions. The worst are those whose weighted entropy is highest.
 
     Source: Wu et al. 2016, arXiv:1605.06885; the share and the count are those of nnU-Net 2.8.1.
     """
     voxels = voxel_entropies(logits, segmentation, labels, weights)
-    terms = (voxels.entropy * voxels.weight).flatten()
-    worst = terms.topk(max(1, int(terms.numel() * TOPK_SHARE)), sorted=False).values
-    return worst.mean()
+    weight = voxels.weight.expand_as(voxels.entropy).flatten()
+    terms = voxels.entropy.flatten() * weight
+    worst = terms.topk(max(1, int(terms.numel() * TOPK_SHARE)), sorted=False)
+    return worst.values.sum() / weight[worst.indices].sum().clamp_min(SMALLEST)
 
 
 def focal(
@@ -78,7 +80,7 @@ class Voxels:
     """Cross-entropy term by term: (batch, voxel) for labels, (batch, region, voxel) for regions."""
 
     entropy: Tensor  # -log p of the truth; 0 where ignored
-    weight: Tensor  # broadcasts against it
+    weight: Tensor  # broadcasts against it; 1 where ignored
     terms: Tensor  # what the mean divides by
 
 
@@ -95,10 +97,10 @@ def voxel_entropies(
     entropy = functional.cross_entropy(values, indices, reduction="none")
     heads = values.new_tensor((1.0, *(weights or (1.0,) * (values.shape[1] - 1))))
     weight = heads[indices]
-    if valid is not None:
-        entropy, weight = entropy * valid, weight * valid
-    entropy, weight = gather(entropy), gather(weight)
-    return Voxels(entropy=entropy, weight=weight, terms=weight.sum().clamp_min(SMALLEST))
+    counted = weight if valid is None else weight * valid
+    entropy = entropy if valid is None else entropy * valid
+    terms = gather(counted.sum(dim=1)).sum().clamp_min(SMALLEST)
+    return Voxels(entropy=gather(entropy), weight=gather(weight), terms=terms)
 
 
 def _region_entropies(
@@ -117,5 +119,7 @@ def _region_entropies(
     if valid is None:
         entropy = gather(entropy)
         return Voxels(entropy=entropy, weight=weight, terms=values.new_tensor(entropy.numel()))
+    if weights is not None:
+        weight = gather(torch.where(valid[:, None], weight, 1.0))
     terms = gather(valid.sum(dim=1)).sum().clamp_min(1)
     return Voxels(entropy=gather(entropy * valid[:, None]), weight=weight, terms=terms)

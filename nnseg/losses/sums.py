@@ -19,7 +19,7 @@ from nnseg.labels import Labels
 from nnseg.model.ranks import gather
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Labels, bool], Tensor]
-Weights: TypeAlias = tuple[float, ...] | None  # one a foreground label or region
+Weights: TypeAlias = tuple[float, ...] | None  # one a foreground label or region, as heads come
 
 SMALLEST = 1e-8  # least value that a loss divides by
 

@@ -55,10 +55,11 @@ def planned_elements(architecture: Architecture, patch: Shape, channels: int, ou
 
 
 def loss_kept(architecture: Architecture, patch: Shape, heads: int) -> int:
-    """Count what the loss keeps of one sample for the backward pass, in numbers of 4 bytes.
+    """Count what nnU-Net's loss keeps of one sample for the backward pass, in numbers of 4 bytes.
 
-    Of each output that counts: a probability for each head and voxel, and LOSS_KEPT_BESIDE for
-    each voxel.
+    That is `dice_ce`, its classes not weighted, without mixup; others keep up to twice as much. Of
+    each output that counts: a probability for each head and voxel, and LOSS_KEPT_BESIDE for each
+    voxel.
 
     Args:
         architecture: Its network is a name of KINDS.

@@ -47,9 +47,16 @@ class Ranks:
     def share(self, samples: int) -> range:
         """Give the samples of a batch that this rank computes.
 
+        Raises:
+            UsageError: There are more ranks than samples.
+
         >>> [list(Ranks(rank=rank, count=3).share(7)) for rank in range(3)]
         [[0, 1, 2], [3, 4], [5, 6]]
         """
+        if samples < self.count:
+            raise UsageError(
+                f"{self.count} processes cannot share a batch of {samples}; start fewer"
+            )
         each, more = divmod(samples, self.count)
         start = self.rank * each + min(self.rank, more)
         return range(start, start + each + (self.rank < more))

@@ -58,7 +58,8 @@ class Isensee2017(nn.Module):
     Departures from the paper: kernels and strides are the plan's; 2D networks have the same
     channels; a chosen upsampling stands where the upsampling modules repeat and convolve. The paper
     does not say where norm and leaky ReLU come between a residual sum and what follows: here they
-    come once, behind the last sum of a level, for the next level and the skip alike.
+    come once, behind the last sum of a level, for the next level and the skip alike. Nor does it
+    say what dropout drops: here whole maps.
 
     Source: Isensee et al. 2017, arXiv:1802.10508.
 

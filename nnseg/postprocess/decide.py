@@ -147,7 +147,7 @@ def decide_each(
     fold_of = np.array([folds[case] for case in cohort.case_ids])
     tries = _tries_of_largest(labels, _mean_of_some)
     if minimum_sizes:
-        tries += [_try_minimum_size(name, fold_of, unit) for name in _in_order(labels)]
+        tries += [_try_minimum_size(name, fold_of, unit) for name in labels.in_head_order]
     states, steps = [first] * len(parts), [tuple[Step, ...]()] * len(parts)
     for attempt in tries:
         known = _Known(cohort)
@@ -224,12 +224,6 @@ def _mean_of_some(values: NDArray[np.float64]) -> float:
     return float(means_of_known(values[None])[0])
 
 
-def _in_order(labels: Labels) -> list[str]:
-    """Give the labels or regions as nnU-Net goes through them: labels by integer."""
-    names = list(labels.foreground)
-    return names if labels.has_regions else sorted(names, key=labels.foreground.__getitem__)
-
-
 def _tries_of_largest(labels: Labels, mean: Mean) -> list[_Attempt]:
     """Give nnU-Net's steps: the largest component of all foreground, then of each label or region.
 
@@ -260,7 +254,7 @@ def _tries_of_largest(labels: Labels, mean: Mean) -> list[_Attempt]:
 
         return attempt
 
-    return [try_foreground, *(try_label(name) for name in _in_order(labels) if len(names) > 1)]
+    return [try_foreground, *(try_label(name) for name in labels.in_head_order if len(names) > 1)]
 
 
 def _try_minimum_size(name: str, folds: NDArray[np.str_], unit: Unit) -> _Attempt:

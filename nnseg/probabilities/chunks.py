@@ -21,7 +21,7 @@ from nnseg.probabilities.frames import (
     open_proven,
     runs_of,
 )
-from nnseg.probabilities.heads import STEPS, head_names, heads_first
+from nnseg.probabilities.heads import STEPS, heads_first
 from nnseg.probabilities.target import TakePlanes, Target
 from nnseg.volume import Geometry
 
@@ -52,7 +52,7 @@ class StoredProbabilities:
     record_sha256: str = ""  # of this record without it; `record.save_sealed` writes it
 
     def __post_init__(self) -> None:
-        wanted = {"axes": AXES, "heads": head_names(self.labels), "steps": STEPS, "format": FORMAT}
+        wanted = {"axes": AXES, "heads": self.labels.head_names, "steps": STEPS, "format": FORMAT}
         check_readable(self, wanted, MADE_BY)
 
     @property
@@ -134,7 +134,7 @@ def taking_chunks(target: Target) -> Iterator[TakePlanes]:
     def stored(digest: str) -> StoredProbabilities:
         return StoredProbabilities(
             axes=AXES,
-            heads=head_names(target.labels),
+            heads=target.labels.head_names,
             steps=STEPS,
             labels=target.labels,
             placement=target.placement,

@@ -36,7 +36,6 @@ from nnseg.probabilities.frames import (
     open_proven,
     runs_of,
 )
-from nnseg.probabilities.heads import head_names
 from nnseg.probabilities.target import TakePlanes, Target, naming
 from nnseg.volume import Geometry
 
@@ -88,7 +87,7 @@ class StoredCompact:
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {
             "axes": AXES,
-            "heads": head_names(self.labels),
+            "heads": self.labels.head_names,
             "near": NEAR,
             "per_e_fold": PER_E_FOLD,
             "last": LAST,
@@ -220,7 +219,7 @@ def _taking(
     def stored(digest: str) -> StoredCompact:
         return StoredCompact(
             axes=AXES,
-            heads=head_names(labels),
+            heads=labels.head_names,
             near=NEAR,
             per_e_fold=PER_E_FOLD,
             last=LAST,

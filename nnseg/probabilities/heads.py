@@ -1,25 +1,12 @@
-"""The heads of a network: what each is called, and its probabilities as steps, head by head."""
+"""Probabilities of the heads of a network as steps, head by head."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnseg.labels import BACKGROUND, Labels
-
 STEPS = 4096  # of a quantised probability: eight bits change labels where two models are averaged
 TURNED_VALUES = 2**18  # turned heads first at once: they stay in the cache of a CPU
-
-
-def head_names(labels: Labels) -> tuple[str, ...]:
-    """Name the heads of a network in their order.
-
-    >>> head_names(Labels(labels={"background": 0, "edema": 2, "core": 1}))
-    ('background', 'core', 'edema')
-    """
-    if labels.has_regions:
-        return tuple(labels.foreground)
-    return BACKGROUND, *sorted(labels.foreground, key=labels.foreground.__getitem__)
 
 
 def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:

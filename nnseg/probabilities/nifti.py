@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnseg.probabilities.heads import STEPS, head_names
+from nnseg.probabilities.heads import STEPS
 from nnseg.probabilities.spool import Spool, image_parts
 from nnseg.probabilities.target import Target
 from nnseg.volume.nifti import to_nibabel
@@ -28,7 +28,7 @@ def pack_nifti(path: Path, target: Target, spool: Spool) -> None:
     header.set_data_dtype(spool.kind)
     header["scl_slope"], header["scl_inter"] = 1 / STEPS, 0
     header["cal_min"], header["cal_max"] = 0, 1  # what viewers show from black to white
-    names = json.dumps({"heads": head_names(target.labels)}, ensure_ascii=False)
+    names = json.dumps({"heads": target.labels.head_names}, ensure_ascii=False)
     header.extensions.append(Nifti1Extension(COMMENT, names.encode()))
     with (
         open(path, "wb") as file,

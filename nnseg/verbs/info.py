@@ -223,8 +223,10 @@ def describe(found: Info) -> str:
 
 
 def _told(kind: NetworkKind) -> str:
-    backbones = f"; backbones: {', '.join(kind.backbones)}" if kind.backbones else ""
-    return f"{kind.title} ({kind.source}){backbones}"
+    told = f"{kind.title} ({kind.source}); {' and '.join(f'{d}D' for d in kind.dimensions)}"
+    if kind.options:
+        told += f"; takes {', '.join(f'--{option}' for option in kind.options)}"
+    return f"{told}; backbones: {', '.join(kind.backbones)}" if kind.backbones else told
 
 
 def _packages() -> dict[str, str]:

@@ -11,7 +11,6 @@ from nnseg.commit import sha256
 from nnseg.errors import MissingError, UsageError
 from nnseg.exchange.nnunet_model import read_checkpoint
 from nnseg.folders import checkpoint_file, trained_folds
-from nnseg.labels import BACKGROUND
 from nnseg.model.transfer import Transfer, describe_transfer, transfer
 from nnseg.networks.build import build_network
 from nnseg.networks.timm_weights import (
@@ -180,7 +179,7 @@ def start_from(found: Pretrained, plan: Plan, configuration_name: str, seed: int
             _channels(found.plan, found.configuration_name),
             _channels(plan, configuration_name),
         ),
-        heads=(_heads(found.plan), _heads(plan)),
+        heads=(found.plan.labels.head_names, plan.labels.head_names),
     )
 
 
@@ -197,8 +196,3 @@ def _channels(plan: Plan, configuration_name: str) -> list[str]:
     if plan.configuration(configuration_name).previous is not None:
         names += [f"label {value} before" for value in plan.labels.foreground_values]
     return names
-
-
-def _heads(plan: Plan) -> list[str]:
-    first = [] if plan.labels.has_regions else [BACKGROUND]
-    return [*first, *plan.labels.foreground]

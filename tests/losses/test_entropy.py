@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from loss_oracle import PLAIN, example
+from loss_oracle import IGNORING, IGNORING_REGIONS, PLAIN, example
 
 from nnseg.labels import Labels
 from nnseg.losses.entropy import ce, focal, topk
@@ -31,6 +31,27 @@ def test_the_worst_tenth_is_at_least_one_voxel() -> None:
     value = topk(logits, segmentation, PLAIN, True)
     each = torch.nn.functional.cross_entropy(logits, segmentation, reduction="none")
     torch.testing.assert_close(value, each.max())
+
+
+def test_regions_that_weigh_alike_are_as_without_weights_where_most_is_ignored_too() -> None:
+    logits, segmentation = example(IGNORING_REGIONS)
+    segmentation[:, 1:] = 3
+    given = (logits, segmentation, IGNORING_REGIONS, True)
+    torch.testing.assert_close(topk(*given, (5.0, 5.0, 5.0)), topk(*given))
+
+
+@pytest.mark.parametrize("labels", [IGNORING, IGNORING_REGIONS])
+def test_the_worst_of_nothing_is_0_however_classes_weigh(labels: Labels) -> None:
+    logits, segmentation = example(labels)
+    weights = (0.0, 2.0, 9.0)[: len(labels.foreground)]
+    assert topk(logits, torch.full_like(segmentation, 3), labels, True, weights).item() == 0
+
+
+def test_class_weights_do_not_scale_the_worst_tenth() -> None:
+    logits, segmentation = example(PLAIN)
+    each = torch.nn.functional.cross_entropy(logits, segmentation, reduction="none")
+    scaled = topk(logits, segmentation, PLAIN, True, (1e4, 1e4)).item()
+    assert each[segmentation > 0].min().item() < scaled <= each.max().item()
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])

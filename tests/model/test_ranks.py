@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnseg.errors import MachineError
+from nnseg.errors import MachineError, UsageError
 from nnseg.model import ranks as module
 from nnseg.model.ranks import (
     Ranks,
@@ -74,13 +74,19 @@ def test_ranks_find_the_loss_and_the_gradient_of_one_process(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.parametrize("samples", [1, 2, 7, 9])
+@pytest.mark.parametrize("samples", [8, 9, 15, 40])
 def test_every_sample_is_one_ranks_and_shares_differ_by_one_at_most(
     count: int, samples: int
 ) -> None:
     shares = [Ranks(rank=rank, count=count).share(samples) for rank in range(count)]
     assert [sample for share in shares for sample in share] == list(range(samples))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_of_fewer_samples_than_ranks_is_refused_by_each() -> None:
+    for rank in range(3):
+        with pytest.raises(UsageError, match="3 processes cannot share a batch of 2; start fewer"):
+            Ranks(rank=rank, count=3).share(2)
 
 
 def test_one_process_needs_nobody() -> None:

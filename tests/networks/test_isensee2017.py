@@ -121,7 +121,7 @@ def test_every_parameter_learns(upsampling: Any) -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_a_context_drops_maps_between_its_convolutions_as_the_paper_does_or_as_chosen() -> None:
+def test_a_context_drops_maps_between_its_convolutions_by_the_papers_share_or_ours() -> None:
     def dropouts(network: nn.Module) -> list[float]:
         return [m.p for m in network.modules() if isinstance(m, nn.Dropout3d)]
 

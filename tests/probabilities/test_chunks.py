@@ -19,7 +19,6 @@ from nnseg.labels import Labels
 from nnseg.probabilities import chunks, open_probabilities, read_planes
 from nnseg.probabilities.chunks import StoredProbabilities
 from nnseg.probabilities.frames import GrowingArray
-from nnseg.probabilities.heads import head_names
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
@@ -31,7 +30,7 @@ def test_chunks_hold_the_rounded_box(tmp_path: Path, order: Order, labels: Label
     opened = open_probabilities(files[0])
     assert opened.stored.placement == placement
     assert opened.stored.geometry == GEOMETRY
-    assert opened.stored.heads == head_names(labels)
+    assert opened.stored.heads == labels.head_names
     for first, stop in ((0, len(found)), (1, 3), (2, 2)):
         planes = read_planes(files[0], first, stop)
         assert planes.dtype == np.float32

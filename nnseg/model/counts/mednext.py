@@ -35,8 +35,8 @@ def expansion(network: str, level: int) -> int:
 def weights(architecture: Architecture) -> tuple[float, ...]:
     """Weigh an output at each level, the deepest too: each counts half of the one before.
 
-    The paper's code has an output at each level; the nnU-Net in which it trains gives the deepest
-    of five pooled levels nothing.
+    So its authors train it: nnU-Net, in which they do, leaves out what it takes for the deepest
+    output, but their trainer tells it of one level more than there is.
     """
     halved = [0.5**level for level in range(architecture.levels)]
     return tuple(weight / sum(halved) for weight in halved)
