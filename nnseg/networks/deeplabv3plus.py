@@ -22,6 +22,7 @@ from nnseg.networks.layers import (
     POOLING,
     RELU,
     ConvNormAct,
+    make_convolution,
     make_dropout,
     make_norm,
     per_axis,
@@ -120,7 +121,7 @@ class Bottleneck(nn.Module):
         one, inner = (1,) * len(kernel), max(width // INNER, 1)
         self.reduce = ConvNormAct(inputs, inner, one, norm=norm, bias=False)
         self.middle = nn.Sequential(
-            _dilated(inner, inner, kernel, dilation, stride=stride),
+            make_convolution(inner, inner, kernel, stride, dilation=dilation, bias=False),
             make_norm(norm, inner, len(kernel)),
             RELU(),
         )
@@ -146,7 +147,9 @@ class SeparableConvolution(nn.Sequential):
         self, inputs: int, width: int, kernel: Sequence[int], *, norm: str, dilation: int = 1
     ) -> None:
         super().__init__()
-        self.depthwise = _dilated(inputs, inputs, kernel, dilation, groups=inputs)
+        self.depthwise = make_convolution(
+            inputs, inputs, kernel, dilation=dilation, groups=inputs, bias=False
+        )
         self.pointwise = ConvNormAct(inputs, width, (1,) * len(kernel), norm=norm, bias=False)
 
 
@@ -228,25 +231,3 @@ def _rise(kind: str | None, strides: Sequence[tuple[int, ...]]) -> nn.Sequential
     width = PYRAMID_WIDTH
     steps = [make_upsampling(kind, width, width, each, len(each)) for each in strides[:0:-1]]
     return nn.Sequential(*steps)
-
-
-def _dilated(
-    inputs: int,
-    width: int,
-    kernel: Sequence[int],
-    dilation: int,
-    *,
-    stride: Sequence[int] | None = None,
-    groups: int = 1,
-) -> nn.Module:
-    """Build a convolution whose kernel has gaps, padded to keep the size, without a bias."""
-    return CONVOLUTION[len(kernel)](
-        inputs,
-        width,
-        tuple(kernel),  # type: ignore[arg-type]  # its length is the dimension
-        stride=tuple(stride or (1,) * len(kernel)),  # type: ignore[arg-type]
-        padding=tuple(dilation * (edge // 2) for edge in kernel),  # type: ignore[arg-type]
-        dilation=dilation,
-        groups=groups,
-        bias=False,
-    )

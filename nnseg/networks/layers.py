@@ -99,6 +99,8 @@ def make_convolution(
     kernel: Sequence[int],
     stride: Sequence[int] | None = None,
     *,
+    dilation: int = 1,
+    groups: int = 1,
     bias: bool = True,
 ) -> nn.Module:
     """Build a convolution along as many axes as the kernel has edges, padded to keep the size.
@@ -108,6 +110,8 @@ def make_convolution(
         width: Channels of what it gives.
         kernel: Odd edges, one for each of 2 or 3 axes.
         stride: One for each axis; None is 1 throughout.
+        dilation: Voxels from one weight of the kernel to the next.
+        groups: Parts of the channels that do not see each other.
         bias: Whether it adds one.
     """
     return CONVOLUTION[len(kernel)](
@@ -115,7 +119,9 @@ def make_convolution(
         width,
         tuple(kernel),  # type: ignore[arg-type]  # its length is the dimension
         stride=tuple(stride or (1,) * len(kernel)),  # type: ignore[arg-type]
-        padding=tuple(edge // 2 for edge in kernel),  # type: ignore[arg-type]
+        padding=tuple(dilation * (edge // 2) for edge in kernel),  # type: ignore[arg-type]
+        dilation=dilation,
+        groups=groups,
         bias=bias,
     )
 

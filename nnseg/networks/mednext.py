@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nnseg.model.architecture import Architecture
 from nnseg.model.blocks import CONVOLUTION, TRANSPOSED
 from nnseg.model.counts.mednext import expansion
-from nnseg.networks.layers import make_dropout, make_norm, per_axis
+from nnseg.networks.layers import make_convolution, make_dropout, make_norm, per_axis
 from nnseg.networks.upsampling import make_upsampling
 
 
@@ -135,20 +135,18 @@ class Block(nn.Module):
 
 def blocks(count: int, width: int, parts: Parts) -> nn.Sequential:
     """Build the blocks of a level, which keep resolution and channels."""
-    stride = (1,) * len(parts.kernel)
-    return nn.Sequential(
-        *(
-            Block(_depthwise(width, stride, parts), nn.Identity(), width, width, parts)
-            for _ in range(count)
-        )
-    )
+    made = nn.Sequential()
+    for _ in range(count):
+        depthwise = make_convolution(width, width, parts.kernel, groups=width)
+        made.append(Block(depthwise, nn.Identity(), width, width, parts))
+    return made
 
 
 def down_block(inputs: int, width: int, stride: Sequence[int], parts: Parts) -> nn.Module:
     """Build the block from a level to the next deeper one; it strides, and so does its shortcut."""
-    dimensions = len(parts.kernel)
-    shortcut = CONVOLUTION[dimensions](inputs, width, 1, tuple(stride))  # type: ignore[arg-type]
-    return Block(_depthwise(inputs, stride, parts), shortcut, inputs, width, parts)
+    depthwise = make_convolution(inputs, inputs, parts.kernel, stride, groups=inputs)
+    shortcut = make_convolution(inputs, width, (1,) * len(parts.kernel), stride)
+    return Block(depthwise, shortcut, inputs, width, parts)
 
 
 def up_block(inputs: int, width: int, stride: Sequence[int], parts: Parts) -> nn.Module:
@@ -171,14 +169,3 @@ def up_block(inputs: int, width: int, stride: Sequence[int], parts: Parts) -> nn
     before = tuple(edge for step in reversed(stride) for edge in (step - 1, 0))
     block = Block(depthwise, shortcut, inputs, width, parts)
     return nn.Sequential(block, pad(before, 0.0))  # type: ignore[arg-type]
-
-
-def _depthwise(channels: int, stride: Sequence[int], parts: Parts) -> nn.Module:
-    return CONVOLUTION[len(parts.kernel)](
-        channels,
-        channels,
-        parts.kernel,  # type: ignore[arg-type]  # its length is the dimension
-        stride=tuple(stride),  # type: ignore[arg-type]
-        padding=tuple(edge // 2 for edge in parts.kernel),  # type: ignore[arg-type]
-        groups=channels,
-    )
