@@ -29,9 +29,7 @@ def test_the_pace_is_the_peers_where_nothing_is_chosen() -> None:
 @pytest.mark.parametrize(
     ("changes", "step_seconds", "expected"),
     [
-        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "full")),
-        ({"budget_seconds": 1500.0}, 1.001, (0.1, 0.9, "mild")),
-        ({"budget_seconds": 1500.0}, 1.0, (0.1, 0.9, "full")),
+        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "mild")),
         ({"budget_seconds": 5000.0}, 1.0, (0.01, 0.99, "full")),
         ({"budget_seconds": 5000.0}, None, (0.01, 0.99, "full")),  # nothing is measured yet
         ({}, 1e9, (0.01, 0.99, "full")),  # only a budget chooses for itself
@@ -48,16 +46,37 @@ def test_a_short_budget_learns_in_its_own_way_unless_the_user_chose(
     assert (course.lr, course.momentum, course.augmentation) == expected
 
 
+@pytest.mark.parametrize(
+    ("budget", "step_passes", "expected"),
+    [
+        (4000.0, 0.0099, "mild"),
+        (4000.0, 0.0101, "full"),  # it sees its data often enough to learn them by heart
+        (1600.0, 0.024, "mild"),
+        (1600.0, 0.026, "full"),
+        (1400.0, 9.0, "mild"),  # too short to learn anything by heart
+        (5000.0, 0.001, "full"),  # no short training
+    ],
+)
+def test_the_augmentation_is_mild_where_data_are_seen_a_few_times_only(
+    budget: float, step_passes: float, expected: str
+) -> None:
+    settings = TrainSettings(budget_seconds=budget)
+    for batch_size in (2, None):
+        course = plan_course(settings, 1.0, batch_size=batch_size, step_passes=step_passes)
+        assert course.augmentation == expected
+
+
 # ---------------------------------------------------------------- budgets
 
 
 @pytest.mark.parametrize(
     ("settings", "batch_size", "expected"),
     [
-        ({"budget_seconds": 1200.0}, 300, (120, "full")),
-        ({"budget_seconds": 100.0}, 300, (64, "mild")),
-        ({"budget_seconds": 3000.0}, 300, (None, "full")),  # it holds enough steps as it is
-        ({"budget_seconds": 100.0}, 64, (None, "mild")),
+        ({"budget_seconds": 1200.0}, 300, (120, "mild")),
+        ({"budget_seconds": 100.0}, 300, (12, "mild")),
+        ({"budget_seconds": 3000.0}, 300, (None, "mild")),  # it holds enough steps as it is
+        ({"budget_seconds": 100.0}, 64, (6, "mild")),
+        ({"budget_seconds": 2000.0}, 9, (None, "mild")),  # as many steps as its batch is worth
         ({"budget_seconds": 100.0, "batch_size": 300}, 300, (None, "mild")),  # the user chose it
         ({"budget_seconds": 100.0, "accumulate": 2}, 300, (None, "mild")),  # so here: large ones
         ({}, 300, (None, "full")),

@@ -22,10 +22,10 @@ BUDGET_EPOCHS = 40  # an epoch is about this part of a budget
 SHORTEST_EPOCH = 10  # steps; validating more often would cost more than it tells
 SHORT_TRAINING = 5000  # steps of a budget, below which the pace is another
 MILD_TRAINING = 1500  # steps of a budget, below which the augmentation is mild
+MILD_PASSES = 40  # over the data, below which that of any short training is
 BUDGET_STEPS = 3000  # that a budget should hold, or its batches are made smaller
-BUDGET_BATCH = 64  # and how small at most
-FEWEST_BUDGET_STEPS = 100  # below which nothing is learnt: batches get smaller still,
-SMALLEST_BATCH = 2  # down to nnU-Net's smallest
+BALANCE = 200  # steps for each patch of a batch, where a budget cannot hold so many
+SMALLEST_BATCH = 2  # nnU-Net's
 
 Pace = tuple[float, float]  # learning rate and momentum
 LONG_PACES: dict[str, Pace] = {"sgd": (0.01, 0.99), "adam": (0.001, 0.9), "adamw": (0.001, 0.9)}
@@ -112,32 +112,33 @@ def plan_steps(shapes: Iterable[Shape], patch_size: Shape, batch_size: int) -> i
     >>> plan_steps([(187, 512, 512)] * 33, (64, 192, 160), 2)  # one of spleen
     246840
     """
-    voxels = math.prod(patch_size)
-    patches = sum(max(1.0, math.prod(shape) / voxels) for shape in shapes)
+    patches = count_patches(shapes, patch_size)
     return min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(PASSES * patches / batch_size)))
+
+
+def count_patches(shapes: Iterable[Shape], patch_size: Shape) -> float:
+    """Give the patches that hold as much as all cases together, of each case at least one."""
+    voxels = math.prod(patch_size)
+    return sum(max(1.0, math.prod(shape) / voxels) for shape in shapes)
 
 
 def fit_batch(batch_size: int, steps: float, smallest: int = SMALLEST_BATCH) -> int:
     """Give the batch size for a budget that holds so many steps of the plan's.
 
-    Batches of hundreds are for a thousand epochs. A budget that holds few of them learns more by
-    more steps of fewer patches: 3000, down to 64 patches a step. And where a step is so slow that
-    not even a hundred fit, they are bought with patches as well, down to `smallest` a step.
+    The plan's batches are for a thousand epochs. A budget that holds few of them learns more by
+    more steps of fewer patches: 3000; or, where its patches are too few for that, as many as keep
+    steps and batch in balance, 200 for each patch of one, down to `smallest` patches a step.
 
-    >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 300), fit_batch(9, 300)
-    (130, 292, 64, 9)
-    >>> fit_batch(9, 50), fit_batch(9, 5), fit_batch(1, 5)
-    (4, 2, 1)
+    >>> fit_batch(292, 1340), fit_batch(292, 5000), fit_batch(292, 150)
+    (130, 292, 15)
+    >>> fit_batch(9, 2000), fit_batch(9, 300), fit_batch(9, 5), fit_batch(1, 5)
+    (9, 4, 2, 1)
     """
-    fitted = batch_size
-    for wanted, least in (
-        (BUDGET_STEPS, max(BUDGET_BATCH, smallest)),
-        (FEWEST_BUDGET_STEPS, smallest),
-    ):
-        there = steps * batch_size / fitted
-        if there < wanted and fitted > least:
-            fitted = max(least, int(fitted * there / wanted))
-    return fitted
+    if steps >= BUDGET_STEPS:
+        return batch_size
+    patches = steps * batch_size
+    wanted = min(BUDGET_STEPS, math.sqrt(BALANCE * patches))
+    return min(batch_size, max(smallest, round(patches / wanted)))
 
 
 def plan_course(
@@ -146,6 +147,7 @@ def plan_course(
     steps: int | None = None,
     batch_size: int | None = None,
     *,
+    step_passes: float = 0.0,
     ranks: int = 1,
 ) -> Course:
     """Give the course of a training, before a budget is fitted.
@@ -153,24 +155,28 @@ def plan_course(
     The pace is nnU-Net's unless the user chose otherwise or a budget of wall clock leaves few steps
     (`step_seconds` says how long one takes). Momentum 0.99 sums a hundred steps: long before it has
     turned round from predicting background only, a short training is over. With 0.9 and ten times
-    the rate each step weighs the same in the end. Nor can a very short one overfit: it learns
-    sooner from patches that are changed less. Longer ones need all of the augmentation.
+    the rate each step weighs the same in the end. Nor can a very short one overfit, or one that
+    sees its data a few times only: it learns sooner from patches that are changed less. Others need
+    all of the augmentation.
 
     Args:
         settings: What the user chose.
         step_seconds: What a step takes, where there is a budget.
         steps: What the data are worth, for settings that leave the epochs open.
         batch_size: The plan's, whose steps take so long; a budget may make it smaller.
+        step_passes: How many times such a step passes over the training data, a small share of 1.
         ranks: Processes that share a batch; each needs a patch.
     """
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
+    passes = fitting * step_passes if step_passes else 0.0
     smaller = None
     if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
         fitted = fit_batch(batch_size, fitting, max(SMALLEST_BATCH, ranks))
         fitting *= batch_size / fitted
         smaller = fitted if fitted < batch_size else None
     short = fitting < SHORT_TRAINING
+    mild = fitting < MILD_TRAINING or (short and passes < MILD_PASSES)
     lr, momentum = (SHORT_PACES if short else LONG_PACES)[settings.optimizer]
     epochs = settings.most_epochs
     if settings.epochs is None and steps is not None and budget is None:
@@ -181,7 +187,7 @@ def plan_course(
         validation_iterations=settings.validation_iterations,
         lr=lr if settings.lr is None else settings.lr,
         momentum=momentum if settings.momentum is None else settings.momentum,
-        augmentation=settings.augmentation or ("mild" if fitting < MILD_TRAINING else "full"),
+        augmentation=settings.augmentation or ("mild" if mild else "full"),
         batch_size=smaller,
     )
 

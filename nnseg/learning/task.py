@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnseg.errors import UsageError
 from nnseg.learning.batches import BatchSource
-from nnseg.learning.course import Course, plan_course, plan_steps
+from nnseg.learning.course import Course, count_patches, plan_course, plan_steps
 from nnseg.learning.recipe import TrainSettings
 from nnseg.losses.balance import balanced_weights, count_voxels
 from nnseg.losses.sums import Loss, Weights
@@ -119,9 +119,14 @@ class Task:
         """Plan the course: by the settings, and where they leave it open by the data."""
         shapes = [case.shape for case in self.train_cases]
         samples = self.batch_size * self.settings.accumulate  # a step
-        steps = plan_steps(shapes, self.configuration.patch_size, samples)
+        patch_size = self.configuration.patch_size
         return plan_course(
-            self.settings, step_seconds, steps, self.batch_size, ranks=self.ranks.count
+            self.settings,
+            step_seconds,
+            plan_steps(shapes, patch_size, samples),
+            self.batch_size,
+            step_passes=samples / count_patches(shapes, patch_size),
+            ranks=self.ranks.count,
         )
 
     @property
