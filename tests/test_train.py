@@ -745,17 +745,17 @@ def test_a_run_with_a_budget_makes_batches_of_the_size_it_was_fitted_for(
     large = dataclasses.replace(task.configuration, batch_size=100)
     task = dataclasses.replace(task, configuration=large)
     course = task.course(60 / 2000)
-    assert course.batch_size == 66
+    assert course.batch_size == 67
     for source in (task.training(course), task.validation(course)):
-        assert len(make_batch(source, 0, 0)[0]) == 66
+        assert len(make_batch(source, 0, 0)[0]) == 67
     assert len(make_batch(task.training(task.course()), 0, 0)[0]) == 100
 
     monkeypatch.setattr(stage, "probe", lambda *_: 60 / 2000)  # of the large batch
     asked: list[float] = []
     state = new_state(task)
     fit_course(task, state, state.network, lambda seconds: asked.append(seconds) or 2 * seconds)  # type: ignore[func-returns-value]
-    assert asked == [pytest.approx(60 / 2000 * 66 / 100)]
-    assert (state.course.batch_size, state.course.steps) == (66, 1)
+    assert asked == [pytest.approx(60 / 2000 * 67 / 100)]
+    assert (state.course.batch_size, state.course.steps) == (67, 1)
 
 
 # ---------------------------------------------------------------- what a task may ask for
