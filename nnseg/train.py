@@ -4,6 +4,7 @@
 every batch is a pure function of (seed, fold, epoch, batch).
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -35,6 +36,8 @@ from nnseg.losses.counts import hard_counts
 from nnseg.model.device import keep_memory
 from nnseg.model.ranks import any_rank, from_first, gather, share_buffers
 from nnseg.runlog import peak_memory
+
+logger = logging.getLogger(__name__)
 
 DICE_MEMORY = 0.9  # share of the old value in the moving average of the pseudo Dice
 SAVE_EVERY = 300.0  # seconds between checkpoints to go on from
@@ -90,14 +93,16 @@ def train(
     def clock() -> float:
         return time.monotonic() - started
 
-    task, step_network = stepping(task, state)
+    network = share_network(task, state)
     left = None
     if task.settings.budget_seconds is not None and not state.course.extended:
         left = partial(time_left, task, state, clock, reserve)
     if left and resume is None:
-        fit_course(task, state, step_network, left)
-    elif left and (seconds := from_first(epoch_pace(state))):
-        refit_course(task, state, seconds, left)  # it may have been used up since
+        task, step_network = fit_course(task, state, network, left)
+    else:
+        task, step_network = stepping(task, state, network)
+        if left and (seconds := from_first(epoch_pace(state))):
+            refit_course(task, state, seconds, left)  # it may have been used up since
     while state.epoch < state.course.epochs:
         report = train_epoch(task, state, step_network, on_step, stop, clock)
         if report is None:
@@ -139,13 +144,12 @@ def settle(task: Task) -> Task:
     )
 
 
-def stepping(task: Task, state: TrainState) -> tuple[Task, Any]:
-    """Give what steps are done with, and the task, which no longer compiles where that failed."""
-    shared = share_network(task, state)
-    network = compiled_network(task, state, shared)
-    if task.execution.compiled and network is shared:
+def stepping(task: Task, state: TrainState, network: nn.Module) -> tuple[Task, Any]:
+    """Give the task, which no longer compiles where that failed, and what steps are done with."""
+    compiled = compiled_network(task, state, network)
+    if task.execution.compiled and compiled is network:
         task = replace(task, execution=replace(task.execution, compiled=False))
-    return task, network
+    return task, compiled
 
 
 def time_left(
@@ -313,21 +317,42 @@ def validate_epoch(
 
 
 def fit_course(
-    task: Task, state: TrainState, step_network: Any, left: Callable[[float], float]
-) -> None:
+    task: Task, state: TrainState, network: nn.Module, left: Callable[[float], float]
+) -> tuple[Task, Any]:
     """Follow a course of as many steps as there is time for, by the pace of a few.
+
+    Compiling takes a minute and is for one size of batch: it waits until that is chosen.
 
     Args:
         task: Data, plan and settings.
         state: Of a training that begins.
-        step_network: What a step is done with.
+        network: What is trained, not compiled yet.
         left: From the seconds of a step, those that a budget has left for all of them.
+
+    Returns:
+        As `stepping`.
     """
-    step_seconds = from_first(probe(task, state.course, step_network))
-    follow(state, task.course(step_seconds))
-    step_seconds *= (state.course.batch_size or task.batch_size) / task.batch_size
+    step_seconds = choose_pace(task, state, network)
+    task, step_network = stepping(task, state, network)
+    if step_network is not network:
+        step_seconds = from_first(probe(task, state.course, step_network))
     rest = left(step_seconds)
     follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
+    return task, step_network
+
+
+def choose_pace(task: Task, state: TrainState, network: nn.Module) -> float:
+    """Follow the batch size and pace that suit a budget; give the seconds of such a step."""
+    seconds = from_first(probe(task, state.course, network))
+    follow(state, task.course(seconds))
+    if state.course.batch_size is None:
+        return seconds
+    logger.info(
+        "the budget buys more steps with %d patches each, in place of the plan's %d",
+        state.course.batch_size,
+        task.batch_size,
+    )
+    return seconds * state.course.batch_size / task.batch_size
 
 
 def refit_course(
@@ -370,7 +395,7 @@ def rehearse_steps(
     """Do some steps that change nothing.
 
     Returns:
-        The course, the seconds of the middle one and of the quickest of the steps, and the peak of
+        The course, the seconds of the middle one and of the quickest of its steps, and the peak of
         memory in bytes: that of the GPU, or of a CPU that of the process.
 
     Raises:
@@ -378,18 +403,18 @@ def rehearse_steps(
     """
     task = settle(task)
     state = new_state(task)
+    budget = task.settings.budget_seconds
+    if budget is not None:
+        choose_pace(task, state, state.network)
     network = compiled_network(task, state, state.network)
     times = time_steps(task, state.course, network, steps, stop)
-    seconds = middle(times)
-    course = task.course(seconds)
-    share = (course.batch_size or task.batch_size) / task.batch_size
-    seconds, quickest = seconds * share, times[0] * share
-    if task.settings.budget_seconds is not None:
-        course = fit_budget(course, task.settings, seconds, task.settings.budget_seconds)
+    seconds, course = middle(times), state.course
+    if budget is not None:
+        course = fit_budget(course, task.settings, seconds, budget)
     device = task.execution.torch_device
     if device.type == "cuda":
-        return course, seconds, quickest, torch.cuda.max_memory_allocated(device)
-    return course, seconds, quickest, peak_memory()
+        return course, seconds, times[0], torch.cuda.max_memory_allocated(device)
+    return course, seconds, times[0], peak_memory()
 
 
 def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEPS) -> float:

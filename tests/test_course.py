@@ -29,7 +29,9 @@ def test_the_pace_is_the_peers_where_nothing_is_chosen() -> None:
 @pytest.mark.parametrize(
     ("changes", "step_seconds", "expected"),
     [
-        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "mild")),
+        ({"budget_seconds": 5000.0}, 1.001, (0.1, 0.9, "full")),
+        ({"budget_seconds": 1500.0}, 1.001, (0.1, 0.9, "mild")),
+        ({"budget_seconds": 1500.0}, 1.0, (0.1, 0.9, "full")),
         ({"budget_seconds": 5000.0}, 1.0, (0.01, 0.99, "full")),
         ({"budget_seconds": 5000.0}, None, (0.01, 0.99, "full")),  # nothing is measured yet
         ({}, 1e9, (0.01, 0.99, "full")),  # only a budget chooses for itself
@@ -61,9 +63,17 @@ def test_the_augmentation_is_mild_where_data_are_seen_a_few_times_only(
     budget: float, step_passes: float, expected: str
 ) -> None:
     settings = TrainSettings(budget_seconds=budget)
-    for batch_size in (2, None):
-        course = plan_course(settings, 1.0, batch_size=batch_size, step_passes=step_passes)
-        assert course.augmentation == expected
+    course = plan_course(settings, 1.0, batch_size=2, step_passes=step_passes)
+    assert (course.augmentation, course.batch_size) == (expected, None)
+
+
+@pytest.mark.parametrize(("step_passes", "expected"), [(0.039, "mild"), (0.041, "full")])
+def test_smaller_batches_see_the_data_as_often_as_large_ones(
+    step_passes: float, expected: str
+) -> None:
+    settings = TrainSettings(budget_seconds=1000.0)
+    course = plan_course(settings, 1.0, batch_size=300, step_passes=step_passes)
+    assert (course.augmentation, course.batch_size) == (expected, 100)  # 3000 steps
 
 
 # ---------------------------------------------------------------- budgets
@@ -72,11 +82,11 @@ def test_the_augmentation_is_mild_where_data_are_seen_a_few_times_only(
 @pytest.mark.parametrize(
     ("settings", "batch_size", "expected"),
     [
-        ({"budget_seconds": 1200.0}, 300, (120, "mild")),
-        ({"budget_seconds": 100.0}, 300, (12, "mild")),
-        ({"budget_seconds": 3000.0}, 300, (None, "mild")),  # it holds enough steps as it is
+        ({"budget_seconds": 1200.0}, 300, (120, "full")),
+        ({"budget_seconds": 100.0}, 300, (12, "full")),
+        ({"budget_seconds": 3000.0}, 300, (None, "full")),  # it holds enough steps as it is
         ({"budget_seconds": 100.0}, 64, (6, "mild")),
-        ({"budget_seconds": 2000.0}, 9, (None, "mild")),  # as many steps as its batch is worth
+        ({"budget_seconds": 2000.0}, 9, (None, "full")),  # as many steps as its batch is worth
         ({"budget_seconds": 100.0, "batch_size": 300}, 300, (None, "mild")),  # the user chose it
         ({"budget_seconds": 100.0, "accumulate": 2}, 300, (None, "mild")),  # so here: large ones
         ({}, 300, (None, "full")),

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import json
+import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from nnseg.learning.step import step_loss
 from nnseg.learning.task import Task
 from nnseg.model.architecture import Architecture
 from nnseg.model.device import Execution
+from nnseg.model.ranks import Ranks
 from nnseg.plan import Plan, make_plan
 from nnseg.preprocess import Placement, find_locations
 from nnseg.store import TrainingCase
@@ -738,7 +741,7 @@ def test_the_batch_size_is_the_plans_unless_it_is_set(tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_budget_makes_batches_of_the_size_it_was_fitted_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = TrainSettings(budget_seconds=60, epochs=1, iterations=2, validation_iterations=1)
     task = make_task(tmp_path, settings)
@@ -753,9 +756,106 @@ def test_a_run_with_a_budget_makes_batches_of_the_size_it_was_fitted_for(
     monkeypatch.setattr(stage, "probe", lambda *_: 60 / 2000)  # of the large batch
     asked: list[float] = []
     state = new_state(task)
-    fit_course(task, state, state.network, lambda seconds: asked.append(seconds) or 2 * seconds)  # type: ignore[func-returns-value]
+    with caplog.at_level(logging.INFO, logger="nnseg"):
+        found = fit_course(task, state, state.network, spend(asked))
+    assert found == (task, state.network)
     assert asked == [pytest.approx(60 / 2000 * 67 / 100)]
     assert (state.course.batch_size, state.course.steps) == (67, 1)
+    assert "with 67 patches each, in place of the plan's 100" in caplog.text
+
+
+def spend(asked: list[float]) -> Callable[[float], float]:
+    """A budget that holds two steps, whatever they take; it keeps what it was asked."""
+
+    def left(seconds: float) -> float:
+        asked.append(seconds)
+        return 2 * seconds
+
+    return left
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_budget_compiles_once_for_the_batch_that_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    settings = TrainSettings(budget_seconds=60, epochs=1, iterations=2, validation_iterations=1)
+    task = make_task(tmp_path, settings)
+    large = dataclasses.replace(task.configuration, batch_size=100)
+    execution = dataclasses.replace(task.execution, compiled=True)
+    task = dataclasses.replace(task, configuration=large, execution=execution)
+    state = new_state(task)
+    made: list[Any] = []
+
+    def compiled(task: Task, state: Any, network: Any) -> Any:
+        made.append(state.course.batch_size)
+        return "compiled" if compiles else network
+
+    monkeypatch.setattr(stage, "compiled_network", compiled)
+    paces = {"compiled": 0.01, state.network: 60 / 2000}
+    monkeypatch.setattr(stage, "probe", lambda task, course, network: paces[network])
+    asked: list[float] = []
+    found, step_network = fit_course(task, state, state.network, spend(asked))
+    assert made == [67]
+    assert found.execution.compiled is compiles
+    assert step_network == ("compiled" if compiles else state.network)
+    assert asked == [0.01 if compiles else pytest.approx(60 / 2000 * 67 / 100)]
+
+
+def test_a_rehearsal_of_a_budget_times_steps_of_the_batch_that_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(budget_seconds=60, iterations=2, validation_iterations=1)
+    task = make_task(tmp_path, settings)
+    large = dataclasses.replace(task.configuration, batch_size=8)
+    timed: list[int | None] = []
+
+    def listen(task: Task, course: Any, *_: Any) -> list[float]:
+        timed.append(course.batch_size)
+        return [1.0, 2.0, 3.0]
+
+    monkeypatch.setattr(stage, "time_steps", listen)
+    task = dataclasses.replace(task, configuration=large)
+    course, seconds, quickest, _ = stage.rehearse_steps(task, 3)
+    assert timed == [None, 2]
+    assert (course.batch_size, seconds, quickest) == (2, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(("passes", "augmentation"), [(39, "mild"), (41, "full")])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_task_tells_its_course_how_often_it_sees_its_cases(
+    tmp_path: Path, passes: int, augmentation: str, accumulate: int
+) -> None:
+    settings = TrainSettings(budget_seconds=2000, accumulate=accumulate)
+    task = make_task(tmp_path, settings, cases=3)
+    patches = 6 * 12 * (9 + 10 + 11) / (4 * 8 * 6)
+    steps = passes * patches / accumulate / task.configuration.batch_size
+    times = math.ceil(2000 / steps)  # as many cases, for more steps than 1500 and fewer than 5000
+    many = dataclasses.replace(task, train_cases=task.train_cases * times)
+    steps *= times
+    assert 1500 < steps < 5000
+    assert many.course(2000 / steps).augmentation == augmentation
+
+
+def test_a_task_leaves_each_of_its_processes_a_patch_of_a_budget(tmp_path: Path) -> None:
+    task = make_task(tmp_path, TrainSettings(budget_seconds=60))
+    task = dataclasses.replace(
+        task, configuration=dataclasses.replace(task.configuration, batch_size=9)
+    )
+    assert task.course(50.0).batch_size == 2
+    assert dataclasses.replace(task, ranks=Ranks(count=3)).course(50.0).batch_size == 3
+
+
+def test_more_processes_than_the_batch_of_a_run_has_patches_cannot_go_on_with_it(
+    tmp_path: Path,
+) -> None:
+    task = make_task(tmp_path, dataclasses.replace(SHORT, batch_size=None))
+    task = dataclasses.replace(
+        task, configuration=dataclasses.replace(task.configuration, batch_size=9)
+    )
+    run = train(task)
+    run = dataclasses.replace(run, course=dataclasses.replace(run.course, batch_size=2))
+    with pytest.raises(UsageError, match="4 processes cannot share a batch of 2; start fewer"):
+        restore_state(dataclasses.replace(task, ranks=Ranks(count=4)), run)
 
 
 # ---------------------------------------------------------------- what a task may ask for

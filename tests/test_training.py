@@ -241,7 +241,7 @@ def test_a_rehearsal_says_what_it_takes_and_writes_nothing(prepared: Folders) ->
     assert (found.epochs, found.iterations) == (2, 2)
     assert 0 < found.step_seconds < 60
     assert found.bytes > 10**7
-    assert "2 epochs of 2 steps on cpu in fp32" in str(found)
+    assert f"2 epochs of 2 steps of {found.batch_size} patches on cpu in fp32" in str(found)
     assert sorted(prepared.raw.parent.rglob("*")) == before
 
 

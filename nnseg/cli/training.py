@@ -110,7 +110,7 @@ def _add_recipe(recipe: Any) -> None:
         help="of the loss, one a label; or balanced, by their volumes",
     )
     recipe.add_argument(
-        "--augmentation", metavar="NAME", help="full or mild; mild for a very short budget"
+        "--augmentation", metavar="NAME", help="full or mild; mild for short budgets"
     )
     recipe.add_argument(
         "--elastic", type=float, metavar="VOXELS", help="bend patches, by up to 12.8 voxels"

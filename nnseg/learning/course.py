@@ -147,7 +147,7 @@ def plan_course(
     steps: int | None = None,
     batch_size: int | None = None,
     *,
-    step_passes: float = 0.0,
+    step_passes: float | None = None,
     ranks: int = 1,
 ) -> Course:
     """Give the course of a training, before a budget is fitted.
@@ -164,12 +164,13 @@ def plan_course(
         step_seconds: What a step takes, where there is a budget.
         steps: What the data are worth, for settings that leave the epochs open.
         batch_size: The plan's, whose steps take so long; a budget may make it smaller.
-        step_passes: How many times such a step passes over the training data, a small share of 1.
+        step_passes: How many times such a step passes over the training data, mostly a small share
+            of once; None where that is not known, as if it were often.
         ranks: Processes that share a batch; each needs a patch.
     """
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
-    passes = fitting * step_passes if step_passes else 0.0
+    passes = math.inf if step_passes is None else fitting * step_passes
     smaller = None
     if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
         fitted = fit_batch(batch_size, fitting, max(SMALLEST_BATCH, ranks))

@@ -13,7 +13,7 @@ from nnseg.learning.batches import BatchSource
 from nnseg.learning.course import Course, count_patches, plan_course, plan_steps
 from nnseg.learning.recipe import TrainSettings
 from nnseg.losses.balance import balanced_weights, count_voxels
-from nnseg.losses.sums import Loss, Weights
+from nnseg.losses.sums import Loss
 from nnseg.model.device import Execution
 from nnseg.model.draws import Augmentation, plan_augmentation
 from nnseg.model.kinds import KINDS
@@ -49,7 +49,7 @@ class Task:
     loader_workers: int | None = None
     ranks: Ranks = ALONE
     data_hash: str = ""  # of what the cases were preprocessed from
-    balance: Weights = None  # class weights counted by `balanced`, in the order of dataset.json
+    balance: tuple[float, ...] | None = None  # class weights counted, in the order of dataset.json
 
     def __post_init__(self) -> None:
         self.ranks.share(self.batch_size)  # refuses more processes than samples

@@ -32,6 +32,9 @@ def balanced_weights(voxels: Sequence[int], labels: Labels) -> tuple[float, ...]
         voxels: As `count_voxels` gives them.
         labels: What they are of.
 
+    Returns:
+        A weight each, in the order of dataset.json; a loss wants them in that of the heads.
+
     >>> labels = Labels(labels={"background": 0, "liver": 1, "tumour": 2, "cyst": 3})
     >>> balanced_weights((9000, 3000, 90, 0), labels)
     (3.0, 100.0, 100.0)

@@ -139,18 +139,11 @@ class ExpectedDice:
         """
         first = 0 if self.labels.has_regions else 1  # head 0 is the background
         result: dict[str, float | None] = {}
-        for head, name in enumerate(self._names(), start=first):
+        for head, name in enumerate(self.labels.in_head_order, start=first):
             total = self.probable[head] + self.decided[head]
             absent = not self.decided[head] and self.highest[head] < PROBABLE
             result[name] = None if absent else float(2 * self.both[head] / total)
         return {name: result[name] for name in self.labels.foreground}
-
-    def _names(self) -> list[str]:
-        """Give the names of the foreground heads in their order."""
-        foreground = self.labels.foreground
-        if self.labels.has_regions:
-            return list(foreground)
-        return sorted(foreground, key=lambda name: foreground[name])
 
     def _add_chosen(self, block: Floats, chosen: NDArray[Any]) -> None:
         """Count labels; only the foreground is looked at, which is little of most images."""

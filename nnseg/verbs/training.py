@@ -237,6 +237,7 @@ class Rehearsal:
 
     epochs: int
     iterations: int  # steps an epoch
+    batch_size: int  # patches a step
     step_seconds: float  # of the middle one
     quickest_seconds: float  # of a step that nothing else on the machine held up
     bytes: int  # peak of memory: the GPU's, or of a CPU the process's
@@ -246,7 +247,8 @@ class Rehearsal:
         epoch = self.step_seconds * self.iterations
         run = self.execution
         return (
-            f"{self.epochs} epochs of {self.iterations} steps on {run.device} in {run.precision}: "
+            f"{self.epochs} epochs of {self.iterations} steps of {self.batch_size} patches on "
+            f"{run.device} in {run.precision}: "
             f"{self.step_seconds:.2f} s a step, {report.duration(epoch)} an epoch, "
             f"{report.duration(epoch * self.epochs)} in all, {self.bytes / 1e9:.1f} GB of memory"
         )
@@ -297,6 +299,7 @@ def rehearse(
     return Rehearsal(
         epochs=course.epochs,
         iterations=course.iterations,
+        batch_size=course.batch_size or task.batch_size,
         step_seconds=seconds,
         quickest_seconds=quickest,
         bytes=peak,

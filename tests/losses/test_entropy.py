@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from loss_oracle import IGNORING, IGNORING_REGIONS, PLAIN, example
+from loss_oracle import IGNORING, IGNORING_REGIONS, PLAIN, example, plain_loss
 
 from nnseg.labels import Labels
 from nnseg.losses.entropy import ce, focal, topk
@@ -45,6 +45,15 @@ def test_the_worst_of_nothing_is_0_however_classes_weigh(labels: Labels) -> None
     logits, segmentation = example(labels)
     weights = (0.0, 2.0, 9.0)[: len(labels.foreground)]
     assert topk(logits, torch.full_like(segmentation, 3), labels, True, weights).item() == 0
+
+
+@pytest.mark.parametrize("labels", [IGNORING, IGNORING_REGIONS])
+def test_a_worst_tenth_that_is_partly_ignored_counts_each_such_voxel_as_one(labels: Labels) -> None:
+    logits, segmentation = example(labels)
+    segmentation[:, :, 1:], segmentation[:, 1:] = 3, 3  # of 240 voxels less than 12 are left
+    weights = (0.5, 2.0, 9.0)[: len(labels.foreground)]
+    given = (logits.double(), segmentation, labels, True, weights)
+    assert topk(*given).item() == pytest.approx(plain_loss("topk", *given).item(), rel=1e-9)
 
 
 def test_class_weights_do_not_scale_the_worst_tenth() -> None:
