@@ -40,6 +40,7 @@ class CardFold:
     configuration: str
     fold: str  # as it is called: "0", "all", "0_seed1"
     epochs: int
+    batch_size: int | None  # patches a step; None is not known
     seconds: float | None  # of its training, all sessions together; None is not known
     weights_file: str  # its name in what is handed on
     weights_sha256: str
@@ -212,14 +213,16 @@ def _networks_of(plan: Plan, folds: Sequence[CardFold]) -> str:
 
 
 def _training(folds: Sequence[CardFold]) -> str:
-    rows = ["## Training", "", "| fold | epochs | hours | when | by | settings |"]
-    rows.append("| --- | --- | --- | --- | --- | --- |")
+    rows = ["## Training", "", "| fold | epochs | batch | hours | when | by | settings |"]
+    rows.append("| --- | --- | --- | --- | --- | --- | --- |")
     for fold in folds:
         place = "" if fold.plan is None else f"{fold.plan.name}/"
         called = f"{place}{fold.configuration} {fold.fold}"
         hours = "not recorded" if fold.seconds is None else f"{fold.seconds / 3600:.2f}"
+        batch = "not recorded" if fold.batch_size is None else fold.batch_size
+        trained = f"| {called} | {fold.epochs} | {batch} | {hours} |"
         if fold.run is None:
-            rows.append(f"| {called} | {fold.epochs} | {hours} | | | |")
+            rows.append(f"{trained} | | |")
             continue
         arguments, versions = fold.run.arguments, fold.run.versions
         settings = ", ".join(
@@ -231,10 +234,7 @@ def _training(folds: Sequence[CardFold]) -> str:
             settings += ", from pretrained weights"
         named = [name for name in ("nnseg", "torch", "python") if name in versions]
         made_by = ", ".join(f"{name} {versions[name]}" for name in named)
-        rows.append(
-            f"| {called} | {fold.epochs} | {hours} | "
-            f"{fold.run.started[:10]} | {_plain(made_by)} | {settings} |"
-        )
+        rows.append(f"{trained} {fold.run.started[:10]} | {_plain(made_by)} | {settings} |")
     return "\n".join(rows)
 
 

@@ -65,6 +65,7 @@ def fold(**changes: object) -> CardFold:
         configuration="3d_fullres",
         fold="0",
         epochs=9,
+        batch_size=2,
         seconds=5400.0,
         weights_file="3d_fullres/fold_0/checkpoint_final-0123.safetensors",
         weights_sha256="0123" * 16,
@@ -79,7 +80,7 @@ def test_a_card_says_of_what_data_how_made_how_good_and_what_not_for(plan: Plan)
     assert NO_DEVICE in card
     assert "licence of the data: CC-BY 4.0" in card
     assert "left (1), right (2)" in card
-    assert "| 3d_fullres 0 | 9 | 1.50 | 2026-11-22 | nnseg 0.1.0, torch 2.13.0, python" in card
+    assert "| 3d_fullres 0 | 9 | 2 | 1.50 | 2026-11-22 | nnseg 0.1.0, torch 2.13.0, python" in card
     assert re.search(r"\| 3d_fullres \| left \| 0\.750 \(0\.\d+ to \d\.\d+\) \| 3 \|", card)
     assert "0123" * 16 in card
     assert "nnseg import MODEL.zip -o model\nnnseg predict -m model/3d_fullres" in card
@@ -93,10 +94,12 @@ def test_nothing_of_the_machine_that_trained_it_is_told(plan: Plan) -> None:
 
 
 def test_what_no_record_says_is_said_to_be_unknown(plan: Plan) -> None:
-    card = model_card(plan, [fold(run=None, seconds=None, summary=None)], None, "0.1.0")
+    card = model_card(
+        plan, [fold(run=None, batch_size=None, seconds=None, summary=None)], None, "0.1.0"
+    )
     assert "ask who hands the model on for its origin and **licence" in card
     assert "were not scored, so that nothing is known" in card
-    assert "| 3d_fullres 0 | 9 | not recorded |" in card
+    assert "| 3d_fullres 0 | 9 | not recorded | not recorded |" in card
     card = model_card(plan, [fold()], DataNotes(cases=3, texts={}), "0.1.0")
     assert "not stated in its dataset.json" in card
 
@@ -187,4 +190,4 @@ def test_folds_of_several_plans_and_seeds_are_told_apart(plan: Plan) -> None:
     assert "| large/3d_fullres | left | 1.000 | 1 |" in card
     assert "Plan `nnseg` of" in card
     assert "Plan `large` of" in card
-    assert "| large/3d_fullres 0 | 9 | 1.50 |" in card
+    assert "| large/3d_fullres 0 | 9 | 2 | 1.50 |" in card

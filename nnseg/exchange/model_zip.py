@@ -300,11 +300,13 @@ def _card_fold(fold: Path, inside: Path, checkpoint: Checkpoint, *, several: boo
     run: RunReport | None = None
     with suppress(NnsegError):  # a model is handed on without it, too
         run = record.load(RunReport, run_record(fold))
+    seconds, batch_size = _trained(fold, checkpoint)
     return CardFold(
         configuration=checkpoint.configuration_name,
         fold=inside.name.removeprefix("fold_"),
         epochs=checkpoint.epoch,
-        seconds=_seconds(fold, checkpoint.epoch),
+        batch_size=batch_size,
+        seconds=seconds,
         weights_file=(inside / checkpoint.weights_file).as_posix(),
         weights_sha256=checkpoint.weights_sha256,
         run=run,
@@ -313,15 +315,20 @@ def _card_fold(fold: Path, inside: Path, checkpoint: Checkpoint, *, several: boo
     )
 
 
-def _seconds(fold: Path, epochs: int) -> float | None:
-    """Give how long a fold trained up to an epoch, in all sessions; None where nothing says it."""
-    with suppress(NnsegError):
+def _trained(fold: Path, checkpoint: Checkpoint) -> tuple[float | None, int | None]:
+    """Give how long a fold trained for these weights, and the patches a step; None is not known."""
+    try:
         run = record.load_sealed(RunRecord, checkpoint_file(fold, LATEST))
-        if run.epoch == epochs:
-            return run.seconds
-        if run.epoch > epochs:
-            return math.fsum(one.seconds for one in run.history if one.epoch <= epochs)
-    return None
+    except NnsegError:
+        return None, None
+    if run.epoch < checkpoint.epoch:
+        return None, None
+    past = math.fsum(one.seconds for one in run.history if one.epoch <= checkpoint.epoch)
+    planned = run.settings.batch_size or checkpoint.configuration.batch_size
+    return (
+        run.seconds if run.epoch == checkpoint.epoch else past,
+        run.course.batch_size or planned,
+    )
 
 
 def _scores(fold: Path, checkpoint: Checkpoint) -> Summary | None:

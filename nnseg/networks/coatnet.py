@@ -11,9 +11,17 @@ from torch.nn import functional
 
 from nnseg.model.counts.coatnet import BLOCKS, CONVOLUTIONAL, EXPANSION, HEAD, HIDDEN, STEM, WIDTHS
 from nnseg.networks.convnext import ChannelMlp, ChannelNorm
-from nnseg.networks.inflation import Backbone, Levels, average_pool, batch_norm, convolution
+from nnseg.networks.inflation import (
+    Backbone,
+    Levels,
+    SqueezeExcite,
+    average_pool,
+    batch_norm,
+    convolution,
+)
 
 Positions: TypeAlias = tuple[Tensor, Tensor]
+SQUEEZED = 4  # how many channels one of those that decide on the gates stands for
 
 
 class CoAtNet(Backbone):
@@ -116,29 +124,13 @@ class InvertedBottleneck(nn.Module):
             levels, level, inner, inner, 3, halvings=halvings, groups=inner
         )
         self.norm2 = batch_norm(levels, inner)
-        self.se = Gates(levels, inner)
+        self.se = SqueezeExcite(levels, inner, inner // SQUEEZED, nn.SiLU)
         self.conv3_1x1 = convolution(levels, level, inner, width, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y = functional.silu(self.norm1(self.conv1_1x1(self.pre_norm(x))))
         y = self.se(functional.silu(self.norm2(self.conv2_kxk(y))))
         return self.conv3_1x1(y) + self.shortcut(x)  # type: ignore[no-any-return]
-
-
-class Gates(nn.Module):
-    """Channels weighed by gates between 0 and 1 that their means over the image decide on.
-
-    Source: Hu et al. 2018, arXiv:1709.01507.
-    """
-
-    def __init__(self, levels: Levels, width: int) -> None:
-        super().__init__()
-        self.fc1 = convolution(levels, 0, width, width // 4, 1, bias=True)
-        self.fc2 = convolution(levels, 0, width // 4, width, 1, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return x * torch.sigmoid(self.fc2(functional.silu(self.fc1(mean))))
 
 
 class AttentionStage(nn.Module):

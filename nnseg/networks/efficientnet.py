@@ -2,14 +2,14 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nnseg.model.counts.efficientnet import STAGES, STEM, Stage
-from nnseg.networks.inflation import Backbone, Levels, batch_norm, convolution
+from nnseg.networks.inflation import Backbone, Levels, SqueezeExcite, batch_norm, convolution
 
 EPS = 1e-3  # of the batch norms that its weights were trained with
+GATES = ("conv_reduce", "conv_expand")  # the convolutions of a block's gates, in timm
 SQUEEZED = 4  # channels of a block's input that one of those that decide on the gates stands for
 
 
@@ -103,7 +103,7 @@ class SeparableBlock(nn.Module):
         self.bn1 = batch_norm(levels, inner, eps=EPS)
         self.conv_dw = _convolution(levels, level, inner, inner, 3, halvings=halvings, groups=inner)
         self.bn2 = batch_norm(levels, inner, eps=EPS)
-        self.se = SqueezeExcite(levels, inner, before // SQUEEZED)
+        self.se = SqueezeExcite(levels, inner, before // SQUEEZED, nn.SiLU, GATES)
         self.conv_pwl = convolution(levels, level, inner, stage.width, 1)
         self.bn3 = batch_norm(levels, stage.width, eps=EPS)
         self.adds = not halvings and before == stage.width
@@ -113,22 +113,6 @@ class SeparableBlock(nn.Module):
         y = functional.silu(self.bn2(self.conv_dw(y)))
         result: Tensor = self.bn3(self.conv_pwl(self.se(y)))
         return result.add_(x) if self.adds else result
-
-
-class SqueezeExcite(nn.Module):
-    """Channels weighed by gates between 0 and 1 that their means over the image decide on.
-
-    Source: Hu et al. 2018, arXiv:1709.01507.
-    """
-
-    def __init__(self, levels: Levels, width: int, squeezed: int) -> None:
-        super().__init__()
-        self.conv_reduce = convolution(levels, 0, width, squeezed, 1, bias=True)
-        self.conv_expand = convolution(levels, 0, squeezed, width, 1, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return x * torch.sigmoid(self.conv_expand(functional.silu(self.conv_reduce(mean))))
 
 
 def _convolution(

@@ -9,6 +9,8 @@ Source: Carreira & Zisserman 2017, arXiv:1705.07750, two-stream inflated network
 become cubes, and zeros lie beyond the edges along z, which makes the outer planes differ.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -208,3 +210,37 @@ def average_pool(levels: Levels, level: int) -> nn.Module:
         return nn.AvgPool2d(2, 2)
     step = levels.steps[level]
     return nn.AvgPool3d((step, 2, 2), (step, 2, 2))
+
+
+class SqueezeExcite(nn.Sequential):
+    """Channels weighed by gates between 0 and 1 that their means over the image decide on.
+
+    Args:
+        levels: Of the backbone.
+        width: Channels.
+        squeezed: Channels between those means and the gates.
+        activation: Builds what follows the first of its two convolutions.
+        names: Of the two, as timm has them.
+
+    Source: Hu et al. 2018, arXiv:1709.01507.
+    """
+
+    def __init__(
+        self,
+        levels: Levels,
+        width: int,
+        squeezed: int,
+        activation: Callable[[], nn.Module],
+        names: tuple[str, str] = ("fc1", "fc2"),
+    ) -> None:
+        reduce, expand = names
+        layers = {
+            reduce: convolution(levels, 0, width, squeezed, 1, bias=True),
+            "activation": activation(),
+            expand: convolution(levels, 0, squeezed, width, 1, bias=True),
+        }
+        super().__init__(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        means = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+        return x * torch.sigmoid(super().forward(means))  # type: ignore[no-untyped-call]

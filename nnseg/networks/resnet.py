@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from nnseg.model.counts.resnet import (
@@ -17,6 +16,7 @@ from nnseg.model.counts.resnet import (
 from nnseg.networks.inflation import (
     Backbone,
     Levels,
+    SqueezeExcite,
     average_pool,
     batch_norm,
     convolution,
@@ -99,7 +99,7 @@ class BasicBlock(nn.Module):
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = convolution(levels, level, width, width, 3)
         self.bn2 = batch_norm(levels, width)
-        self.se = SqueezeExcite(levels, width) if design.squeezed else nn.Identity()
+        self.se = _gates(levels, width, design)
         self.act2 = nn.ReLU(inplace=True)
         self.downsample = _shortcut(levels, level, before, width, halvings, design)
 
@@ -133,7 +133,7 @@ class Bottleneck(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = convolution(levels, level, inner, width, 1)
         self.bn3 = batch_norm(levels, width)
-        self.se = SqueezeExcite(levels, width) if design.squeezed else nn.Identity()
+        self.se = _gates(levels, width, design)
         self.act3 = nn.ReLU(inplace=True)
         self.downsample = _shortcut(levels, level, before, width, halvings, design)
 
@@ -149,20 +149,11 @@ class Bottleneck(nn.Module):
         return self.act3(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class SqueezeExcite(nn.Module):
-    """Channels weighed by gates between 0 and 1 that their means over the image decide on.
-
-    Source: Hu et al. 2018, arXiv:1709.01507.
-    """
-
-    def __init__(self, levels: Levels, width: int) -> None:
-        super().__init__()
-        self.fc1 = convolution(levels, 0, width, width // SQUEEZED, 1, bias=True)
-        self.fc2 = convolution(levels, 0, width // SQUEEZED, width, 1, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(mean))))
+def _gates(levels: Levels, width: int, design: ResNetDesign) -> nn.Module:
+    """Make the gates of a block's channels, where the design has them."""
+    if not design.squeezed:
+        return nn.Identity()
+    return SqueezeExcite(levels, width, width // SQUEEZED, nn.ReLU)
 
 
 def _shortcut(

@@ -304,7 +304,8 @@ def test_after_a_training_that_went_on_nothing_old_is_told_or_used(
     with pytest.raises(MissingError, match="not proven to be of its weights"):
         load(fold, calibrated=True, **CPU)
     run = record.load_sealed(RunRecord, checkpoint_file(fold, "latest"))
-    long = dataclasses.replace(run, seconds=run.seconds + 7200)
+    fewer = dataclasses.replace(run.course, batch_size=1)  # as a budget chooses
+    long = dataclasses.replace(run, seconds=run.seconds + 7200, course=fewer)
     record.save_sealed(long, checkpoint_file(fold, "latest"))
     porting.export_model(fold, tmp_path / "model.zip", to="zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as whole:
@@ -312,7 +313,7 @@ def test_after_a_training_that_went_on_nothing_old_is_told_or_used(
     assert not [name for name in names if "/validation/" in name]
     assert "were not scored" in card
     assert run.seconds > before  # of both sessions
-    assert "| 2d 0 | 4 | 2.0" in card  # epochs and hours of both
+    assert "| 2d 0 | 4 | 1 | 2.0" in card  # epochs and hours of both, the batch of the training
 
 
 CASCADED, ALONE = "nnseg/3d_cascade_fullres", "nnseg/3d_lowres"
