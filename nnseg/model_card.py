@@ -40,7 +40,7 @@ class CardFold:
     configuration: str
     fold: str  # as it is called: "0", "all", "0_seed1"
     epochs: int
-    batch_size: int | None  # patches a step; None is not known
+    batch_size: int | None  # patches of a batch; None is not known
     seconds: float | None  # of its training, all sessions together; None is not known
     weights_file: str  # its name in what is handed on
     weights_sha256: str

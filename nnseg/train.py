@@ -332,27 +332,39 @@ def fit_course(
     Returns:
         As `stepping`.
     """
-    step_seconds = choose_pace(task, state, network)
+    step_seconds = choose_batch(task, state, network)
     task, step_network = stepping(task, state, network)
-    if step_network is not network:
+    smaller = state.course.batch_size
+    if step_network is not network or smaller is not None:
         step_seconds = from_first(probe(task, state.course, step_network))
+        follow(state, task.course(step_seconds, smaller))
     rest = left(step_seconds)
     follow(state, fit_budget(state.course, task.settings, step_seconds, rest))
     return task, step_network
 
 
-def choose_pace(task: Task, state: TrainState, network: nn.Module) -> float:
-    """Follow the batch size and pace that suit a budget; give the seconds of such a step."""
-    seconds = from_first(probe(task, state.course, network))
-    follow(state, task.course(seconds))
-    if state.course.batch_size is None:
-        return seconds
-    logger.info(
-        "the budget buys more steps with %d patches each, in place of the plan's %d",
-        state.course.batch_size,
-        task.batch_size,
-    )
-    return seconds * state.course.batch_size / task.batch_size
+def choose_batch(
+    task: Task, state: TrainState, network: nn.Module, stop: Callable[[], bool] = lambda: False
+) -> float:
+    """Follow a course of the batch size that suits a budget, by steps of the plan's.
+
+    Returns:
+        The seconds of a step; of a smaller batch they are guessed.
+
+    Raises:
+        StoppedError: `stop` said True between two steps.
+    """
+    seconds = from_first(probe(task, state.course, network, stop))
+    smaller = task.budget_batch(seconds)
+    if smaller is not None:
+        logger.info(
+            "the budget buys more steps with %d patches each, in place of the plan's %d",
+            smaller,
+            task.batch_size,
+        )
+        seconds *= smaller / task.batch_size
+    follow(state, task.course(seconds, smaller))
+    return seconds
 
 
 def refit_course(
@@ -405,11 +417,12 @@ def rehearse_steps(
     state = new_state(task)
     budget = task.settings.budget_seconds
     if budget is not None:
-        choose_pace(task, state, state.network)
+        choose_batch(task, state, state.network, stop)
     network = compiled_network(task, state, state.network)
     times = time_steps(task, state.course, network, steps, stop)
     seconds, course = middle(times), state.course
     if budget is not None:
+        course = task.course(seconds, course.batch_size)
         course = fit_budget(course, task.settings, seconds, budget)
     device = task.execution.torch_device
     if device.type == "cuda":
@@ -417,9 +430,15 @@ def rehearse_steps(
     return course, seconds, times[0], peak_memory()
 
 
-def probe(task: Task, course: Course, step_network: Any, steps: int = PROBE_STEPS) -> float:
-    """Measure the seconds of a training step, data included, without changing the weights."""
-    return middle(time_steps(task, course, step_network, steps))
+def probe(
+    task: Task, course: Course, step_network: Any, stop: Callable[[], bool] = lambda: False
+) -> float:
+    """Measure the seconds of a training step, data included, without changing the weights.
+
+    Raises:
+        StoppedError: `stop` said True between two steps.
+    """
+    return middle(time_steps(task, course, step_network, PROBE_STEPS, stop))
 
 
 def middle(times: Sequence[float]) -> float:

@@ -15,7 +15,8 @@ import torch
 
 from nnseg import phantom, pipeline, record
 from nnseg.checkpoint import load_model
-from nnseg.folders import Folders, metrics_file
+from nnseg.folders import Folders, checkpoint_file, metrics_file, run_record
+from nnseg.learning.resume import RunRecord
 
 FLAT = "Dataset001_Flat"
 OPTIONS = ["--iterations", "3", "--validation-iterations", "2", "--batch-size", "3"]
@@ -83,6 +84,23 @@ def test_two_ranks_have_the_losses_and_the_weights_of_one(
     mine = weights(one)
     for name, value in weights(two).items():
         torch.testing.assert_close(value, mine[name], rtol=1e-3, atol=1e-4)
+
+
+def test_more_ranks_than_the_batch_of_a_run_has_patches_are_refused_before_anything(
+    flat: Path, tmp_path: Path
+) -> None:
+    (root,) = copies(flat, tmp_path, 1)
+    subprocess.run(command(root, 1, 1), check=True, timeout=240)
+    fold = Folders.of_root(root).fold(FLAT, "nnseg", "2d", "0", 0)
+    latest = checkpoint_file(fold, "latest")
+    run = record.load_sealed(RunRecord, latest)
+    course = dataclasses.replace(run.course, batch_size=1)  # as a budget may choose
+    record.save_sealed(dataclasses.replace(run, course=course, finished=False), latest)
+    told = run_record(fold).read_bytes()
+    refused = subprocess.run(command(root, 2, 1), capture_output=True, text=True, timeout=240)
+    assert refused.returncode != 0
+    assert "2 processes cannot share a batch of 1; start fewer" in refused.stderr
+    assert run_record(fold).read_bytes() == told
 
 
 @pytest.mark.fault("R29", "G5")

@@ -747,19 +747,27 @@ def test_a_run_with_a_budget_makes_batches_of_the_size_it_was_fitted_for(
     task = make_task(tmp_path, settings)
     large = dataclasses.replace(task.configuration, batch_size=100)
     task = dataclasses.replace(task, configuration=large)
-    course = task.course(60 / 2000)
+    assert task.budget_batch(60 / 2000) == 67
+    course = task.course(0.03, 67)
     assert course.batch_size == 67
     for source in (task.training(course), task.validation(course)):
         assert len(make_batch(source, 0, 0)[0]) == 67
     assert len(make_batch(task.training(task.course()), 0, 0)[0]) == 100
 
-    monkeypatch.setattr(stage, "probe", lambda *_: 60 / 2000)  # of the large batch
+    timed: list[str] = []
+
+    def probe(task: Task, course: Any, *_: Any) -> float:
+        timed.append(course.augmentation)
+        return {None: 60 / 2000, 67: 0.05}[course.batch_size]
+
+    monkeypatch.setattr(stage, "probe", probe)
     asked: list[float] = []
     state = new_state(task)
     with caplog.at_level(logging.INFO, logger="nnseg"):
         found = fit_course(task, state, state.network, spend(asked))
     assert found == (task, state.network)
-    assert asked == [pytest.approx(60 / 2000 * 67 / 100)]
+    assert asked == [0.05]  # small batches are slower than their share of a large one
+    assert timed == ["full", course.augmentation]
     assert (state.course.batch_size, state.course.steps) == (67, 1)
     assert "with 67 patches each, in place of the plan's 100" in caplog.text
 
@@ -775,7 +783,7 @@ def spend(asked: list[float]) -> Callable[[float], float]:
 
 
 @pytest.mark.parametrize("compiles", [True, False])
-def test_a_budget_compiles_once_for_the_batch_that_it_chose(
+def test_a_budget_compiles_once_for_the_batch_that_it_chose_and_keeps_the_pace_of_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
 ) -> None:
     settings = TrainSettings(budget_seconds=60, epochs=1, iterations=2, validation_iterations=1)
@@ -791,14 +799,20 @@ def test_a_budget_compiles_once_for_the_batch_that_it_chose(
         return "compiled" if compiles else network
 
     monkeypatch.setattr(stage, "compiled_network", compiled)
-    paces = {"compiled": 0.01, state.network: 60 / 2000}
-    monkeypatch.setattr(stage, "probe", lambda task, course, network: paces[network])
+    paces = {("compiled", 67): 0.01, (state.network, None): 60 / 2000, (state.network, 67): 0.02}
+    monkeypatch.setattr(
+        stage, "probe", lambda task, course, network, *_: paces[network, course.batch_size]
+    )
     asked: list[float] = []
     found, step_network = fit_course(task, state, state.network, spend(asked))
     assert made == [67]
     assert found.execution.compiled is compiles
     assert step_network == ("compiled" if compiles else state.network)
-    assert asked == [0.01 if compiles else pytest.approx(60 / 2000 * 67 / 100)]
+    assert asked == [0.01 if compiles else 0.02]
+    pace = (state.course.lr, state.course.momentum)
+    assert pace == ((0.01, 0.99) if compiles else (0.1, 0.9))  # 6000 steps, or 3000
+    assert state.optimizer.param_groups[0]["momentum"] == pace[1]
+    assert state.course.batch_size == 67
 
 
 def test_a_rehearsal_of_a_budget_times_steps_of_the_batch_that_it_chose(
@@ -811,29 +825,30 @@ def test_a_rehearsal_of_a_budget_times_steps_of_the_batch_that_it_chose(
 
     def listen(task: Task, course: Any, *_: Any) -> list[float]:
         timed.append(course.batch_size)
-        return [1.0, 2.0, 3.0]
+        return [1.0, 2.0, 3.0] if course.batch_size is None else [0.009, 0.01, 0.02]
 
     monkeypatch.setattr(stage, "time_steps", listen)
     task = dataclasses.replace(task, configuration=large)
     course, seconds, quickest, _ = stage.rehearse_steps(task, 3)
     assert timed == [None, 2]
-    assert (course.batch_size, seconds, quickest) == (2, 2.0, 1.0)
+    assert (course.batch_size, seconds, quickest) == (2, 0.01, 0.009)
+    assert (course.lr, course.augmentation) == (0.01, "full")  # of the 6000 steps that it now holds
 
 
 @pytest.mark.parametrize(("passes", "augmentation"), [(39, "mild"), (41, "full")])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "batch_size"), [(1, None), (2, None), (1, 1)])
 def test_a_task_tells_its_course_how_often_it_sees_its_cases(
-    tmp_path: Path, passes: int, augmentation: str, accumulate: int
+    tmp_path: Path, passes: int, augmentation: str, accumulate: int, batch_size: int | None
 ) -> None:
     settings = TrainSettings(budget_seconds=2000, accumulate=accumulate)
     task = make_task(tmp_path, settings, cases=3)
     patches = 6 * 12 * (9 + 10 + 11) / (4 * 8 * 6)
-    steps = passes * patches / accumulate / task.configuration.batch_size
+    steps = passes * patches / accumulate / (batch_size or task.configuration.batch_size)
     times = math.ceil(2000 / steps)  # as many cases, for more steps than 1500 and fewer than 5000
     many = dataclasses.replace(task, train_cases=task.train_cases * times)
     steps *= times
     assert 1500 < steps < 5000
-    assert many.course(2000 / steps).augmentation == augmentation
+    assert many.course(2000 / steps, batch_size).augmentation == augmentation
 
 
 def test_a_task_leaves_each_of_its_processes_a_patch_of_a_budget(tmp_path: Path) -> None:
@@ -841,21 +856,8 @@ def test_a_task_leaves_each_of_its_processes_a_patch_of_a_budget(tmp_path: Path)
     task = dataclasses.replace(
         task, configuration=dataclasses.replace(task.configuration, batch_size=9)
     )
-    assert task.course(50.0).batch_size == 2
-    assert dataclasses.replace(task, ranks=Ranks(count=3)).course(50.0).batch_size == 3
-
-
-def test_more_processes_than_the_batch_of_a_run_has_patches_cannot_go_on_with_it(
-    tmp_path: Path,
-) -> None:
-    task = make_task(tmp_path, dataclasses.replace(SHORT, batch_size=None))
-    task = dataclasses.replace(
-        task, configuration=dataclasses.replace(task.configuration, batch_size=9)
-    )
-    run = train(task)
-    run = dataclasses.replace(run, course=dataclasses.replace(run.course, batch_size=2))
-    with pytest.raises(UsageError, match="4 processes cannot share a batch of 2; start fewer"):
-        restore_state(dataclasses.replace(task, ranks=Ranks(count=4)), run)
+    assert task.budget_batch(50.0) == 2
+    assert dataclasses.replace(task, ranks=Ranks(count=3)).budget_batch(50.0) == 3
 
 
 # ---------------------------------------------------------------- what a task may ask for

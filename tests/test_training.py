@@ -20,6 +20,7 @@ from nnseg.checkpoint import load_model
 from nnseg.cli import build_parser
 from nnseg.errors import MachineError, MissingError, PlanError, StoppedError, UsageError
 from nnseg.folders import Folders, metrics_file, summary_file, validation_folder
+from nnseg.learning.recipe import TrainSettings
 from nnseg.learning.resume import EpochReport, read_run
 from nnseg.model.architecture import NetworkOptions
 from nnseg.registry import Registry
@@ -223,7 +224,8 @@ def test_a_run_goes_on_on_the_device_that_is_asked_for_now(prepared: Folders) ->
     assert (run.finished, run.execution.device) == (True, "cpu:0")
 
 
-def test_a_rehearsal_stops_between_two_steps(prepared: Folders) -> None:
+@pytest.mark.parametrize("settings", [SHORT, TrainSettings(budget_seconds=60)])
+def test_a_rehearsal_stops_between_two_steps(prepared: Folders, settings: TrainSettings) -> None:
     asked: list[bool] = []
 
     def stop() -> bool:
@@ -231,7 +233,7 @@ def test_a_rehearsal_stops_between_two_steps(prepared: Folders) -> None:
         return len(asked) == 3
 
     with pytest.raises(StoppedError, match="stopped while measuring"):
-        pipeline.rehearse(prepared, FLAT, "2d", "0", settings=SHORT, stop=stop, **CPU)
+        pipeline.rehearse(prepared, FLAT, "2d", "0", settings=settings, stop=stop, **CPU)
     assert len(asked) == 3
 
 
@@ -241,8 +243,22 @@ def test_a_rehearsal_says_what_it_takes_and_writes_nothing(prepared: Folders) ->
     assert (found.epochs, found.iterations) == (2, 2)
     assert 0 < found.step_seconds < 60
     assert found.bytes > 10**7
-    assert f"2 epochs of 2 steps of {found.batch_size} patches on cpu in fp32" in str(found)
+    assert "2 epochs of 2 steps of 2 patches on cpu in fp32" in str(found)
     assert sorted(prepared.raw.parent.rglob("*")) == before
+
+
+def test_a_rehearsal_names_all_patches_of_a_step(
+    prepared: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"settings": dataclasses.replace(SHORT, accumulate=3), **CPU}
+    assert pipeline.rehearse(prepared, FLAT, "2d", "0", **how).patches == 6
+    monkeypatch.setattr("nnseg.learning.task.budget_batch", lambda *_: 1)
+    assert (
+        pipeline.rehearse(
+            prepared, FLAT, "2d", "0", settings=TrainSettings(budget_seconds=60), **CPU
+        ).patches
+        == 1
+    )
 
 
 @pytest.mark.fault("R24")

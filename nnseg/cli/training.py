@@ -213,6 +213,7 @@ def run_train(args: Namespace) -> None:
             pretrained=args.pretrained,
             pretrained_encoder=args.pretrained_encoder,
             loader_workers=args.workers,
+            stop=STOP,
             **how,
         )
         show(f"{foretold}; nothing was written")

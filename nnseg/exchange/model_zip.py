@@ -316,7 +316,7 @@ def _card_fold(fold: Path, inside: Path, checkpoint: Checkpoint, *, several: boo
 
 
 def _trained(fold: Path, checkpoint: Checkpoint) -> tuple[float | None, int | None]:
-    """Give how long a fold trained for these weights, and the patches a step; None is not known."""
+    """Give how long a fold trained for these weights, and by what batch; None is not known."""
     try:
         run = record.load_sealed(RunRecord, checkpoint_file(fold, LATEST))
     except NnsegError:

@@ -141,6 +141,24 @@ def fit_batch(batch_size: int, steps: float, smallest: int = SMALLEST_BATCH) -> 
     return min(batch_size, max(smallest, round(patches / wanted)))
 
 
+def budget_batch(
+    settings: TrainSettings, step_seconds: float, batch_size: int, ranks: int = 1
+) -> int | None:
+    """Give the batch size for a budget, by `fit_batch`; None keeps what the plan or the user chose.
+
+    Args:
+        settings: What the user chose.
+        step_seconds: What a step with the plan's batch takes.
+        batch_size: The plan's.
+        ranks: Processes that share a batch; each needs a patch.
+    """
+    budget = settings.budget_seconds
+    if budget is None or settings.batch_size is not None or settings.accumulate > 1:
+        return None
+    fitted = fit_batch(batch_size, budget / step_seconds, max(SMALLEST_BATCH, ranks))
+    return fitted if fitted < batch_size else None
+
+
 def plan_course(
     settings: TrainSettings,
     step_seconds: float | None = None,
@@ -148,7 +166,6 @@ def plan_course(
     batch_size: int | None = None,
     *,
     step_passes: float | None = None,
-    ranks: int = 1,
 ) -> Course:
     """Give the course of a training, before a budget is fitted.
 
@@ -163,19 +180,13 @@ def plan_course(
         settings: What the user chose.
         step_seconds: What a step takes, where there is a budget.
         steps: What the data are worth, for settings that leave the epochs open.
-        batch_size: The plan's, whose steps take so long; a budget may make it smaller.
-        step_passes: How many times such a step passes over the training data, mostly a small share
-            of once; None where that is not known, as if it were often.
-        ranks: Processes that share a batch; each needs a patch.
+        batch_size: What `budget_batch` gave; such steps take so long.
+        step_passes: How many times a step passes over the training data, mostly a small share of
+            once; None where that is not known, as if it were often.
     """
     budget = settings.budget_seconds
     fitting = math.inf if budget is None or step_seconds is None else budget / step_seconds
     passes = math.inf if step_passes is None else fitting * step_passes
-    smaller = None
-    if batch_size is not None and settings.batch_size is None and settings.accumulate == 1:
-        fitted = fit_batch(batch_size, fitting, max(SMALLEST_BATCH, ranks))
-        fitting *= batch_size / fitted
-        smaller = fitted if fitted < batch_size else None
     short = fitting < SHORT_TRAINING
     mild = fitting < MILD_TRAINING or (short and passes < MILD_PASSES)
     lr, momentum = (SHORT_PACES if short else LONG_PACES)[settings.optimizer]
@@ -189,7 +200,7 @@ def plan_course(
         lr=lr if settings.lr is None else settings.lr,
         momentum=momentum if settings.momentum is None else settings.momentum,
         augmentation=settings.augmentation or ("mild" if mild else "full"),
-        batch_size=smaller,
+        batch_size=batch_size,
     )
 
 

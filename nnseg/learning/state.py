@@ -128,12 +128,7 @@ def save_state(task: Task, state: TrainState, *, finished: bool = False) -> RunR
 
 
 def restore_state(task: Task, run: RunRecord) -> TrainState:
-    """Make the state that `save_state` wrote.
-
-    Raises:
-        UsageError: More ranks than a batch has samples, which a budget may have made smaller.
-    """
-    task.ranks.share(run.course.batch_size or task.batch_size)
+    """Make the state that `save_state` wrote."""
     state = new_state(task)
     tensors = load_weights(task.folder, run.weights_file, run.weights_sha256)
     state.network.load_state_dict(_part(tensors, "network."))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnseg.errors import UsageError
 from nnseg.learning.batches import BatchSource
-from nnseg.learning.course import Course, count_patches, plan_course, plan_steps
+from nnseg.learning.course import Course, budget_batch, count_patches, plan_course, plan_steps
 from nnseg.learning.recipe import TrainSettings
 from nnseg.losses.balance import balanced_weights, count_voxels
 from nnseg.losses.sums import Loss
@@ -115,18 +115,26 @@ class Task:
             spacing=self.configuration.spacing,
         )
 
-    def course(self, step_seconds: float | None = None) -> Course:
-        """Plan the course: by the settings, and where they leave it open by the data."""
+    def budget_batch(self, step_seconds: float) -> int | None:
+        """Give the batch size that suits a budget, as `nnseg.learning.course.budget_batch` does."""
+        return budget_batch(self.settings, step_seconds, self.batch_size, self.ranks.count)
+
+    def course(self, step_seconds: float | None = None, batch_size: int | None = None) -> Course:
+        """Plan the course: by the settings, and where they leave it open by the data.
+
+        Args:
+            step_seconds: What a step takes, where there is a budget.
+            batch_size: What `budget_batch` gave; such steps take so long.
+        """
         shapes = [case.shape for case in self.train_cases]
-        samples = self.batch_size * self.settings.accumulate  # a step
+        samples = (batch_size or self.batch_size) * self.settings.accumulate  # a step
         patch_size = self.configuration.patch_size
         return plan_course(
             self.settings,
             step_seconds,
             plan_steps(shapes, patch_size, samples),
-            self.batch_size,
+            batch_size,
             step_passes=samples / count_patches(shapes, patch_size),
-            ranks=self.ranks.count,
         )
 
     @property

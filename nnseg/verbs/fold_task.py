@@ -144,16 +144,28 @@ def make_task(
 
 
 def bare_task(
-    about: PlannedFold, settings: "TrainSettings", execution: "Execution", ranks: "Ranks"
+    about: PlannedFold,
+    settings: "TrainSettings",
+    execution: "Execution",
+    ranks: "Ranks",
+    earlier: "RunRecord | None" = None,
 ) -> "Task":
     """Make the task of a training without its cases.
 
+    Args:
+        about: The fold.
+        settings: What the user chose.
+        execution: Where and how it runs.
+        ranks: Its processes.
+        earlier: The run that it goes on with; None starts anew.
+
     Raises:
-        UsageError: The settings do not fit the plan.
+        UsageError: The settings do not fit the plan, or a batch has fewer patches than processes
+            that share it, as one that a budget made smaller may.
     """
     from nnseg.learning.task import Task
 
-    return Task(
+    task = Task(
         plan=about.plan,
         plan_hash=about.plan_hash,
         split_hash=about.split_hash,
@@ -166,3 +178,6 @@ def bare_task(
         folder=about.folder,
         ranks=ranks,
     )
+    if earlier is not None:
+        ranks.share(earlier.course.batch_size or task.batch_size)
+    return task

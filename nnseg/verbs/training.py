@@ -149,7 +149,7 @@ def train(
         execution = None
         if earlier is None or not earlier.finished:
             execution = choose_run(settings, earlier, device, precision, compiled, ranks)
-            bare_task(about, settings, execution, ranks)  # refuses what cannot be meant
+            bare_task(about, settings, execution, ranks, earlier)  # refuses what cannot be meant
             check_start(start, about.plan, about.configuration.name)
         elif not validate_after or is_validated(folder):
             return folder
@@ -237,7 +237,7 @@ class Rehearsal:
 
     epochs: int
     iterations: int  # steps an epoch
-    batch_size: int  # patches a step
+    patches: int  # a step
     step_seconds: float  # of the middle one
     quickest_seconds: float  # of a step that nothing else on the machine held up
     bytes: int  # peak of memory: the GPU's, or of a CPU the process's
@@ -247,7 +247,7 @@ class Rehearsal:
         epoch = self.step_seconds * self.iterations
         run = self.execution
         return (
-            f"{self.epochs} epochs of {self.iterations} steps of {self.batch_size} patches on "
+            f"{self.epochs} epochs of {self.iterations} steps of {self.patches} patches on "
             f"{run.device} in {run.precision}: "
             f"{self.step_seconds:.2f} s a step, {report.duration(epoch)} an epoch, "
             f"{report.duration(epoch * self.epochs)} in all, {self.bytes / 1e9:.1f} GB of memory"
@@ -271,6 +271,8 @@ def rehearse(
     stop: Stop = lambda: False,
 ) -> Rehearsal:
     """Do ten steps of a training without writing anything, and say what all of it would take.
+
+    For a budget it first does some of the plan's batch, by which that of the others is chosen.
 
     The arguments are those of `train`.
 
@@ -299,7 +301,7 @@ def rehearse(
     return Rehearsal(
         epochs=course.epochs,
         iterations=course.iterations,
-        batch_size=course.batch_size or task.batch_size,
+        patches=(course.batch_size or task.batch_size) * settings.accumulate,
         step_seconds=seconds,
         quickest_seconds=quickest,
         bytes=peak,

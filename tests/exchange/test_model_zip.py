@@ -204,7 +204,7 @@ def test_a_card_and_the_hash_of_every_file_come_along(packed: Path, tmp_path: Pa
         assert hashlib.sha256(contents[name]).hexdigest() == digest
     card = contents[CARD].decode()
     assert card.startswith("# Dataset900\\_Test: segmentation by nnseg")
-    assert "| 3d_cascade_fullres 0 | 3 | not recorded |" in card
+    assert "| 3d_cascade_fullres 0 | 3 | not recorded | not recorded |" in card
     porting.import_model([packed], tmp_path / "back")
     assert (tmp_path / "back" / CARD).read_bytes() == contents[CARD]
     assert not (tmp_path / "back" / MANIFEST).exists()
@@ -304,8 +304,7 @@ def test_after_a_training_that_went_on_nothing_old_is_told_or_used(
     with pytest.raises(MissingError, match="not proven to be of its weights"):
         load(fold, calibrated=True, **CPU)
     run = record.load_sealed(RunRecord, checkpoint_file(fold, "latest"))
-    fewer = dataclasses.replace(run.course, batch_size=1)  # as a budget chooses
-    long = dataclasses.replace(run, seconds=run.seconds + 7200, course=fewer)
+    long = dataclasses.replace(run, seconds=run.seconds + 7200)
     record.save_sealed(long, checkpoint_file(fold, "latest"))
     porting.export_model(fold, tmp_path / "model.zip", to="zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as whole:
@@ -313,7 +312,12 @@ def test_after_a_training_that_went_on_nothing_old_is_told_or_used(
     assert not [name for name in names if "/validation/" in name]
     assert "were not scored" in card
     assert run.seconds > before  # of both sessions
-    assert "| 2d 0 | 4 | 1 | 2.0" in card  # epochs and hours of both, the batch of the training
+    assert "| 2d 0 | 4 | 2 | 2.0" in card  # epochs and hours of both
+    fewer = dataclasses.replace(run.course, batch_size=1)  # as a budget may choose
+    record.save_sealed(dataclasses.replace(run, course=fewer), checkpoint_file(fold, "latest"))
+    porting.export_model(fold, tmp_path / "fewer.zip", to="zip")
+    with zipfile.ZipFile(tmp_path / "fewer.zip") as whole:
+        assert "| 2d 0 | 4 | 1 | " in whole.read(CARD).decode()
 
 
 CASCADED, ALONE = "nnseg/3d_cascade_fullres", "nnseg/3d_lowres"
