@@ -1,4 +1,4 @@
-"""Every network goes the whole way: planned, trained, stopped and continued, predicted, exported.
+"""Every network goes the whole way: planned, trained, killed, continued, predicted, exported.
 
 It is as deep as it is planned, but narrower, and its patch is small.
 """
@@ -40,6 +40,10 @@ STOPPED_AFTER = 4  # steps of training and validation: within the second epoch
 # Those whose other sizes, or whose other dimensions, are among the quick ones.
 SLOW = {"mednext_b", "mednext_m", "mednext_l"}
 BACKBONES = KINDS["encoder_unet"].backbones
+
+
+class Killed(BaseException):
+    """Ends a training as SIGKILL does: nothing more is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,10 @@ def moved(fold: Path) -> bool:
     return finite and ends[0] in different and len(different) > 1
 
 
+def kill() -> bool:
+    raise Killed
+
+
 @pytest.mark.parametrize("tried", cases())
 def test_a_network_trains_stops_goes_on_predicts_and_is_exported(
     tried: Tried, drawn: Folders, tmp_path: Path
@@ -156,6 +164,8 @@ def test_a_network_trains_stops_goes_on_predicts_and_is_exported(
     again: dict[str, Any] = {"plan_name": name, "settings": SHORT, "validate_after": False}
     with pytest.raises(StoppedError):
         tiny.train(disturbed, dataset, configuration, stop=tiny.stop_after(STOPPED_AFTER), **again)
+    with pytest.raises(Killed):  # in the third epoch, which begins anew where it was stopped
+        tiny.train(disturbed, dataset, configuration, resume=True, stop=kill, **again)
     other = tiny.train(disturbed, dataset, configuration, resume=True, **again)
     for kind in ("final", "best"):
         first, second = (
