@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from nnseg.errors import DiskFullError, MachineError, NnsegError
+from nnseg.errors import DiskFullError, MachineError, NnsegError, StoppedError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -50,9 +50,10 @@ def for_each(
 ) -> dict[str, T]:
     """Do `work` on every item, several at once; failures are listed together at the end.
 
-    Whatever is no NnsegError, Ctrl-C included, ends the work: what waits is not begun, what runs is
-    waited for. So does a full disk. An item that does not fit into `room` beside those under way
-    waits for them. A worker alone is the caller's own thread, where Ctrl-C ends what runs, too.
+    Whatever is no NnsegError, Ctrl-C included, and a StoppedError end the work and are raised as
+    they are: what waits is not begun, what runs is waited for. A full disk ends it as well, listed
+    with what failed before. An item that does not fit into `room` beside those under way waits for
+    them. A worker alone is the caller's own thread, where Ctrl-C ends what runs, too.
     """
     workers = workers or cores()
     done: dict[str, T] = {}
@@ -66,6 +67,8 @@ def for_each(
         for name, result in results:
             try:
                 done[name] = result()
+            except StoppedError:
+                raise
             except NnsegError as error:
                 failed[name] = error
                 if isinstance(error, DiskFullError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from nnseg.errors import DataError, DiskFullError, MachineError, NnsegError
+from nnseg.errors import DataError, DiskFullError, MachineError, NnsegError, StoppedError
 from nnseg.parallel import Room, cores, for_each, one_blas_thread
 
 
@@ -68,6 +68,22 @@ def test_a_full_disk_ends_the_work_and_what_was_not_begun_is_counted() -> None:
     assert str(raised.value) == (
         "case case_2: the disk is full; make room\n3 of 6 cases were not begun"
     )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_ends_the_work_and_is_no_failure_of_a_case(workers: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            raise DataError("cut off")
+        if item == 2:
+            raise StoppedError("stopped; the same command goes on")
+
+    with pytest.raises(StoppedError, match=r"^stopped; the same command goes on$"):
+        for_each(work, range(1000), str, workers, "working", None)
+    assert len(begun) < 1000
 
 
 def test_a_bug_ends_the_work_at_once() -> None:

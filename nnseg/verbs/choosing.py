@@ -156,10 +156,6 @@ def find_choice(folders: Folders, dataset: str) -> Path:
     return file
 
 
-class _StopError(Exception):
-    """Ends the work on all cases, as an error of one of them would not."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CaseEvidence:
     """What each candidate found in a case."""
@@ -177,20 +173,15 @@ def _gather(
 ) -> Evidence:
     """Count what each candidate found in each case, several cases at once."""
     needs = {case_id: _bytes_of(found, path) for case_id, path in found.references.items()}
-    try:
-        counted = for_each(
-            lambda case_id: _count(found, case_id, stop),
-            list(found.cases),
-            str,
-            workers_for(needs, workers),
-            "comparing",
-            on_progress,
-            room_for(needs),
-        )
-    except _StopError:
-        raise StoppedError(
-            "stopped while comparing; nothing was written, the same command does it anew"
-        ) from None
+    counted = for_each(
+        lambda case_id: _count(found, case_id, stop),
+        list(found.cases),
+        str,
+        workers_for(needs, workers),
+        "comparing",
+        on_progress,
+        room_for(needs),
+    )
     return Evidence(
         labels=found.spec.labels,
         folds=found.cases,
@@ -225,7 +216,9 @@ def _count(found: Survey, case_id: str, stop: Callable[[], bool]) -> _CaseEviden
 
     def ask() -> None:
         if stop():
-            raise _StopError
+            raise StoppedError(
+                "stopped while comparing; nothing was written, the same command does it anew"
+            )
 
     for candidate in found.candidates:
         ask()

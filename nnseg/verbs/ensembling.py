@@ -43,7 +43,6 @@ from nnseg.volume import read_segmentation, write
 logger = logging.getLogger(__name__)
 
 DONE, TO_DO = "done", "to do"  # states of a case that can be averaged
-STOPPED = "stopped between cases; the same command goes on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,16 +222,13 @@ def _average_all(
 
     def work(case_id: str) -> None:
         if stop():
-            raise StoppedError(STOPPED)
+            raise StoppedError("stopped between cases; the same command goes on")
         outcomes[case_id] = _outcome(ready, case_id)
         if on_case:
             on_case(case_id, outcomes[case_id])
 
     at_once, room = workers_for(ready.needs, workers), room_for(ready.needs)
-    try:
-        for_each(work, list(ready.targets), str, at_once, "averaging", on_progress, room)
-    except StoppedError:
-        raise StoppedError(STOPPED) from None  # not case by case
+    for_each(work, list(ready.targets), str, at_once, "averaging", on_progress, room)
 
 
 def _outcome(ready: _Prepared, case_id: str) -> Averaged | NnsegError:

@@ -77,10 +77,6 @@ class Gathered:
     names: dict[str, str]  # of folders, by their paths: what the report calls them
 
 
-class _StopNowError(Exception):
-    """Ends the work on all cases, as an error of one of them would not."""
-
-
 def gather_predictions(folders: Folders, folder: Path, dataset_json: Path | None) -> Gathered:
     """Gather what there is about a trained fold, or about a folder of scored predictions.
 
@@ -493,12 +489,12 @@ def _findings(
         if on_progress:
             on_progress(what, done, total)
         if stop():
-            raise _StopNowError
+            raise StoppedError(STOPPED)
 
     try:
         found = examine(folders, dataset, workers=workers, on_progress=tell)
-    except _StopNowError:
-        raise StoppedError(STOPPED) from None
+    except StoppedError:
+        raise
     except NnsegError as error:
         sources.lacks("doctor", str(error))
         return None

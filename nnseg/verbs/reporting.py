@@ -97,10 +97,6 @@ class Outline:
         return "\n".join(lines)
 
 
-class _StopNowError(Exception):
-    """Ends the work on all cases, as an error of one of them would not."""
-
-
 def report_on(
     folders: Folders,
     dataset: str,
@@ -370,7 +366,7 @@ def _draw(folder: Path, gathered: Gathered, work: _Work) -> Facts:
 
     def draw(number: int) -> _Drawn:
         if work.stop():
-            raise _StopNowError
+            raise StoppedError(STOPPED)
         shown = gathered.shown[number]
         keep = picks.get(shown.case_id) is not None
         return _draw_case(folder, shown, at[shown.case_id], gathered, keep)
@@ -379,18 +375,8 @@ def _draw(folder: Path, gathered: Gathered, work: _Work) -> Facts:
         return gathered.shown[number].case_id
 
     needs = {name_of(number): _bytes_of(gathered.shown[number]) for number in numbers}
-    try:
-        drawn = for_each(
-            draw,
-            numbers,
-            name_of,
-            workers_for(needs, work.workers),
-            "drawing",
-            work.on_progress,
-            room_for(needs),
-        )
-    except _StopNowError:
-        raise StoppedError(STOPPED) from None
+    at_once, room = workers_for(needs, work.workers), room_for(needs)
+    drawn = for_each(draw, numbers, name_of, at_once, "drawing", work.on_progress, room)
     rows = tuple(
         replace(row, file=drawn[row.case_id].file, label_size=drawn[row.case_id].label_size)
         if row.case_id in drawn
